@@ -1,0 +1,798 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""MTA-CLIP for semantic segmentation: prompts and text, mask-text decoder, heads, and the two model classes.
+
+The way of the data: image → backbone → pixel decoder → mask features and three memories; class names → prompts → frozen
+CLIP text encoder → text embeddings; mask queries and text queries together → mask-text decoder → heads. "Sec." refers
+to the paper (arXiv 2407.21654).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoBackbone, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, logging
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_mtaclip import NUM_FEATURE_MAPS, MTAClipConfig
+from .loss_mtaclip import MTAClipCriterion
+from .pixel_decoder_mtaclip import (
+    NUM_LEVELS,
+    MTAClipDeformableAttention,
+    MTAClipPixelDecoder,
+    MTAClipPixelDecoderLayer,
+    sine_position_embedding,
+    to_sequence,
+)
+
+
+logger = logging.get_logger(__name__)
+
+# Added to the attention logits of pairs that must not attend: exp() of it is 0, and every dtype can hold it.
+MASKED = torch.finfo(torch.float16).min
+# Class names are encoded in groups of about this many tokens: attention inside a group grows with its square.
+TOKENS_PER_GROUP = 128
+
+
+@dataclass
+class MTAClipPrediction(ModelOutput):
+    """
+    The prediction before a decoder layer.
+
+    Args:
+        class_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels + 1)`):
+            Class logits; the last one is "no object".
+        mask_embeddings (`torch.FloatTensor` of shape `(batch_size, num_queries, mask_feature_size)`):
+            Their products with `mask_features` are the mask logits.
+        mask_text_similarity (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_queries, num_labels + 1)`, *optional*):
+            Cosine of each mask query with each class text.
+        masks_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, height / 4, width / 4)`, *optional*):
+            Mask logits; only with `output_auxiliary_predictions=True`.
+    """  # noqa: E501
+
+    class_queries_logits: Tensor | None = None
+    mask_embeddings: Tensor | None = None
+    mask_text_similarity: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+
+
+@dataclass
+class MTAClipModelOutput(ModelOutput):
+    """
+    What [`MTAClipModel`] returns.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_queries + text_queries, hidden_size)`):
+            Final states of the mask queries, followed by those of the text queries (context by context), after the
+            decoder's LayerNorm.
+        mask_features (`torch.FloatTensor` of shape `(batch_size, mask_feature_size, height / 4, width / 4)`):
+            Features whose products with mask embeddings are mask logits; channels-last in memory.
+        memories (`tuple[torch.FloatTensor]` of shapes `(batch_size, hidden_size, height / s, width / s)`):
+            What the decoder attends to, for the strides `s` 32, 16, 8.
+        text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
+            CLIP embeddings of the class names and "no object" in every prompt context.
+        normalized_states (`tuple[torch.FloatTensor]`, *optional*):
+            States like `last_hidden_state` before each decoder layer and after the last, in training or with
+            `output_auxiliary_predictions=True`; else only the last.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            States before the LayerNorm: the input of the decoder and the output of each layer.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Self-attention weights of each decoder layer.
+        cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Weights of the masked attention of each decoder layer, over the pixels of its memory.
+    """  # noqa: E501
+
+    last_hidden_state: Tensor | None = None
+    mask_features: Tensor | None = None
+    memories: tuple[Tensor, ...] | None = None
+    text_embeddings: Tensor | None = None
+    normalized_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class MTAClipForSemanticSegmentationOutput(ModelOutput):
+    """
+    What [`MTAClipForSemanticSegmentation`] returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Weighted sum of all losses, when `labels` are given.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels, height / 4, width / 4)`, *optional*):
+            Score of each class at each pixel: sum over the queries of class probability times mask probability. For the
+            exact scores at a larger size use `MTAClipImageProcessor.post_process_semantic_segmentation`.
+        class_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels + 1)`):
+            Class logits of each query; the last one is "no object".
+        masks_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, height / 4, width / 4)`, *optional*):
+            Mask logits of each query.
+        mask_text_similarity (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_queries, num_labels + 1)`, *optional*):
+            Cosine of each mask query with each class text, in every prompt context.
+        text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
+            CLIP embeddings of the class names and "no object".
+        auxiliary_predictions (`tuple[MTAClipPrediction]`, *optional*):
+            The predictions before each decoder layer, in training or with `output_auxiliary_predictions=True`.
+        loss_components (`dict[str, torch.FloatTensor]`, *optional*):
+            The unweighted losses: `cross_entropy`, `mask`, `dice`, `contrastive` of the last layer, and those of
+            auxiliary prediction `i` with the suffix `_i`.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            Decoder states, as in [`MTAClipModelOutput`].
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Self-attention weights of each decoder layer.
+        cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Masked attention weights of each decoder layer.
+    """  # noqa: E501
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    class_queries_logits: Tensor | None = None
+    masks_queries_logits: Tensor | None = None
+    mask_text_similarity: Tensor | None = None
+    text_embeddings: Tensor | None = None
+    auxiliary_predictions: tuple[MTAClipPrediction, ...] | None = None
+    loss_components: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[Tensor, Tensor]:
+    """Attention written out: `(B, heads, N, d)` queries, keys and values, additive mask; returns the weights too."""
+    weights = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class MTAClipAttention(nn.Module):
+    """Multi-head attention (arXiv 1706.03762) through transformers' attention interface."""
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.decoder_attention_heads
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attention_mask: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attends from `(B, N, D)` queries to `(B, S, D)` keys and values; the mask `(B, 1, N, S)` is additive."""
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attend(
+            self,
+            self._split_heads(self.q_proj(queries)),
+            self._split_heads(self.k_proj(keys)),
+            self._split_heads(self.v_proj(values)),
+            attention_mask,
+            scaling=self.head_dim**-0.5,
+            dropout=0.0,
+            **kwargs,
+        )
+        return self.out_proj(attended.flatten(2)), weights
+
+    def _split_heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+
+class MTAClipDecoderLayer(GradientCheckpointingLayer):
+    """Masked cross-attention, self-attention and a feed-forward network, each followed by a LayerNorm (Sec. 3.2)."""
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__()
+        self.cross_attn = MTAClipAttention(config)
+        self.cross_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.self_attn = MTAClipAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size)
+        self.fc1 = nn.Linear(config.hidden_size, config.decoder_feedforward_dim)
+        self.fc2 = nn.Linear(config.decoder_feedforward_dim, config.hidden_size)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        query_positions: Tensor,
+        memory_keys: Tensor,
+        memory_values: Tensor,
+        attention_mask: Tensor,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        """Decodes.
+
+        Args:
+            hidden_states (`Tensor` of shape `(B, N, D)`): mask queries, then text queries.
+            query_positions (`Tensor` of shape `(N, D)`): their learned position embeddings.
+            memory_keys (`Tensor` of shape `(B, S, D)`): pixels with their position embeddings.
+            memory_values (`Tensor` of shape `(B, S, D)`): pixels.
+            attention_mask (`Tensor` of shape `(B, 1, N, S)`): added to the attention logits.
+        """
+        attended, _ = self.cross_attn(
+            hidden_states + query_positions, memory_keys, memory_values, attention_mask, **kwargs
+        )
+        hidden_states = self.cross_attn_layer_norm(hidden_states + attended)
+        positioned = hidden_states + query_positions
+        attended, _ = self.self_attn(positioned, positioned, hidden_states, **kwargs)
+        hidden_states = self.self_attn_layer_norm(hidden_states + attended)
+        feed_forward = self.fc2(nn.functional.relu(self.fc1(hidden_states)))
+        return self.final_layer_norm(hidden_states + feed_forward)
+
+
+class MTAClipMaskEmbedder(nn.Sequential):
+    """Three-layer network from a query to its mask embedding."""
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        size = config.hidden_size
+        super().__init__(
+            nn.Linear(size, size),
+            nn.ReLU(),
+            nn.Linear(size, size),
+            nn.ReLU(),
+            nn.Linear(size, config.mask_feature_size),
+        )
+
+
+class MTAClipMaskTextDecoder(nn.Module):
+    """Decoder in which mask queries and text queries attend to the image and to each other (Sec. 3.2)."""
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.num_queries = config.num_queries
+        self.mask_queries = nn.Parameter(torch.empty(config.num_queries, size))
+        self.mask_query_positions = nn.Parameter(torch.empty(config.num_queries, size))
+        if config.text_branch:
+            self.text_projection = nn.Linear(config.text_config.projection_dim, size)
+            self.query_layer_norm = nn.LayerNorm(size)
+            self.text_query_positions = nn.Parameter(
+                torch.empty(config.num_prompt_contexts, config.num_labels + 1, size)
+            )
+        self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, size))
+        self.layers = nn.ModuleList(MTAClipDecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(size)
+        self.mask_embedder = MTAClipMaskEmbedder(config)
+
+    def forward(
+        self,
+        mask_features: Tensor,
+        memories: list[Tensor],
+        text_embeddings: Tensor | None,
+        output_all_states: bool,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> list[Tensor]:
+        """Decodes.
+
+        Args:
+            mask_features (`Tensor` of shape `(B, mask_feature_size, h, w)`): at stride 4.
+            memories (`list[Tensor]` of shapes `(B, D, h_l, w_l)`): strides 32, 16, 8.
+            text_embeddings (`Tensor` of shape `(C, K + 1, E)`, *optional*): absent without text branch.
+            output_all_states (`bool`): whether to return the states before each layer too.
+
+        Returns:
+            `list[Tensor]` of shapes `(B, N, D)`: normalised states before each layer and after the last, or only those.
+        """
+        queries, positions = self._queries(text_embeddings)
+        hidden_states = queries.expand(len(mask_features), -1, -1)
+        values = [to_sequence(memory) + level for memory, level in zip(memories, self.level_embed, strict=True)]
+        keys = [
+            value + sine_position_embedding(*memory.shape[-2:], value.shape[-1], value.dtype, value.device)
+            for value, memory in zip(values, memories, strict=True)
+        ]
+        features = [_resize_features(mask_features, memory.shape[-2:]) for memory in memories]
+        states = [self.layer_norm(hidden_states)]
+        for index, layer in enumerate(self.layers):
+            level = index % NUM_LEVELS
+            attention_mask = self._attention_mask(states[-1], features[level])
+            hidden_states = layer(hidden_states, positions, keys[level], values[level], attention_mask, **kwargs)
+            states.append(self.layer_norm(hidden_states))
+        return states if output_all_states else states[-1:]
+
+    def _queries(self, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor]:
+        if text_embeddings is None:
+            return self.mask_queries, self.mask_query_positions
+        text_queries = self.text_projection(text_embeddings).flatten(0, 1)
+        queries = self.query_layer_norm(torch.cat((self.mask_queries.to(text_queries.dtype), text_queries)))
+        positions = torch.cat((self.mask_query_positions, self.text_query_positions.flatten(0, 1)))
+        return queries, positions.to(queries.dtype)
+
+    @torch.no_grad()
+    def _attention_mask(self, states: Tensor, features: Tensor) -> Tensor:
+        """Keeps each query to the pixels of its own mask, or to none in particular when the mask is empty."""
+        outside = self.mask_embedder(states) @ features < 0
+        outside &= ~outside.all(dim=-1, keepdim=True)
+        return outside[:, None].to(states.dtype) * MASKED
+
+
+@torch.no_grad()
+def _resize_features(mask_features: Tensor, size: torch.Size) -> Tensor:
+    """Mask features at the size of a memory, `(B, D, h * w)`.
+
+    Resizing is linear over pixels and mask logits are linear over channels, so that products with resized features are
+    the resized mask logits.
+    """
+    return nn.functional.interpolate(mask_features, size=size, mode="bilinear", align_corners=False).flatten(2)
+
+
+class MTAClipPrompts(nn.Module):
+    """Learnable prompt contexts and the class names, encoded by the frozen CLIP text encoder (Sec. 3.3).
+
+    A prompt is start token, context, name, end token. The text encoder is causal, so that all names under a context see
+    the same states of start token and context: names are packed behind them into one sequence, and the attention mask
+    keeps each name to the context and itself. Only the tokens of the names are encoded, and no padding but the rest of
+    the last group.
+    """
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__()
+        if config.class_token_ids is None:
+            raise ValueError(
+                "The config has no `class_token_ids`, so that the text encoder has no class names to read. Make it "
+                "with `MTAClipConfig.from_labels(names, tokenizer, ...)`, or set `text_branch=False` for a model "
+                "without text."
+            )
+        config.validate_class_names()
+        self.config = config
+        self.contexts = nn.Parameter(
+            torch.empty(config.num_prompt_contexts, config.prompt_length, config.text_config.hidden_size)
+        )
+        for name, value in self.packed_names().items():
+            setattr(self, name, nn.Buffer(value, persistent=False))
+
+    def packed_names(self) -> dict[str, Tensor]:
+        """The class names as groups of packed tokens (int64).
+
+        Returns:
+            `dict[str, Tensor]`: `token_ids`, `positions` in the prompt and `segments` (which name, -1 for padding),
+            all of shape `(groups, tokens)`, and `ends` `(K + 1,)`, where in the flattened groups each name ends.
+        """
+        config = self.config
+        names = [
+            [*config.class_token_ids[name], config.prompt_end_token_id] for name in config.class_names_with_no_object()
+        ]
+        groups: list[list[int]] = [[]]
+        for index, name in enumerate(names):
+            if groups[-1] and sum(len(names[other]) for other in groups[-1]) + len(name) > TOKENS_PER_GROUP:
+                groups.append([])
+            groups[-1].append(index)
+        length = max(sum(len(names[index]) for index in group) for group in groups)
+        shape = (len(groups), length)
+        packed = {
+            "token_ids": torch.full(shape, config.prompt_end_token_id),
+            "positions": torch.zeros(shape, dtype=torch.long),
+            "segments": torch.full(shape, -1),
+            "ends": torch.zeros(len(names), dtype=torch.long),
+        }
+        for row, group in enumerate(groups):
+            start = 0
+            for index in group:
+                end = start + len(names[index])
+                packed["token_ids"][row, start:end] = torch.tensor(names[index])
+                packed["positions"][row, start:end] = 1 + config.prompt_length + torch.arange(end - start)
+                packed["segments"][row, start:end] = index
+                packed["ends"][index] = row * length + end - 1
+                start = end
+        return packed
+
+    def forward(self, text_encoder: CLIPTextModelWithProjection) -> Tensor:
+        """Text embeddings of all names in all contexts, `(C, K + 1, E)`."""
+        text_model = text_encoder.text_model
+        tokens, positions = text_model.embeddings.token_embedding, text_model.embeddings.position_embedding
+        num_contexts, num_groups = len(self.contexts), len(self.token_ids)
+        start = tokens.weight[self.config.prompt_start_token_id].expand(num_contexts, 1, -1)
+        prefixes = torch.cat((start, self.contexts.to(start.dtype)), dim=1)
+        prefixes = prefixes + positions.weight[: prefixes.shape[1]]
+        names = tokens(self.token_ids) + positions(self.positions)
+        hidden_states = torch.cat(
+            (
+                prefixes[:, None].expand(-1, num_groups, -1, -1),
+                names[None].expand(num_contexts, -1, -1, -1),
+            ),
+            dim=2,
+        ).flatten(0, 1)
+        attention_mask = self._attention_mask(prefixes.shape[1], hidden_states.dtype).repeat(num_contexts, 1, 1, 1)
+        encoded = text_model.encoder(inputs_embeds=hidden_states, attention_mask=attention_mask).last_hidden_state
+        encoded = encoded[:, prefixes.shape[1] :].unflatten(0, (num_contexts, num_groups)).flatten(1, 2)
+        return text_encoder.text_projection(text_model.final_layer_norm(encoded[:, self.ends]))
+
+    def _attention_mask(self, prefix_length: int, dtype: torch.dtype) -> Tensor:
+        """Additive `(groups, 1, S, S)`: what comes earlier, in the context or in the same name."""
+        segments = nn.functional.pad(self.segments, (prefix_length, 0), value=-2)
+        allowed = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == -2)
+        return (~allowed.tril())[:, None].to(dtype) * MASKED
+
+
+class MTAClipPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by the models."""
+
+    config: MTAClipConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["MTAClipDecoderLayer", "MTAClipPixelDecoderLayer", "MTAClipPrompts"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": MTAClipDecoderLayer,
+        "attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="cross_attn"),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MTAClipDeformableAttention):
+            init.zeros_(module.sampling_offsets.weight)
+            init.copy_(module.sampling_offsets.bias, module.initial_offsets())
+            init.zeros_(module.attention_weights.weight)
+            init.zeros_(module.attention_weights.bias)
+        elif isinstance(module, MTAClipPixelDecoder):
+            init.normal_(module.level_embed)
+        elif isinstance(module, MTAClipMaskTextDecoder):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter)
+        elif isinstance(module, MTAClipPrompts):
+            init.normal_(module.contexts, std=self.config.init_std)
+            for name, value in module.packed_names().items():
+                init.copy_(getattr(module, name), value)
+        elif isinstance(module, MTAClipTextHead):
+            init.constant_(module.gamma, self.config.text_gamma_init)
+
+
+class MTAClipModel(MTAClipPreTrainedModel):
+    """Backbone, pixel decoder, text branch and mask-text decoder, without heads.
+
+    Args:
+        config ([`MTAClipConfig`]): the architecture and the class names.
+
+    Raises:
+        ValueError: class names without token ids, or a backbone that does not return four feature maps.
+    """
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__(config)
+        self.backbone = None
+        channels = config.feature_channels
+        if config.backbone_config is not None:
+            self.backbone = AutoBackbone.from_config(config.backbone_config)
+            channels = self.backbone.channels
+        if len(channels) != NUM_FEATURE_MAPS:
+            raise ValueError(
+                f"The backbone returns {len(channels)} feature maps (channels {list(channels)}), but {NUM_FEATURE_MAPS} "
+                "are needed, at strides 4, 8, 16 and 32. Set `out_features` or `out_indices` in `backbone_config`, e.g. "
+                '`out_features=["stage1", "stage2", "stage3", "stage4"]`.'
+            )
+        self.pixel_decoder = MTAClipPixelDecoder(config, list(channels))
+        if config.text_branch:
+            self.prompts = MTAClipPrompts(config)
+            self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
+            self.freeze_text_encoder()
+        self.decoder = MTAClipMaskTextDecoder(config)
+        self._text_cache: tuple[Any, Tensor] | None = None
+        self.post_init()
+
+    def freeze_text_encoder(self) -> None:
+        """Takes the text encoder out of training; only the prompt contexts learn on the text side (Sec. 3.3)."""
+        self.text_encoder.requires_grad_(False)
+        self.text_encoder.eval()
+
+    def train(self, mode: bool = True) -> "MTAClipModel":
+        """Sets training or evaluation mode; the frozen text encoder stays in evaluation mode."""
+        super().train(mode)
+        self._text_cache = None
+        if self.config.text_branch:
+            self.text_encoder.eval()
+        return self
+
+    def get_text_embeddings(self) -> Tensor | None:
+        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`; `None` without text branch.
+
+        Without gradients they are computed once and kept until a weight of prompts or text encoder changes.
+        """
+        if not self.config.text_branch:
+            return None
+        if self.training or torch.is_grad_enabled():
+            return self.prompts(self.text_encoder)
+        key = self._text_cache_key()
+        if self._text_cache is None or self._text_cache[0] != key:
+            # Not an inference tensor: it may be used outside `torch.inference_mode` later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._text_cache = (key, self.prompts(self.text_encoder))
+        return self._text_cache[1]
+
+    def _text_cache_key(self) -> tuple:
+        weights = [self.prompts.contexts, *self.text_encoder.parameters()]
+        versions = tuple(-1 if weight.is_inference() else weight._version for weight in weights)
+        autocast = torch.is_autocast_enabled(weights[0].device.type)
+        return tuple(weight.data_ptr() for weight in weights), versions, weights[0].device, weights[0].dtype, autocast
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        feature_maps: list[Tensor] | None = None,
+        output_auxiliary_predictions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MTAClipModelOutput:
+        r"""Encodes images and class names.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Normalised images, as [`MTAClipImageProcessor`] makes them.
+            feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
+                Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
+            output_auxiliary_predictions (`bool`, *optional*):
+                Whether to return the states before each decoder layer; by default in training only.
+
+        Raises:
+            ValueError: both or neither of `pixel_values` and `feature_maps`, or feature maps that don't fit.
+        """  # noqa: E501
+        feature_maps = self._feature_maps(pixel_values, feature_maps)
+        mask_features, memories = self.pixel_decoder(feature_maps)
+        text_embeddings = self.get_text_embeddings()
+        output_all_states = self.training if output_auxiliary_predictions is None else output_auxiliary_predictions
+        states = self.decoder(mask_features, memories, text_embeddings, output_all_states, **kwargs)
+        return MTAClipModelOutput(
+            last_hidden_state=states[-1],
+            mask_features=mask_features,
+            memories=tuple(memories),
+            text_embeddings=text_embeddings,
+            normalized_states=tuple(states),
+        )
+
+    def _feature_maps(self, pixel_values: Tensor | None, feature_maps: list[Tensor] | None) -> list[Tensor]:
+        if (pixel_values is None) == (feature_maps is None):
+            given = "neither" if pixel_values is None else "both"
+            raise ValueError(
+                f"Pass exactly one of `pixel_values` and `feature_maps`; got {given}. `pixel_values` are images, "
+                "`feature_maps` the backbone's four stored maps."
+            )
+        if pixel_values is not None:
+            if self.backbone is None:
+                raise ValueError(
+                    "This model has no backbone (`backbone_config` is None), so that it can't take `pixel_values`. Pass "
+                    f"`feature_maps` with {list(self.config.feature_channels)} channels."
+                )
+            if pixel_values.ndim != 4:
+                raise ValueError(
+                    "`pixel_values` must have the shape (batch, channels, height, width), got "
+                    f"{tuple(pixel_values.shape)}."
+                )
+            pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
+            return list(self.backbone(pixel_values).feature_maps)
+        expected = self.config.feature_channels if self.backbone is None else self.backbone.channels
+        got = [tuple(maps.shape) for maps in feature_maps]
+        if [shape[1] for shape in got] != list(expected):
+            raise ValueError(
+                f"`feature_maps` must be {NUM_FEATURE_MAPS} maps with {list(expected)} channels, from stride 4 to stride "
+                f"32; got the shapes {got}."
+            )
+        return list(feature_maps)
+
+
+class MTAClipTextHead(nn.Module):
+    """Brings text queries and mask queries into CLIP's embedding space, and compares them (Sec. 3.4)."""
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__()
+        size = config.text_config.projection_dim
+        self.text_shape = (config.num_prompt_contexts, config.num_labels + 1)
+        self.text_projection = nn.Linear(config.hidden_size, size)
+        self.text_layer_norm = nn.LayerNorm(size)
+        self.gamma = nn.Parameter(torch.empty(size))
+        self.mask_projection = nn.Linear(config.hidden_size, size)
+
+    def forward(self, mask_queries: Tensor, text_queries: Tensor, text_embeddings: Tensor) -> Tensor:
+        """Cosine of every mask query with every class text.
+
+        Args:
+            mask_queries (`Tensor` of shape `(..., Q, D)`): decoder states.
+            text_queries (`Tensor` of shape `(..., C * (K + 1), D)`): decoder states.
+            text_embeddings (`Tensor` of shape `(C, K + 1, E)`): CLIP embeddings, which the text queries refine.
+
+        Returns:
+            `Tensor` of shape `(..., C, Q, K + 1)`.
+        """
+        refinement = self.text_layer_norm(self.text_projection(text_queries)).unflatten(-2, self.text_shape)
+        texts = nn.functional.normalize(text_embeddings + self.gamma * refinement, dim=-1)
+        masks = nn.functional.normalize(self.mask_projection(mask_queries), dim=-1)
+        return masks.unsqueeze(-3) @ texts.transpose(-1, -2)
+
+
+class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
+    """MTA-CLIP with its class, mask and mask-text heads, and all losses.
+
+    Args:
+        config ([`MTAClipConfig`]): the architecture, the class names and the losses.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+    >>> import modeling_mtaclip  # registers the model
+
+    >>> processor = AutoImageProcessor.from_pretrained("folder")
+    >>> model = AutoModelForSemanticSegmentation.from_pretrained("folder")
+    >>> with torch.no_grad():
+    ...     outputs = model(**processor(image, return_tensors="pt"))
+    >>> labels = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])[0]
+    ```
+    """
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__(config)
+        self.model = MTAClipModel(config)
+        self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
+        if config.text_branch:
+            self.text_head = MTAClipTextHead(config)
+        self.criterion = MTAClipCriterion(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        feature_maps: list[Tensor] | None = None,
+        labels: Tensor | None = None,
+        point_seeds: Tensor | None = None,
+        output_logits: bool = True,
+        output_auxiliary_predictions: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MTAClipForSemanticSegmentationOutput:
+        r"""Segments images, and computes the losses when `labels` are given.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                Normalised images, as [`MTAClipImageProcessor`] makes them.
+            feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
+                Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Class of each pixel, `config.semantic_loss_ignore_index` where it doesn't count.
+            point_seeds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Seeds of the random points on which each image's losses are computed, so that they don't depend on what
+                else is in the batch. By default PyTorch's generator draws them.
+            output_logits (`bool`, defaults to `True`):
+                `False` leaves out `logits` and `masks_queries_logits`, which training doesn't need.
+            output_auxiliary_predictions (`bool`, *optional*):
+                Whether to return the predictions before each decoder layer, with their mask logits. By default they are
+                returned in training, with mask embeddings only.
+
+        Raises:
+            ValueError: both or neither of `pixel_values` and `feature_maps`; labels of a wrong shape or out of range.
+        """  # noqa: E501
+        if labels is not None:
+            _check_labels(labels, pixel_values, feature_maps)
+        with_auxiliary = self.training or labels is not None
+        outputs = self.model(
+            pixel_values,
+            feature_maps,
+            output_auxiliary_predictions=with_auxiliary or bool(output_auxiliary_predictions),
+            **kwargs,
+        )
+        states = torch.stack(outputs.normalized_states)
+        class_logits, mask_embeddings, similarity = self._heads(states, outputs.text_embeddings)
+
+        loss, components = None, None
+        if labels is not None:
+            first = 0 if self.config.supervise_initial_prediction else 1
+            loss, components = self.criterion(
+                class_logits[first:],
+                mask_embeddings[first:],
+                outputs.mask_features,
+                None if similarity is None else similarity[first:],
+                labels,
+                point_seeds,
+            )
+
+        masks, logits = None, None
+        if output_logits:
+            masks = _mask_logits(mask_embeddings[-1], outputs.mask_features)
+            logits = _semantic_scores(class_logits[-1], masks)
+        auxiliary = None
+        if output_auxiliary_predictions or (self.training and output_auxiliary_predictions is None):
+            auxiliary = tuple(
+                MTAClipPrediction(
+                    class_queries_logits=class_logits[index],
+                    mask_embeddings=mask_embeddings[index],
+                    mask_text_similarity=None if similarity is None else similarity[index],
+                    masks_queries_logits=_mask_logits(mask_embeddings[index], outputs.mask_features)
+                    if output_auxiliary_predictions
+                    else None,
+                )
+                for index in range(len(states) - 1)
+            )
+        return MTAClipForSemanticSegmentationOutput(
+            loss=loss,
+            logits=logits,
+            class_queries_logits=class_logits[-1],
+            masks_queries_logits=masks,
+            mask_text_similarity=None if similarity is None else similarity[-1],
+            text_embeddings=outputs.text_embeddings,
+            auxiliary_predictions=auxiliary,
+            loss_components=components,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+    def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All heads on the `(L, B, N, D)` states of all layers at once."""
+        mask_queries, text_queries = states.tensor_split([self.config.num_queries], dim=2)
+        class_logits = self.class_predictor(mask_queries)
+        mask_embeddings = self.model.decoder.mask_embedder(mask_queries)
+        if text_embeddings is None:
+            return class_logits, mask_embeddings, None
+        return class_logits, mask_embeddings, self.text_head(mask_queries, text_queries, text_embeddings)
+
+
+def _mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+    return (mask_embeddings @ mask_features.flatten(2)).unflatten(-1, mask_features.shape[-2:])
+
+
+def _semantic_scores(class_queries_logits: Tensor, masks_queries_logits: Tensor) -> Tensor:
+    class_probabilities = class_queries_logits.softmax(dim=-1)[..., :-1]
+    scores = class_probabilities.transpose(1, 2) @ masks_queries_logits.flatten(2).sigmoid()
+    return scores.unflatten(-1, masks_queries_logits.shape[-2:])
+
+
+def _check_labels(labels: Tensor, pixel_values: Tensor | None, feature_maps: list[Tensor] | None) -> None:
+    images = pixel_values if pixel_values is not None else feature_maps[0] if feature_maps else None
+    if labels.ndim != 3 or (images is not None and len(labels) != len(images)):
+        raise ValueError(
+            f"`labels` must have the shape (batch, height, width), one label map per image, got {tuple(labels.shape)}"
+            f"{'' if images is None else f' for {len(images)} images'}."
+        )
+    if pixel_values is not None and labels.shape[-2:] != pixel_values.shape[-2:]:
+        raise ValueError(
+            f"`labels` of size {tuple(labels.shape[-2:])} don't fit `pixel_values` of size "
+            f"{tuple(pixel_values.shape[-2:])}: give both to `MTAClipImageProcessor` in one call."
+        )
+    if labels.dtype != torch.long:
+        raise ValueError(f"`labels` must be int64, got {labels.dtype}. Use `labels.long()`.")
+
+
+__all__ = [
+    "MTAClipForSemanticSegmentation",
+    "MTAClipForSemanticSegmentationOutput",
+    "MTAClipModel",
+    "MTAClipModelOutput",
+    "MTAClipPreTrainedModel",
+    "MTAClipPrediction",
+]

@@ -1,0 +1,36 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: no hub access, the folder of real data and reference numbers, one seed."""
+
+import os
+from pathlib import Path
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository_dir() -> Path:
+    """The root of this checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder with the real data and reference numbers: `MTACLIP_SHARED`, or `../shared` beside the checkout."""
+    folder = Path(os.environ.get("MTACLIP_SHARED", REPOSITORY.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: set MTACLIP_SHARED to the folder with the real data and reference numbers")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
