@@ -31,8 +31,8 @@ class MTAClipConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Any backbone that `AutoBackbone` builds (timm's through `TimmBackboneConfig`), set up to return four feature
-            maps at strides 4, 8, 16 and 32. Defaults to a ResNet-50, unless `feature_channels` is given.
+            Any backbone that `AutoBackbone` builds (timm's through `TimmBackboneConfig`), set up to return four
+            feature maps at strides 4, 8, 16 and 32. Defaults to a ResNet-50, unless `feature_channels` is given.
         feature_channels (`list[int]`, *optional*):
             Channels of the four feature maps of a model without a backbone, which is called with `feature_maps` only.
         text_config (`CLIPTextConfig` or `dict`, *optional*):
@@ -292,8 +292,8 @@ class MTAClipConfig(PreTrainedConfig):
             )
         if self.feature_channels is not None and len(self.feature_channels) != NUM_FEATURE_MAPS:
             raise ValueError(
-                f"`feature_channels` must list the channels of {NUM_FEATURE_MAPS} feature maps (strides 4, 8, 16, 32), "
-                f"got {list(self.feature_channels)}."
+                f"`feature_channels` must list the channels of {NUM_FEATURE_MAPS} feature maps (strides 4, 8, 16, "
+                f"32), got {list(self.feature_channels)}."
             )
         if self.feature_channels is not None and self.backbone_config is not None:
             raise ValueError(
@@ -317,7 +317,8 @@ class MTAClipConfig(PreTrainedConfig):
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             raise ValueError(
                 f"`semantic_loss_ignore_index` ({self.semantic_loss_ignore_index}) is also the id of the class "
-                f"{self.id2label[self.semantic_loss_ignore_index]!r}. Choose a value outside 0 … {self.num_labels - 1}."
+                f"{self.id2label[self.semantic_loss_ignore_index]!r}. "
+                f"Choose a value outside 0 … {self.num_labels - 1}."
             )
 
     def validate_class_names(self) -> None:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """MTA-CLIP for semantic segmentation: prompts and text, mask-text decoder, heads, and the two model classes.
 
-The way of the data: image → backbone → pixel decoder → mask features and three memories; class names → prompts → frozen
-CLIP text encoder → text embeddings; mask queries and text queries together → mask-text decoder → heads. "Sec." refers
-to the paper (arXiv 2407.21654).
+The way of the data: image → backbone → pixel decoder → mask features and three memories; class names → prompts →
+frozen CLIP text encoder → text embeddings; mask queries and text queries together → mask-text decoder → heads.
+"Sec." refers to the paper (arXiv 2407.21654).
 """
 
 from collections.abc import Callable
@@ -28,7 +28,6 @@ from .pixel_decoder_mtaclip import (
     NUM_LEVELS,
     MTAClipDeformableAttention,
     MTAClipPixelDecoder,
-    MTAClipPixelDecoderLayer,
     sine_position_embedding,
     to_sequence,
 )
@@ -38,6 +37,12 @@ logger = logging.get_logger(__name__)
 
 # Added to the attention logits of pairs that must not attend: exp() of it is 0, and every dtype can hold it.
 MASKED = torch.finfo(torch.float16).min
+# Which class of a saved folder's code each Auto class loads.
+AUTO_MAP = {
+    "AutoConfig": "configuration_mtaclip.MTAClipConfig",
+    "AutoModel": "modeling_mtaclip.MTAClipModel",
+    "AutoModelForSemanticSegmentation": "modeling_mtaclip.MTAClipForSemanticSegmentation",
+}
 # Class names are encoded in groups of about this many tokens: attention inside a group grows with its square.
 TOKENS_PER_GROUP = 128
 
@@ -62,6 +67,19 @@ class MTAClipPrediction(ModelOutput):
     mask_embeddings: Tensor | None = None
     mask_text_similarity: Tensor | None = None
     masks_queries_logits: Tensor | None = None
+
+
+@dataclass
+class MTAClipTextModelOutput(ModelOutput):
+    """
+    What [`MTAClipTextModel`] returns.
+
+    Args:
+        text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`):
+            CLIP embeddings of the class names and "no object" in every prompt context.
+    """
+
+    text_embeddings: Tensor | None = None
 
 
 @dataclass
@@ -297,7 +315,8 @@ class MTAClipMaskTextDecoder(nn.Module):
             output_all_states (`bool`): whether to return the states before each layer too.
 
         Returns:
-            `list[Tensor]` of shapes `(B, N, D)`: normalised states before each layer and after the last, or only those.
+            `list[Tensor]` of shapes `(B, N, D)`: normalised states before each layer and after the last, or only
+            the latter.
         """
         queries, positions = self._queries(text_embeddings)
         hidden_states = queries.expand(len(mask_features), -1, -1)
@@ -341,17 +360,88 @@ def _resize_features(mask_features: Tensor, size: torch.Size) -> Tensor:
     return nn.functional.interpolate(mask_features, size=size, mode="bilinear", align_corners=False).flatten(2)
 
 
-class MTAClipPrompts(nn.Module):
-    """Learnable prompt contexts and the class names, encoded by the frozen CLIP text encoder (Sec. 3.3).
+class MTAClipPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by the models."""
 
-    A prompt is start token, context, name, end token. The text encoder is causal, so that all names under a context see
-    the same states of start token and context: names are packed behind them into one sequence, and the attention mask
-    keeps each name to the context and itself. Only the tokens of the names are encoded, and no padding but the rest of
-    the last group.
+    config: MTAClipConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["MTAClipDecoderLayer", "MTAClipPixelDecoderLayer", "MTAClipTextModel"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": MTAClipDecoderLayer,
+        "attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="cross_attn"),
+    }
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "MTAClipPreTrainedModel":
+        """Loads a model as `PreTrainedModel.from_pretrained` does, with the text encoder frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Loading replaces all parameters by trainable ones.
+        for module in model.modules():
+            if isinstance(module, MTAClipTextModel):
+                module.freeze_text_encoder()
+        return loaded
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves the model as `PreTrainedModel.save_pretrained` does, loadable by all Auto classes with remote code."""
+        if self._auto_class is not None:
+            self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MTAClipDeformableAttention):
+            init.zeros_(module.sampling_offsets.weight)
+            init.copy_(module.sampling_offsets.bias, module.initial_offsets())
+            init.zeros_(module.attention_weights.weight)
+            init.zeros_(module.attention_weights.bias)
+        elif isinstance(module, MTAClipPixelDecoder):
+            init.normal_(module.level_embed)
+        elif isinstance(module, MTAClipMaskTextDecoder):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter)
+        elif isinstance(module, MTAClipTextModel):
+            init.normal_(module.contexts, std=self.config.init_std)
+            for name, value in module.packed_names().items():
+                init.copy_(getattr(module, name), value)
+        elif isinstance(module, MTAClipTextHead):
+            init.constant_(module.gamma, self.config.text_gamma_init)
+
+
+class MTAClipTextModel(MTAClipPreTrainedModel):
+    """Learnable prompt contexts and the class names, encoded by a frozen CLIP text encoder (Sec. 3.3).
+
+    A prompt is start token, context, name, end token. The text encoder is causal, so that all names under a context
+    see the same states of start token and context: names are packed behind them into one sequence, and the attention
+    mask keeps each name to the context and itself. Only the tokens of the names are encoded, and no padding but the
+    rest of each group.
+
+    Args:
+        config ([`MTAClipConfig`]): the text encoder, the prompts and the class names.
+
+    Raises:
+        ValueError: class names without token ids.
     """
 
+    # The outputs of the text encoder's layers are not the outputs of ours that users ask for.
+    _can_record_outputs = {}  # noqa: RUF012
+
     def __init__(self, config: MTAClipConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         if config.class_token_ids is None:
             raise ValueError(
                 "The config has no `class_token_ids`, so that the text encoder has no class names to read. Make it "
@@ -359,12 +449,15 @@ class MTAClipPrompts(nn.Module):
                 "without text."
             )
         config.validate_class_names()
-        self.config = config
         self.contexts = nn.Parameter(
             torch.empty(config.num_prompt_contexts, config.prompt_length, config.text_config.hidden_size)
         )
         for name, value in self.packed_names().items():
             setattr(self, name, nn.Buffer(value, persistent=False))
+        self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
+        self.freeze_text_encoder()
+        self._cache: tuple[Any, Tensor] | None = None
+        self.post_init()
 
     def packed_names(self) -> dict[str, Tensor]:
         """The class names as groups of packed tokens (int64).
@@ -401,9 +494,10 @@ class MTAClipPrompts(nn.Module):
                 start = end
         return packed
 
-    def forward(self, text_encoder: CLIPTextModelWithProjection) -> Tensor:
-        """Text embeddings of all names in all contexts, `(C, K + 1, E)`."""
-        text_model = text_encoder.text_model
+    @capture_outputs
+    def forward(self) -> MTAClipTextModelOutput:
+        """Encodes all names in all contexts."""
+        text_model = self.text_encoder.text_model
         tokens, positions = text_model.embeddings.token_embedding, text_model.embeddings.position_embedding
         num_contexts, num_groups = len(self.contexts), len(self.token_ids)
         start = tokens.weight[self.config.prompt_start_token_id].expand(num_contexts, 1, -1)
@@ -420,7 +514,8 @@ class MTAClipPrompts(nn.Module):
         attention_mask = self._attention_mask(prefixes.shape[1], hidden_states.dtype).repeat(num_contexts, 1, 1, 1)
         encoded = text_model.encoder(inputs_embeds=hidden_states, attention_mask=attention_mask).last_hidden_state
         encoded = encoded[:, prefixes.shape[1] :].unflatten(0, (num_contexts, num_groups)).flatten(1, 2)
-        return text_encoder.text_projection(text_model.final_layer_norm(encoded[:, self.ends]))
+        encoded = text_model.final_layer_norm(encoded[:, self.ends])
+        return MTAClipTextModelOutput(text_embeddings=self.text_encoder.text_projection(encoded))
 
     def _attention_mask(self, prefix_length: int, dtype: torch.dtype) -> Tensor:
         """Additive `(groups, 1, S, S)`: what comes earlier, in the context or in the same name."""
@@ -428,50 +523,37 @@ class MTAClipPrompts(nn.Module):
         allowed = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == -2)
         return (~allowed.tril())[:, None].to(dtype) * MASKED
 
+    def freeze_text_encoder(self) -> None:
+        """Takes the text encoder out of training; only the prompt contexts learn on the text side (Sec. 3.3)."""
+        self.text_encoder.requires_grad_(False)
+        self.text_encoder.eval()
 
-class MTAClipPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by the models."""
+    def train(self, mode: bool = True) -> "MTAClipTextModel":
+        """Sets training or evaluation mode; the frozen text encoder stays in evaluation mode."""
+        super().train(mode)
+        self._cache = None
+        self.text_encoder.eval()
+        return self
 
-    config: MTAClipConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _no_split_modules = ["MTAClipDecoderLayer", "MTAClipPixelDecoderLayer", "MTAClipPrompts"]  # noqa: RUF012
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": MTAClipDecoderLayer,
-        "attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="cross_attn"),
-    }
+    def get_text_embeddings(self) -> Tensor:
+        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`.
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, MTAClipDeformableAttention):
-            init.zeros_(module.sampling_offsets.weight)
-            init.copy_(module.sampling_offsets.bias, module.initial_offsets())
-            init.zeros_(module.attention_weights.weight)
-            init.zeros_(module.attention_weights.bias)
-        elif isinstance(module, MTAClipPixelDecoder):
-            init.normal_(module.level_embed)
-        elif isinstance(module, MTAClipMaskTextDecoder):
-            for parameter in module.parameters(recurse=False):
-                init.normal_(parameter)
-        elif isinstance(module, MTAClipPrompts):
-            init.normal_(module.contexts, std=self.config.init_std)
-            for name, value in module.packed_names().items():
-                init.copy_(getattr(module, name), value)
-        elif isinstance(module, MTAClipTextHead):
-            init.constant_(module.gamma, self.config.text_gamma_init)
+        Without gradients they are computed once and kept until a weight of prompts or text encoder changes.
+        """
+        if self.training or torch.is_grad_enabled():
+            return self(return_dict=True).text_embeddings
+        key = self._cache_key()
+        if self._cache is None or self._cache[0] != key:
+            # Not an inference tensor: it may be used outside `torch.inference_mode` later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = (key, self(return_dict=True).text_embeddings)
+        return self._cache[1]
+
+    def _cache_key(self) -> tuple:
+        weights = [self.contexts, *self.text_encoder.parameters()]
+        versions = tuple(-1 if weight.is_inference() else weight._version for weight in weights)
+        autocast = torch.is_autocast_enabled(weights[0].device.type)
+        return tuple(weight.data_ptr() for weight in weights), versions, weights[0].device, weights[0].dtype, autocast
 
 
 class MTAClipModel(MTAClipPreTrainedModel):
@@ -484,6 +566,8 @@ class MTAClipModel(MTAClipPreTrainedModel):
         ValueError: class names without token ids, or a backbone that does not return four feature maps.
     """
 
+    _keys_to_ignore_on_load_unexpected = (r"^class_predictor\.", r"^text_head\.")
+
     def __init__(self, config: MTAClipConfig) -> None:
         super().__init__(config)
         self.backbone = None
@@ -493,53 +577,15 @@ class MTAClipModel(MTAClipPreTrainedModel):
             channels = self.backbone.channels
         if len(channels) != NUM_FEATURE_MAPS:
             raise ValueError(
-                f"The backbone returns {len(channels)} feature maps (channels {list(channels)}), but {NUM_FEATURE_MAPS} "
-                "are needed, at strides 4, 8, 16 and 32. Set `out_features` or `out_indices` in `backbone_config`, e.g. "
-                '`out_features=["stage1", "stage2", "stage3", "stage4"]`.'
+                f"The backbone returns {len(channels)} feature maps (channels {list(channels)}), but "
+                f"{NUM_FEATURE_MAPS} are needed, at strides 4, 8, 16 and 32. Set `out_features` or `out_indices` in "
+                '`backbone_config`, e.g. `out_features=["stage1", "stage2", "stage3", "stage4"]`.'
             )
         self.pixel_decoder = MTAClipPixelDecoder(config, list(channels))
         if config.text_branch:
-            self.prompts = MTAClipPrompts(config)
-            self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
-            self.freeze_text_encoder()
+            self.text_model = MTAClipTextModel(config)
         self.decoder = MTAClipMaskTextDecoder(config)
-        self._text_cache: tuple[Any, Tensor] | None = None
         self.post_init()
-
-    def freeze_text_encoder(self) -> None:
-        """Takes the text encoder out of training; only the prompt contexts learn on the text side (Sec. 3.3)."""
-        self.text_encoder.requires_grad_(False)
-        self.text_encoder.eval()
-
-    def train(self, mode: bool = True) -> "MTAClipModel":
-        """Sets training or evaluation mode; the frozen text encoder stays in evaluation mode."""
-        super().train(mode)
-        self._text_cache = None
-        if self.config.text_branch:
-            self.text_encoder.eval()
-        return self
-
-    def get_text_embeddings(self) -> Tensor | None:
-        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`; `None` without text branch.
-
-        Without gradients they are computed once and kept until a weight of prompts or text encoder changes.
-        """
-        if not self.config.text_branch:
-            return None
-        if self.training or torch.is_grad_enabled():
-            return self.prompts(self.text_encoder)
-        key = self._text_cache_key()
-        if self._text_cache is None or self._text_cache[0] != key:
-            # Not an inference tensor: it may be used outside `torch.inference_mode` later.
-            with torch.inference_mode(False), torch.no_grad():
-                self._text_cache = (key, self.prompts(self.text_encoder))
-        return self._text_cache[1]
-
-    def _text_cache_key(self) -> tuple:
-        weights = [self.prompts.contexts, *self.text_encoder.parameters()]
-        versions = tuple(-1 if weight.is_inference() else weight._version for weight in weights)
-        autocast = torch.is_autocast_enabled(weights[0].device.type)
-        return tuple(weight.data_ptr() for weight in weights), versions, weights[0].device, weights[0].dtype, autocast
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -565,7 +611,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
         """  # noqa: E501
         feature_maps = self._feature_maps(pixel_values, feature_maps)
         mask_features, memories = self.pixel_decoder(feature_maps)
-        text_embeddings = self.get_text_embeddings()
+        text_embeddings = self.text_model.get_text_embeddings() if self.config.text_branch else None
         output_all_states = self.training if output_auxiliary_predictions is None else output_auxiliary_predictions
         states = self.decoder(mask_features, memories, text_embeddings, output_all_states, **kwargs)
         return MTAClipModelOutput(
@@ -586,8 +632,8 @@ class MTAClipModel(MTAClipPreTrainedModel):
         if pixel_values is not None:
             if self.backbone is None:
                 raise ValueError(
-                    "This model has no backbone (`backbone_config` is None), so that it can't take `pixel_values`. Pass "
-                    f"`feature_maps` with {list(self.config.feature_channels)} channels."
+                    "This model has no backbone (`backbone_config` is None), so that it can't take `pixel_values`. "
+                    f"Pass `feature_maps` with {list(self.config.feature_channels)} channels."
                 )
             if pixel_values.ndim != 4:
                 raise ValueError(
@@ -600,8 +646,8 @@ class MTAClipModel(MTAClipPreTrainedModel):
         got = [tuple(maps.shape) for maps in feature_maps]
         if [shape[1] for shape in got] != list(expected):
             raise ValueError(
-                f"`feature_maps` must be {NUM_FEATURE_MAPS} maps with {list(expected)} channels, from stride 4 to stride "
-                f"32; got the shapes {got}."
+                f"`feature_maps` must be {NUM_FEATURE_MAPS} maps with {list(expected)} channels, from stride 4 to "
+                f"stride 32; got the shapes {got}."
             )
         return list(feature_maps)
 
@@ -795,4 +841,5 @@ __all__ = [
     "MTAClipModelOutput",
     "MTAClipPreTrainedModel",
     "MTAClipPrediction",
+    "MTAClipTextModel",
 ]

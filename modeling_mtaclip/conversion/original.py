@@ -21,23 +21,27 @@ from ..configuration_mtaclip import MTAClipConfig
 
 # Patterns of their names and ours; `{0}` is the pattern's first group.
 RENAMES = {
-    r"contexts": "model.prompts.contexts",
-    r"text_encoder\.token_embedding\.weight": "model.text_encoder.text_model.embeddings.token_embedding.weight",
-    r"text_encoder\.positional_embedding": "model.text_encoder.text_model.embeddings.position_embedding.weight",
+    r"contexts": "model.text_model.contexts",
+    r"text_encoder\.token_embedding\.weight": (
+        "model.text_model.text_encoder.text_model.embeddings.token_embedding.weight"
+    ),
+    r"text_encoder\.positional_embedding": (
+        "model.text_model.text_encoder.text_model.embeddings.position_embedding.weight"
+    ),
     r"text_encoder\.transformer\.resblocks\.(\d+)\.attn\.(in_proj_weight|in_proj_bias|out_proj\.\w+)": (
-        "model.text_encoder.text_model.encoder.layers.{0}.self_attn.{1}"
+        "model.text_model.text_encoder.text_model.encoder.layers.{0}.self_attn.{1}"
     ),
     r"text_encoder\.transformer\.resblocks\.(\d+)\.ln_(\d)\.(\w+)": (
-        "model.text_encoder.text_model.encoder.layers.{0}.layer_norm{1}.{2}"
+        "model.text_model.text_encoder.text_model.encoder.layers.{0}.layer_norm{1}.{2}"
     ),
     r"text_encoder\.transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)": (
-        "model.text_encoder.text_model.encoder.layers.{0}.mlp.fc1.{1}"
+        "model.text_model.text_encoder.text_model.encoder.layers.{0}.mlp.fc1.{1}"
     ),
     r"text_encoder\.transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)": (
-        "model.text_encoder.text_model.encoder.layers.{0}.mlp.fc2.{1}"
+        "model.text_model.text_encoder.text_model.encoder.layers.{0}.mlp.fc2.{1}"
     ),
-    r"text_encoder\.ln_final\.(\w+)": "model.text_encoder.text_model.final_layer_norm.{0}",
-    r"text_encoder\.text_projection": "model.text_encoder.text_projection.weight",
+    r"text_encoder\.ln_final\.(\w+)": "model.text_model.text_encoder.text_model.final_layer_norm.{0}",
+    r"text_encoder\.text_projection": "model.text_model.text_encoder.text_projection.weight",
     r"decode_head\.pixel_decoder\.input_convs\.(\d)\.conv\.(\w+)": "model.pixel_decoder.input_projections.{0}.0.{1}",
     r"decode_head\.pixel_decoder\.input_convs\.(\d)\.gn\.(\w+)": "model.pixel_decoder.input_projections.{0}.1.{1}",
     r"decode_head\.pixel_decoder\.level_encoding\.weight": "model.pixel_decoder.level_embed",
@@ -75,7 +79,9 @@ RENAMES = {
     r"decode_head\.transformer_decoder\.layers\.(\d+)\.norms\.1\.(\w+)": (
         "model.decoder.layers.{0}.self_attn_layer_norm.{1}"
     ),
-    r"decode_head\.transformer_decoder\.layers\.(\d+)\.norms\.2\.(\w+)": "model.decoder.layers.{0}.final_layer_norm.{1}",
+    r"decode_head\.transformer_decoder\.layers\.(\d+)\.norms\.2\.(\w+)": (
+        "model.decoder.layers.{0}.final_layer_norm.{1}"
+    ),
     r"decode_head\.transformer_decoder\.layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)": "model.decoder.layers.{0}.fc1.{1}",
     r"decode_head\.transformer_decoder\.layers\.(\d+)\.ffn\.layers\.1\.(\w+)": "model.decoder.layers.{0}.fc2.{1}",
     r"decode_head\.transformer_decoder\.post_norm\.(\w+)": "model.decoder.layer_norm.{0}",
@@ -236,7 +242,8 @@ def convert_original_state_dict(
         config ([`MTAClipConfig`]): of the model that is to load the result.
 
     Returns:
-        `tuple[dict[str, Tensor], ConversionReport]`: a state dict of [`MTAClipForSemanticSegmentation`] and the account.
+        `tuple[dict[str, Tensor], ConversionReport]`: a state dict of [`MTAClipForSemanticSegmentation`] and the
+        account.
 
     Raises:
         ValueError: a tensor that is neither used nor known to be unused.
@@ -256,7 +263,8 @@ def convert_original_state_dict(
             report.left_out[name] = reason
     if unknown:
         raise ValueError(
-            f"{len(unknown)} tensors of the checkpoint are unknown, e.g. {unknown[:5]}. Is it a checkpoint of MTA-CLIP?"
+            f"{len(unknown)} tensors of the checkpoint are unknown, e.g. {unknown[:5]}. "
+            "Is it a checkpoint of MTA-CLIP?"
         )
     return converted, report
 
@@ -275,7 +283,7 @@ def _reshape(target: str, tensor: Tensor, config: MTAClipConfig) -> dict[str, Te
         return {
             f"{module}.{letter}_proj.{kind}": part.clone() for letter, part in zip("qkv", tensor.chunk(3), strict=True)
         }
-    if target == "model.text_encoder.text_projection.weight":
+    if target == "model.text_model.text_encoder.text_projection.weight":
         return {target: tensor.T.contiguous()}
     if target == "model.decoder.query_positions":
         mask_positions, text_positions = tensor.tensor_split([config.num_queries])

@@ -1,0 +1,231 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Equality with the authors' code: their weights and inputs give their intermediates, losses and gradients."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from modeling_mtaclip import MTAClipForSemanticSegmentation
+from modeling_mtaclip.conversion import config_from_original, convert_original_state_dict, load_original_weights
+from modeling_mtaclip.loss_mtaclip import (
+    classification_losses,
+    contrastive_losses,
+    dice_losses,
+    interpolate_labels,
+    mask_losses,
+    matching_costs,
+)
+
+
+LAYERS = ("layer0", "layer1", "layer2", "layer3")
+STAGES = ("init", *LAYERS)
+
+
+@pytest.fixture(scope="module")
+def folder(shared_dir):
+    return shared_dir / "reference" / "mtaclip_tiny"
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return load_file(folder / "io.safetensors")
+
+
+@pytest.fixture(scope="module")
+def original_config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def model(folder, original_config):
+    config = config_from_original(original_config)
+    state_dict, _ = convert_original_state_dict(load_original_weights(folder / "weights.safetensors"), config)
+    model = MTAClipForSemanticSegmentation(config)
+    model.load_state_dict(state_dict)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def feature_maps(expected):
+    return [expected[f"backbone.feat{index}"] for index in range(4)]
+
+
+@pytest.fixture(scope="module")
+def outputs(model, feature_maps):
+    with torch.no_grad():
+        return model(feature_maps=feature_maps, output_auxiliary_predictions=True, output_hidden_states=True)
+
+
+@pytest.fixture(scope="module")
+def predictions(outputs):
+    return dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
+
+
+def assert_near(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+def test_text_embeddings(outputs, expected):
+    assert_near(outputs.text_embeddings, expected["text_embeddings"])
+
+
+def test_pixel_decoder(model, feature_maps, expected):
+    with torch.no_grad():
+        mask_features, memories = model.model.pixel_decoder(feature_maps)
+    assert_near(mask_features, expected["pixel_decoder.mask_features"])
+    for index, memory in enumerate(memories):
+        assert_near(memory, expected[f"pixel_decoder.memory{index}"])
+
+
+def test_decoder_states(outputs, expected):
+    names = ["decoder.init_hidden", *(f"{layer}.hidden" for layer in LAYERS)]
+    for state, name in zip(outputs.hidden_states, names, strict=True):
+        assert_near(state, expected[name])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_predictions(stage, predictions, expected):
+    prediction = predictions[stage]
+    assert_near(prediction.class_queries_logits, expected[f"{stage}.cls_pred"])
+    assert_near(prediction.masks_queries_logits, expected[f"{stage}.mask_pred"])
+    assert_near(prediction.mask_text_similarity.transpose(0, 1), expected[f"{stage}.query_pred"])
+
+
+def test_attention_masks(model, outputs, expected):
+    decoder = model.model.decoder
+    with torch.no_grad():
+        base = model.model(feature_maps=[expected[f"backbone.feat{i}"] for i in range(4)])
+        for layer, stage in ((1, "layer0"), (2, "layer1"), (3, "layer2")):
+            memory = base.memories[layer % 3]
+            features = F.interpolate(base.mask_features, memory.shape[-2:], mode="bilinear").flatten(2)
+            states = decoder.layer_norm(expected[f"{stage}.hidden"])
+            blocked = decoder._attention_mask(states, features)[:, 0] < 0
+            assert torch.equal(blocked, expected[f"layer{layer}.attn_mask_in"].bool())
+
+
+def test_scores(outputs, expected):
+    masks = F.interpolate(outputs.masks_queries_logits, size=(64, 96), mode="bilinear").sigmoid()
+    classes = outputs.class_queries_logits.softmax(-1)[..., :-1]
+    assert_near(torch.einsum("bqk,bqhw->bkhw", classes, masks), expected["seg_logits"])
+
+
+@pytest.mark.parametrize(("kind", "negatives"), [(0, "all_positive"), (1, "separate"), (2, "mix")])
+def test_contrastive_loss(kind, negatives, expected):
+    similarity = expected["layer3.query_pred"].clone().requires_grad_()
+    labels = expected["qloss.labels"]
+    weights = torch.ones(7)
+    weights[-1] = 0.1
+    losses = contrastive_losses(similarity.transpose(0, 1), labels, weights, negatives)
+    loss = losses.sum() / weights[labels].sum()
+    loss.backward()
+    torch.testing.assert_close(loss, expected[f"qloss.type{kind}"][0], rtol=1e-4, atol=0)
+    torch.testing.assert_close(similarity.grad, expected[f"qloss.type{kind}.grad_query_pred"], rtol=1e-4, atol=1e-8)
+
+
+def test_classification_loss(expected):
+    labels = expected["qloss.labels"]
+    weights = torch.ones(7)
+    weights[-1] = 0.1
+    losses = classification_losses(expected["layer3.cls_pred"], labels, weights)
+    loss = 2 * losses.sum() / weights[labels].sum()
+    torch.testing.assert_close(loss, expected["qloss.loss_cls"][0], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("image", [0, 1])
+def test_matching_costs(layer, image, model, expected):
+    recorded = f"loss.{layer}.img{image}"
+    points, classes = expected[f"{recorded}.match_points"][0], expected[f"{recorded}.gt_labels"]
+    masks = expected[f"{layer}.mask_pred"][image]
+    logits = F.grid_sample(masks[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+    targets = interpolate_labels(expected["loss.gt_sem_seg"][image], points, classes, None, torch.float32)
+    probabilities = expected[f"{layer}.cls_pred"][image].softmax(-1)[:, classes]
+    costs = matching_costs(probabilities, logits, targets.targets, targets.weights, model.config)
+    torch.testing.assert_close(costs, expected[f"{recorded}.cost"], rtol=1e-4, atol=1e-4)
+
+
+def recorded_losses(predictions, expected, config):
+    """Every weighted loss term, from our functions, at the recorded points and matches."""
+    class_weights = torch.ones(config.num_labels + 1)
+    class_weights[-1] = config.no_object_weight
+    terms = {}
+    for layer in LAYERS:
+        prediction, recorded = predictions[layer], f"loss.{layer}"
+        query_classes = torch.full((2, config.num_queries), config.num_labels)
+        masks, targets, weights = [], [], []
+        for image in range(2):
+            queries = expected[f"{recorded}.img{image}.matched_query"]
+            classes = expected[f"{recorded}.img{image}.gt_labels"][expected[f"{recorded}.img{image}.matched_gt"]]
+            query_classes[image, queries] = classes
+            for query, label in sorted(zip(queries.tolist(), classes.tolist(), strict=True)):
+                points = expected[f"{recorded}.points_coords"][len(masks)]
+                sampled = interpolate_labels(
+                    expected["loss.gt_sem_seg"][image], points, torch.tensor([label]), None, torch.float32
+                )
+                masks.append(
+                    F.grid_sample(
+                        prediction.masks_queries_logits[image, query][None, None],
+                        2 * points[None, None] - 1,
+                        align_corners=False,
+                    ).flatten()
+                )
+                targets.append(sampled.targets[0])
+                weights.append(sampled.weights)
+        divisor = class_weights[query_classes].sum()
+        points = torch.stack(masks), torch.stack(targets), torch.stack(weights)
+        classification = classification_losses(prediction.class_queries_logits, query_classes, class_weights)
+        contrastive = contrastive_losses(
+            prediction.mask_text_similarity, query_classes, class_weights, config.contrastive_negatives
+        )
+        suffix = "" if layer == LAYERS[-1] else f"d{layer[-1]}."
+        terms[f"decode.{suffix}loss_cls"] = config.class_weight * classification.sum() / divisor
+        terms[f"decode.{suffix}loss_queries"] = config.contrastive_weight * contrastive.sum() / divisor
+        terms[f"decode.{suffix}loss_mask"] = config.mask_weight * mask_losses(*points).sum() / divisor
+        terms[f"decode.{suffix}loss_dice"] = config.dice_weight * dice_losses(*points).sum() / divisor
+    return terms
+
+
+@pytest.fixture(scope="module")
+def losses_and_gradients(model, feature_maps, expected):
+    model.requires_grad_(True)
+    outputs = model(feature_maps=feature_maps, output_auxiliary_predictions=True)
+    predictions = dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
+    terms = recorded_losses(predictions, expected, model.config)
+    sum(terms.values()).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model.model.text_model.freeze_text_encoder()
+    return terms, gradients
+
+
+def test_losses_at_recorded_points(losses_and_gradients, expected):
+    terms, _ = losses_and_gradients
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected[f"loss.scalar.{name}"][0], rtol=1e-4, atol=0, msg=name)
+    total = expected["loss.scalar.total"][0]
+    torch.testing.assert_close(sum(terms.values()), total, rtol=1e-4, atol=0)
+
+
+def test_gradients(losses_and_gradients, model, expected):
+    _, gradients = losses_and_gradients
+    names = [name for name in expected if name.startswith("grad.") and "backbone" not in name]
+    original = {name.removeprefix("grad."): expected[name] for name in names}
+    converted, _ = convert_original_state_dict(original, model.config)
+    assert len(converted) == len(original) + 1  # the query positions become two tensors
+    for name, gradient in converted.items():
+        error = (gradients[name] - gradient).norm() / gradient.norm()
+        assert error < 1e-4, f"{name}: relative error {error:.1e}"
+
+
+def test_gradient_norms(losses_and_gradients, model, folder, expected):
+    _, gradients = losses_and_gradients
+    weights = load_file(folder / "weights.safetensors")
+    used = {name: torch.zeros_like(weight) for name, weight in weights.items() if not name.startswith("backbone")}
+    _, report = convert_original_state_dict(used, model.config)
+    for name, targets in report.used.items():
+        norm = torch.stack([gradients[target].norm() for target in targets]).norm()
+        torch.testing.assert_close(norm, expected[f"grad_norm.{name}"].squeeze(), rtol=1e-3, atol=1e-5, msg=name)
