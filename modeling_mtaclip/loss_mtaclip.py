@@ -94,9 +94,10 @@ def dice_losses(point_logits: Tensor, point_targets: Tensor, point_weights: Tens
 
     Arguments and result as in [`mask_losses`].
     """
-    probabilities = point_logits.sigmoid() * point_weights
-    overlap = (probabilities * (point_targets / point_weights.clamp(min=1e-6))).sum(dim=-1)
-    return 1 - (2 * overlap + 1) / (probabilities.sum(dim=-1) + point_targets.sum(dim=-1) + 1)
+    probabilities = point_logits.sigmoid()
+    overlap = (probabilities * point_targets).sum(dim=-1)
+    total = (probabilities * point_weights + point_targets).sum(dim=-1)
+    return 1 - (2 * overlap + 1) / (total + 1)
 
 
 def matching_costs(
@@ -163,18 +164,15 @@ def interpolate_labels(
     fraction = (position - low).to(dtype)
     low = low.long()
     targets = labels.new_zeros((len(classes), len(points)), dtype=dtype)
-    weights = labels.new_ones(len(points), dtype=dtype)
+    weights = labels.new_zeros(len(points), dtype=dtype)
     for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
         x, y = low[:, 0] + dx, low[:, 1] + dy
         share = (fraction[:, 0] if dx else 1 - fraction[:, 0]) * (fraction[:, 1] if dy else 1 - fraction[:, 1])
         inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        share = share * inside
         corner = labels.flatten()[y.clamp(0, height - 1) * width + x.clamp(0, width - 1)]
-        targets += (corner == classes[:, None]) * share
-        if ignore_index is not None:
-            weights -= (corner == ignore_index) * share
-    # Four rounded shares may leave a weight just outside its range.
-    return LabelPoints(targets, weights.clamp(0, 1))
+        targets += (inside & (corner == classes[:, None])) * share
+        weights += (inside & (corner != ignore_index)) * share
+    return LabelPoints(targets, torch.ones_like(weights) if ignore_index is None else weights)
 
 
 def classes_of_images(labels: Tensor, num_labels: int, ignore_index: int) -> list[Tensor]:

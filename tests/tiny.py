@@ -1,0 +1,58 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Models small enough for tests, with every part that a real one has."""
+
+from typing import Any
+
+from transformers import CLIPTextConfig, ResNetConfig
+
+from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation
+
+
+CLASS_TOKEN_IDS = {"road": [1], "house": [2, 3], "swimming pool": [4, 5, 6], "none": [7]}
+CLASS_NAMES = ["road", "house", "swimming pool"]
+
+
+def tiny_config(**overrides: Any) -> MTAClipConfig:
+    """A config with three classes, names of one to three tokens, and two layers of each kind."""
+    fields = {
+        "id2label": dict(enumerate(CLASS_NAMES)),
+        "class_token_ids": CLASS_TOKEN_IDS,
+        "prompt_start_token_id": 8,
+        "prompt_end_token_id": 9,
+        "text_config": CLIPTextConfig(
+            vocab_size=10,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=20,
+            projection_dim=24,
+            bos_token_id=8,
+            eos_token_id=9,
+        ),
+        "backbone_config": ResNetConfig(
+            embedding_size=8,
+            hidden_sizes=[8, 12, 16, 20],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=["stage1", "stage2", "stage3", "stage4"],
+        ),
+        "hidden_size": 32,
+        "mask_feature_size": 16,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_feedforward_dim": 48,
+        "decoder_layers": 4,
+        "decoder_attention_heads": 4,
+        "decoder_feedforward_dim": 48,
+        "num_queries": 7,
+        "prompt_length": 4,
+        "train_num_points": 48,
+    }
+    return MTAClipConfig(**(fields | overrides))
+
+
+def tiny_model(**overrides: Any) -> MTAClipForSemanticSegmentation:
+    """A model for [`tiny_config`], in evaluation mode."""
+    return MTAClipForSemanticSegmentation(tiny_config(**overrides)).eval()
