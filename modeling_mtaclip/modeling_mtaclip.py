@@ -389,6 +389,13 @@ class MTAClipPreTrainedModel(PreTrainedModel):
                 module.freeze_text_encoder()
         return loaded
 
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
+        """Sets the attention implementation; a convolutional backbone, which has none, is left as it is."""
+        backbones = [module.backbone for module in self.modules() if isinstance(module, MTAClipModel)]
+        if attn_implementation == "sdpa" and any(backbone and not backbone._supports_sdpa for backbone in backbones):
+            attn_implementation = {"": "sdpa", "text_config": "sdpa"}
+        super().set_attn_implementation(attn_implementation, **kwargs)
+
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Saves the model as `PreTrainedModel.save_pretrained` does, loadable by all Auto classes with remote code."""
         if self._auto_class is not None:
@@ -573,6 +580,9 @@ class MTAClipModel(MTAClipPreTrainedModel):
         self.backbone = None
         channels = config.feature_channels
         if config.backbone_config is not None:
+            if config.backbone_config._attn_implementation == "sdpa":
+                # Asked for by name, it is an error for a convolutional backbone; it is the default where it exists.
+                config.backbone_config._attn_implementation = None
             self.backbone = AutoBackbone.from_config(config.backbone_config)
             channels = self.backbone.channels
         if len(channels) != NUM_FEATURE_MAPS:

@@ -2,7 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of other code, turned into ours."""
 
-from .original import ConversionReport, config_from_original, convert_original_state_dict, load_original_weights
+from .mask2former import config_from_mask2former, convert_mask2former_state_dict
+from .original import config_from_original, convert_original_state_dict, load_original_weights
+from .renaming import ConversionReport
 
 
-__all__ = ["ConversionReport", "config_from_original", "convert_original_state_dict", "load_original_weights"]
+__all__ = [
+    "ConversionReport",
+    "config_from_mask2former",
+    "config_from_original",
+    "convert_mask2former_state_dict",
+    "convert_original_state_dict",
+    "load_original_weights",
+]

@@ -5,9 +5,7 @@
 Every tensor of the original is accounted for: used, or left out for a stated reason; anything else is an error.
 """
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig
 
 from ..configuration_mtaclip import MTAClipConfig
+from .renaming import ConversionReport, rename_tensors, split_packed_projection
 
 
 # Patterns of their names and ours; `{0}` is the pattern's first group.
@@ -103,26 +102,6 @@ LEFT_OUT = {
 }
 
 CONTRASTIVE_NEGATIVES = ("all_positive", "separate", "mix")
-
-
-@dataclass
-class ConversionReport:
-    """The account of a conversion.
-
-    Attributes:
-        used (`dict[str, list[str]]`): for each original tensor that was used, our tensors made from it.
-        left_out (`dict[str, str]`): for each one that was not, the reason.
-    """
-
-    used: dict[str, list[str]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.used)} tensors used:"]
-        lines += [f"  {name} -> {', '.join(targets)}" for name, targets in self.used.items()]
-        lines += [f"{len(self.left_out)} tensors left out:"]
-        lines += [f"  {name}: {reason}" for name, reason in self.left_out.items()]
-        return "\n".join(lines)
 
 
 def load_original_weights(path: str | Path) -> dict[str, Tensor]:
@@ -248,41 +227,12 @@ def convert_original_state_dict(
     Raises:
         ValueError: a tensor that is neither used nor known to be unused.
     """
-    converted, report, unknown = {}, ConversionReport(), []
-    for name, tensor in original.items():
-        target = _rename(name)
-        if target is not None:
-            tensors = _reshape(target, tensor, config)
-            converted |= tensors
-            report.used[name] = list(tensors)
-            continue
-        reason = next((reason for pattern, reason in LEFT_OUT.items() if re.fullmatch(pattern, name)), None)
-        if reason is None:
-            unknown.append(f"{name} {tuple(tensor.shape)}")
-        else:
-            report.left_out[name] = reason
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} tensors of the checkpoint are unknown, e.g. {unknown[:5]}. "
-            "Is it a checkpoint of MTA-CLIP?"
-        )
-    return converted, report
-
-
-def _rename(name: str) -> str | None:
-    for pattern, target in RENAMES.items():
-        match = re.fullmatch(pattern, name)
-        if match:
-            return target.format(*match.groups())
-    return None
+    return rename_tensors(original, RENAMES, LEFT_OUT, lambda target, tensor: _reshape(target, tensor, config))
 
 
 def _reshape(target: str, tensor: Tensor, config: MTAClipConfig) -> dict[str, Tensor]:
-    if target.endswith((".in_proj_weight", ".in_proj_bias")):
-        module, kind = target.rsplit(".in_proj_", 1)
-        return {
-            f"{module}.{letter}_proj.{kind}": part.clone() for letter, part in zip("qkv", tensor.chunk(3), strict=True)
-        }
+    if ".in_proj_" in target:
+        return split_packed_projection(target, tensor)
     if target == "model.text_model.text_encoder.text_projection.weight":
         return {target: tensor.T.contiguous()}
     if target == "model.decoder.query_positions":
@@ -296,4 +246,4 @@ def _reshape(target: str, tensor: Tensor, config: MTAClipConfig) -> dict[str, Te
     return {target: tensor}
 
 
-__all__ = ["ConversionReport", "config_from_original", "convert_original_state_dict", "load_original_weights"]
+__all__ = ["config_from_original", "convert_original_state_dict", "load_original_weights"]

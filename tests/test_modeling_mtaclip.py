@@ -1,0 +1,367 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from tiny import CLASS_NAMES, tiny_config, tiny_model
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+    TimmBackboneConfig,
+)
+
+from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, modeling_mtaclip
+from modeling_mtaclip.conversion import config_from_mask2former, convert_mask2former_state_dict
+
+
+HEIGHT, WIDTH = 64, 96
+
+
+def make_batch(batch_size=2):
+    labels = torch.randint(0, 3, (batch_size, 4, 6)).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    labels[:, :3] = 255
+    return {"pixel_values": torch.randn(batch_size, 3, HEIGHT, WIDTH), "labels": labels}
+
+
+def plain_text_embeddings(text_model):
+    """Every prompt as a sequence of its own, padded, through CLIP's text encoder."""
+    config, encoder = text_model.config, text_model.text_encoder
+    clip = encoder.text_model
+    names = [config.class_token_ids[name] for name in config.class_names_with_no_object()]
+    embeddings = []
+    for context in text_model.contexts:
+        for ids in names:
+            tokens = clip.embeddings.token_embedding(
+                torch.tensor([config.prompt_start_token_id, *ids, config.prompt_end_token_id])
+            )
+            prompt = torch.cat((tokens[:1], context, tokens[1:]))[None]
+            states = clip.embeddings(inputs_embeds=prompt)
+            length = states.shape[1]
+            mask = torch.full((length, length), float("-inf"), dtype=states.dtype).triu(1)[None, None]
+            states = clip.encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
+            embeddings.append(encoder.text_projection(clip.final_layer_norm(states[0, -1])))
+    return torch.stack(embeddings).unflatten(0, (config.num_prompt_contexts, len(names)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tokens_per_group", [1, 6, 128])
+def test_shared_prefix_text_encoding(dtype, tokens_per_group, monkeypatch):
+    monkeypatch.setattr(modeling_mtaclip, "TOKENS_PER_GROUP", tokens_per_group)
+    text_model = tiny_model().model.text_model.to(dtype)
+    torch.nn.init.normal_(text_model.contexts)
+    embeddings, expected = text_model.get_text_embeddings(), plain_text_embeddings(text_model)
+    torch.testing.assert_close(embeddings, expected)
+    direction = torch.randn_like(embeddings)
+    gradients = [
+        torch.autograd.grad((value * direction).sum(), text_model.contexts)[0] for value in (embeddings, expected)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_masks_equal_resized_mask_logits():
+    model = tiny_model()
+    with torch.no_grad():
+        base = model.model(make_batch()["pixel_values"])
+        states = base.last_hidden_state
+        logits = torch.einsum("bnd,bdhw->bnhw", model.model.decoder.mask_embedder(states), base.mask_features)
+        for memory in base.memories:
+            resized = F.interpolate(logits, memory.shape[-2:], mode="bilinear").flatten(2)
+            outside = resized.sigmoid() < 0.5
+            outside[outside.all(-1)] = False
+            features = F.interpolate(base.mask_features, memory.shape[-2:], mode="bilinear").flatten(2)
+            mask = model.model.decoder._attention_mask(states, features)[:, 0]
+            certain = resized.abs() > 1e-5
+            assert torch.equal((mask < 0)[certain], outside[certain])
+
+
+def test_outputs():
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        outputs = model(batch["pixel_values"])
+    assert outputs.loss is None
+    assert outputs.auxiliary_predictions is None
+    assert outputs.logits.shape == (2, 3, HEIGHT // 4, WIDTH // 4)
+    assert outputs.class_queries_logits.shape == (2, 7, 4)
+    assert outputs.masks_queries_logits.shape == (2, 7, HEIGHT // 4, WIDTH // 4)
+    assert outputs.mask_text_similarity.shape == (2, 3, 7, 4)
+    assert outputs.text_embeddings.shape == (3, 4, 24)
+    scores = torch.einsum(
+        "bqk,bqhw->bkhw", outputs.class_queries_logits.softmax(-1)[..., :-1], outputs.masks_queries_logits.sigmoid()
+    )
+    torch.testing.assert_close(outputs.logits, scores)
+
+
+def test_training_outputs():
+    model, batch = tiny_model().train(), make_batch()
+    outputs = model(**batch, output_logits=False)
+    assert outputs.logits is None
+    assert outputs.masks_queries_logits is None
+    assert len(outputs.auxiliary_predictions) == 4
+    assert {
+        "cross_entropy",
+        "mask",
+        "dice",
+        "contrastive",
+        "mask_0",
+        "contrastive_3",
+    } <= outputs.loss_components.keys()
+
+
+def test_hidden_states_and_attentions():
+    model, batch = tiny_model(), make_batch()
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = model(batch["pixel_values"], output_hidden_states=True, output_attentions=True)
+    queries = 7 + 3 * 4
+    assert [state.shape for state in outputs.hidden_states] == [(2, queries, 32)] * 5
+    assert [weights.shape for weights in outputs.attentions] == [(2, 4, queries, queries)] * 4
+    assert [weights.shape[-1] for weights in outputs.cross_attentions] == [6, 24, 96, 6]
+    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, queries))
+
+
+def test_tuple_output():
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        expected = model(**batch, point_seeds=torch.arange(2))
+        actual = model(**batch, point_seeds=torch.arange(2), return_dict=False)
+    assert isinstance(actual, tuple)
+    assert actual[0] == expected.loss
+    assert torch.equal(actual[1], expected.logits)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_implementation_on_loading(tmp_path, implementation):
+    tiny_model().save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, attn_implementation=implementation)
+    assert loaded.config._attn_implementation == implementation
+    assert loaded.model.text_model.text_encoder.config._attn_implementation == implementation
+
+
+def test_sdpa_and_eager_agree():
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        model.set_attn_implementation("sdpa")
+        expected = model(batch["pixel_values"])
+        model.set_attn_implementation("eager")
+        actual = model(batch["pixel_values"])
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual.mask_text_similarity, expected.mask_text_similarity, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", ["some", "none", "one class"])
+def test_every_trainable_parameter_has_a_gradient(labels):
+    model, batch = tiny_model().train(), make_batch()
+    if labels != "some":
+        batch["labels"][:] = 255 if labels == "none" else 1
+    model(**batch).loss.backward()
+    dead = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert not dead
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    assert frozen
+    assert all(name.startswith("model.text_model.text_encoder.") for name in frozen)
+    assert model.model.text_model.contexts.requires_grad
+
+
+def test_text_encoder_stays_in_evaluation_mode():
+    model = tiny_model().train()
+    assert model.training
+    assert not any(module.training for module in model.model.text_model.text_encoder.modules())
+
+
+def test_text_embeddings_are_cached_until_a_prompt_changes():
+    model, batch = tiny_model(), make_batch()
+    with torch.inference_mode():
+        first = model(batch["pixel_values"]).text_embeddings
+        assert model(batch["pixel_values"]).text_embeddings is first
+    with torch.no_grad():
+        assert model(batch["pixel_values"]).text_embeddings is first
+        model.model.text_model.contexts.add_(1)
+        changed = model(batch["pixel_values"]).text_embeddings
+        torch.testing.assert_close(changed, plain_text_embeddings(model.model.text_model))
+    assert not torch.allclose(changed, first)
+
+
+def test_learning_reduces_the_loss():
+    model, batch = tiny_model().train(), make_batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = model(**batch, output_logits=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, batch = tiny_model().train(), make_batch()
+    # BatchNorm's statistics depend on how often the backbone ran.
+    model.model.backbone.eval()
+    batch["point_seeds"] = torch.arange(2)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.zero_grad()
+        model(**batch).loss.backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters() if weight.requires_grad])
+    torch.testing.assert_close(*gradients)
+
+
+def test_feature_maps_replace_images():
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        feature_maps = model.model.backbone(batch["pixel_values"]).feature_maps
+        expected, actual = model(batch["pixel_values"]), model(feature_maps=list(feature_maps))
+    torch.testing.assert_close(actual.logits, expected.logits)
+
+
+def test_reload_is_bit_equal(tmp_path):
+    model, batch = tiny_model(), make_batch()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert isinstance(loaded, MTAClipForSemanticSegmentation)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    loaded_tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
+    assert tensors.keys() == loaded_tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, loaded_tensors[name]), name
+        assert tensor.requires_grad == loaded_tensors[name].requires_grad, name
+    with torch.no_grad():
+        expected, actual = model(batch["pixel_values"]), loaded(batch["pixel_values"])
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+
+
+def test_base_model_loads_from_the_same_folder(tmp_path, caplog):
+    model, batch = tiny_model(), make_batch()
+    model.save_pretrained(tmp_path)
+    base = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(base, MTAClipModel)
+    with torch.no_grad():
+        expected, actual = model.model(batch["pixel_values"]), base(batch["pixel_values"])
+    assert torch.equal(expected.last_hidden_state, actual.last_hidden_state)
+
+
+def test_timm_backbone_weights_survive(tmp_path):
+    backbone = TimmBackboneConfig(backbone="test_efficientnet", out_indices=[1, 2, 3, 4])
+    model, batch = tiny_model(backbone_config=backbone), make_batch()
+    with torch.no_grad():
+        for weight in model.model.backbone.parameters():
+            weight.add_(torch.randn_like(weight) * 0.1)
+    model.save_pretrained(tmp_path)
+    loaded = MTAClipForSemanticSegmentation.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    with torch.no_grad():
+        assert torch.equal(model(batch["pixel_values"]).logits, loaded(batch["pixel_values"]).logits)
+
+
+@pytest.fixture
+def mask2former():
+    backbone = SwinConfig(
+        image_size=64,
+        embed_dim=12,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 2, 4],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone,
+        feature_size=32,
+        hidden_dim=32,
+        mask_feature_size=16,
+        encoder_layers=2,
+        decoder_layers=5,
+        num_attention_heads=4,
+        encoder_feedforward_dim=48,
+        dim_feedforward=40,
+        num_queries=7,
+        id2label=dict(enumerate(CLASS_NAMES)),
+        label2id={name: index for index, name in enumerate(CLASS_NAMES)},
+    )
+    model = Mask2FormerForUniversalSegmentation(config).eval()
+    with torch.no_grad():
+        # Freshly made, offsets and attention of the pixel decoder would not depend on the image.
+        for layer in model.model.pixel_level_module.decoder.encoder.layers:
+            layer.self_attn.sampling_offsets.weight.normal_(std=0.3)
+            layer.self_attn.attention_weights.weight.normal_(std=0.3)
+    return model
+
+
+def test_without_text_branch_it_is_mask2former(mask2former):
+    ours = MTAClipForSemanticSegmentation(config_from_mask2former(mask2former.config)).eval()
+    state_dict, report = convert_mask2former_state_dict(mask2former.state_dict())
+    ours.load_state_dict(state_dict)
+    assert list(report.left_out) == ["criterion.empty_weight"]
+    pixel_values = make_batch()["pixel_values"]
+    with torch.no_grad():
+        expected = mask2former(pixel_values, output_auxiliary_logits=True)
+        actual = ours(pixel_values, output_auxiliary_predictions=True)
+    assert actual.text_embeddings is None
+    assert actual.mask_text_similarity is None
+    for theirs, our in zip(
+        [*expected.auxiliary_logits, expected], [*actual.auxiliary_predictions, actual], strict=True
+    ):
+        for name in ("class_queries_logits", "masks_queries_logits"):
+            torch.testing.assert_close(our[name], theirs[name], rtol=0, atol=1e-4)
+
+
+def test_without_text_branch_it_trains():
+    model, batch = tiny_model(text_branch=False, text_config=None).train(), make_batch()
+    outputs = model(**batch)
+    outputs.loss.backward()
+    assert "contrastive" not in outputs.loss_components
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of `pixel_values` and `feature_maps`; got neither"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64), "feature_maps": []}, "got both"),
+        ({"pixel_values": torch.zeros(3, 64, 64)}, r"\(batch, channels, height, width\), got \(3, 64, 64\)"),
+        ({"feature_maps": [torch.zeros(1, 8, 4, 4)] * 4}, r"4 maps with \[8, 12, 16, 20\] channels"),
+        (
+            {"pixel_values": torch.zeros(1, 3, 64, 64), "labels": torch.zeros(1, 32, 64).long()},
+            r"size \(32, 64\) don't fit `pixel_values` of size \(64, 64\)",
+        ),
+        (
+            {"pixel_values": torch.zeros(2, 3, 64, 64), "labels": torch.zeros(1, 64, 64).long()},
+            "one label map per image",
+        ),
+        (
+            {"pixel_values": torch.zeros(1, 3, 64, 64), "labels": torch.zeros(1, 64, 64)},
+            "`labels` must be int64, got torch.float32",
+        ),
+        (
+            {"pixel_values": torch.zeros(1, 3, 64, 64), "labels": torch.full((1, 64, 64), 3)},
+            r"values \[3\], but the model has 3 classes",
+        ),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**arguments)
+
+
+def test_model_without_backbone_refuses_images():
+    model = tiny_model(backbone_config=None, feature_channels=[4, 8, 12, 16])
+    with pytest.raises(ValueError, match="has no backbone"):
+        model(torch.zeros(1, 3, 64, 64))
+
+
+def test_backbone_with_other_than_four_maps():
+    backbone = TimmBackboneConfig(backbone="test_efficientnet", out_indices=[3, 4])
+    with pytest.raises(ValueError, match=r"returns 2 feature maps .* but 4 are needed"):
+        tiny_model(backbone_config=backbone)
+
+
+def test_class_names_without_tokens():
+    with pytest.raises(ValueError, match="no `class_token_ids`"):
+        MTAClipForSemanticSegmentation(tiny_config(class_token_ids=None))
