@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .configuration_mtaclip import MTAClipConfig
-from .point_sampling_mtaclip import sample_rows
+from .point_sampling_mtaclip import bilinear_corners, sample_rows
 
 
 logger = logging.get_logger(__name__)
@@ -158,20 +158,12 @@ def interpolate_labels(
         ignore_index (`int`, *optional*): label of pixels that don't count; `None`: every pixel counts.
         dtype (`torch.dtype`): of the result.
     """
-    height, width = labels.shape
-    position = points * points.new_tensor((width, height)) - 0.5
-    low = position.floor()
-    fraction = (position - low).to(dtype)
-    low = low.long()
+    rows, shares = bilinear_corners(tuple(labels.shape), points)
+    corners, shares = labels.flatten()[rows], shares.to(dtype)
     targets = labels.new_zeros((len(classes), len(points)), dtype=dtype)
-    weights = labels.new_zeros(len(points), dtype=dtype)
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        x, y = low[:, 0] + dx, low[:, 1] + dy
-        share = (fraction[:, 0] if dx else 1 - fraction[:, 0]) * (fraction[:, 1] if dy else 1 - fraction[:, 1])
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        corner = labels.flatten()[y.clamp(0, height - 1) * width + x.clamp(0, width - 1)]
-        targets += (inside & (corner == classes[:, None])) * share
-        weights += (inside & (corner != ignore_index)) * share
+    for corner, share in zip(corners.unbind(1), shares.unbind(1), strict=True):
+        targets += (corner == classes[:, None]) * share
+    weights = ((corners != ignore_index) * shares).sum(dim=1)
     return LabelPoints(targets, torch.ones_like(weights) if ignore_index is None else weights)
 
 
