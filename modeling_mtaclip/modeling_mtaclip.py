@@ -17,6 +17,7 @@ from transformers import AutoBackbone, CLIPTextModelWithProjection, PreTrainedMo
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -816,6 +817,13 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         if text_embeddings is None:
             return class_logits, mask_embeddings, None
         return class_logits, mask_embeddings, self.text_head(mask_queries, text_queries, text_embeddings)
+
+
+# Pipelines look supported models up by name in this table, which `AutoModelForSemanticSegmentation.register` leaves as
+# it is: without the entry, pipeline("image-segmentation") works, but logs that it does not.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
+    MTAClipConfig.model_type, MTAClipForSemanticSegmentation.__name__
+)
 
 
 def _mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

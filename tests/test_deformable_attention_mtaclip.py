@@ -10,7 +10,7 @@ from modeling_mtaclip.deformable_attention_mtaclip import multi_scale_deformable
 
 def plain_attention(value, spatial_shapes, locations, weights):
     """One sampled pixel at a time."""
-    batch_size, queries, heads, levels, points, _ = locations.shape
+    batch_size, queries, heads, _, points, _ = locations.shape
     result = []
     for b in range(batch_size):
         for n in range(queries):
@@ -20,8 +20,8 @@ def plain_attention(value, spatial_shapes, locations, weights):
                     for point in range(points):
                         x = locations[b, n, head, level, point, 0] * width - 0.5
                         y = locations[b, n, head, level, point, 1] * height - 0.5
-                        for column in (math.floor(x), math.floor(x) + 1):
-                            for row in (math.floor(y), math.floor(y) + 1):
+                        for column in (math.floor(x.item()), math.floor(x.item()) + 1):
+                            for row in (math.floor(y.item()), math.floor(y.item()) + 1):
                                 if 0 <= column < width and 0 <= row < height:
                                     share = (1 - (x - column).abs()) * (1 - (y - row).abs())
                                     pixel = value[b, start + row * width + column, head]

@@ -1,0 +1,142 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The package in transformers' hands: Auto classes, pipelines, and saved folders without the package."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import CLASS_NAMES, tiny_model
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    pipeline,
+)
+from transformers.utils import logging as transformers_logging
+
+from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation, MTAClipImageProcessor, MTAClipModel
+
+
+WITHOUT_THE_PACKAGE = """
+import json, logging, sys
+from unittest import mock
+
+sys.modules["modeling_mtaclip"] = None  # any import of the package fails
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline, utils
+)
+
+records = []
+handler = logging.Handler(level=logging.ERROR)
+handler.emit = lambda record: records.append(record.getMessage())
+utils.logging.add_handler(handler)
+folder, image = sys.argv[1:]
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+frozen = sum(not weight.requires_grad for weight in model.parameters())
+segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
+from PIL import Image
+with torch.no_grad():
+    outputs = model(**processor(Image.open(image), return_tensors="pt"))
+print(json.dumps({
+    "classes": [type(value).__name__ for value in (config, base, model, processor)],
+    "sum": outputs.logits.double().sum().item(),
+    "frozen": frozen,
+    "segments": {s["label"]: int((np.array(s["mask"]) > 0).sum()) for s in segment(image)},
+    "errors": records,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    MTAClipImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory):
+    path = tmp_path_factory.mktemp("images") / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 95, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def errors():
+    """What transformers logs as an error; its loggers don't propagate to pytest's."""
+    messages = []
+    handler = logging.Handler(level=logging.ERROR)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    transformers_logging.add_handler(handler)
+    yield messages
+    transformers_logging.remove_handler(handler)
+
+
+def expected_labels(folder, image):
+    model = MTAClipForSemanticSegmentation.from_pretrained(folder)
+    processor = MTAClipImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        outputs = model(**processor(Image.open(image), return_tensors="pt"))
+    return outputs, processor.post_process_semantic_segmentation(outputs, [(70, 95)])[0].numpy()
+
+
+def test_auto_classes(folder):
+    for auto_class, expected in (
+        (AutoConfig, MTAClipConfig),
+        (AutoModel, MTAClipModel),
+        (AutoModelForSemanticSegmentation, MTAClipForSemanticSegmentation),
+        (AutoImageProcessor, MTAClipImageProcessor),
+    ):
+        assert type(auto_class.from_pretrained(folder)) is expected
+
+
+@pytest.mark.parametrize("kind", ["image", "path", "list"])
+def test_pipeline(folder, image, kind, errors):
+    segment = pipeline("image-segmentation", model=str(folder))
+    inputs = {"image": Image.open(image), "path": str(image), "list": [str(image), Image.open(image)]}[kind]
+    answer = segment(inputs)
+    assert not errors
+    _, labels = expected_labels(folder, image)
+    for segments in answer if kind == "list" else [answer]:
+        assert {segment["label"] for segment in segments} == {CLASS_NAMES[label] for label in np.unique(labels)}
+        for segment in segments:
+            mask = np.array(segment["mask"]) > 0
+            assert np.array_equal(mask, labels == CLASS_NAMES.index(segment["label"]))
+
+
+@pytest.mark.slow
+def test_saved_folder_works_without_the_package(folder, image, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(folder), str(image)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    outputs, labels = expected_labels(folder, image)
+    assert answer["classes"] == [
+        "MTAClipConfig",
+        "MTAClipModel",
+        "MTAClipForSemanticSegmentation",
+        "MTAClipImageProcessor",
+    ]
+    assert answer["sum"] == outputs.logits.double().sum().item()
+    assert answer["frozen"] == len(list(tiny_model().model.text_model.text_encoder.parameters()))
+    assert answer["segments"] == {CLASS_NAMES[label]: int((labels == label).sum()) for label in np.unique(labels)}
+    assert answer["errors"] == []
