@@ -1,0 +1,271 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Mean IoU against the plain formula of `evaluate`'s metric, image by image with NumPy histograms."""
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import distributed, multiprocessing
+
+from modeling_mtaclip.metrics import MeanIoU
+
+
+KEYS = ["mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"]
+
+
+def plain_areas(prediction, label, num_labels, ignore_index, label_map, reduce_labels):
+    prediction, label = np.array(prediction, dtype=np.int64), np.array(label, dtype=np.int64)
+    old = label.copy()
+    for old_id, new_id in (label_map or {}).items():
+        label[old == old_id] = new_id
+    if reduce_labels:
+        label[label == 0] = 255
+        label -= 1
+        label[label == 254] = 255
+    kept = label != ignore_index
+    prediction, label = prediction[kept], label[kept]
+
+    def histogram(values):
+        return np.histogram(values, bins=num_labels, range=(0, num_labels - 1))[0].astype(np.float64)
+
+    return np.stack([histogram(prediction[prediction == label]), histogram(prediction), histogram(label)])
+
+
+def plain_mean_iou(
+    predictions, references, num_labels, ignore_index, label_map=None, reduce_labels=False, nan_to_num=None
+):
+    areas = np.zeros((3, num_labels))
+    for prediction, label in zip(predictions, references, strict=True):
+        areas += plain_areas(prediction, label, num_labels, ignore_index, label_map, reduce_labels)
+    intersection, predicted, annotated = areas
+    with np.errstate(all="ignore"):
+        iou, accuracy = intersection / (predicted + annotated - intersection), intersection / annotated
+        overall = intersection.sum() / annotated.sum()
+    present_iou, present_accuracy = iou[~np.isnan(iou)], accuracy[~np.isnan(accuracy)]
+    figures = {
+        "mean_iou": present_iou.sum() / len(present_iou) if len(present_iou) else np.nan,
+        "mean_accuracy": present_accuracy.sum() / len(present_accuracy) if len(present_accuracy) else np.nan,
+        "overall_accuracy": overall,
+        "per_category_iou": iou,
+        "per_category_accuracy": accuracy,
+    }
+    if nan_to_num is None:
+        return figures
+    return {name: np.where(np.isnan(value), nan_to_num, value) for name, value in figures.items()}
+
+
+def assert_same_figures(actual, expected):
+    assert list(actual) == KEYS
+    for key in KEYS:
+        np.testing.assert_allclose(actual[key], expected[key], rtol=0, atol=1e-12, err_msg=key)
+
+
+def random_maps(generator, sizes, high, dtype=np.uint8, ignore=255, ignored_share=0.2):
+    maps = []
+    for size in sizes:
+        values = generator.integers(0, high, size).astype(dtype)
+        values[generator.random(size) < ignored_share] = ignore
+        maps.append(values)
+    return maps
+
+
+SIZES = [(7, 5), (1, 1), (16, 9), (3, 20)]
+
+OPTIONS = {
+    "plain": {"num_labels": 10, "ignore_index": 255},
+    "fewer classes than values": {"num_labels": 4, "ignore_index": 255},
+    "more classes than values": {"num_labels": 150, "ignore_index": 255},
+    "one class": {"num_labels": 1, "ignore_index": 255},
+    "a class is ignored": {"num_labels": 10, "ignore_index": 3},
+    "nothing is ignored": {"num_labels": 10, "ignore_index": None},
+    "reduced": {"num_labels": 9, "ignore_index": 255, "reduce_labels": True},
+    "reduced, other ignored value": {"num_labels": 300, "ignore_index": 0, "reduce_labels": True},
+    "mapped": {"num_labels": 10, "ignore_index": 255, "label_map": {0: 1, 1: 0, 2: 255, 255: 4}},
+    "mapped and reduced": {"num_labels": 9, "ignore_index": 255, "label_map": {5: 0, 0: 5}, "reduce_labels": True},
+    "NaN replaced": {"num_labels": 15, "ignore_index": 255, "nan_to_num": -1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_equals_plain_formula(options, dtype):
+    generator = np.random.default_rng(0)
+    predictions = random_maps(generator, SIZES, 10, dtype, ignored_share=0.1)
+    references = random_maps(generator, SIZES, 10, dtype)
+    expected = plain_mean_iou(predictions, references, **options)
+    assert_same_figures(MeanIoU().compute(predictions=predictions, references=references, **options), expected)
+
+    metric = MeanIoU(**options)
+    for prediction, reference in zip(predictions, references, strict=True):
+        metric.add(prediction=prediction, reference=reference)
+    assert_same_figures(metric.compute(), expected)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "num_labels"),
+    [
+        pytest.param([[0, 1], [1, 1]], [[0, 1], [1, 0]], 3, id="absent class"),
+        pytest.param([[0, 1], [2, 2]], [[0, 1], [1, 0]], 3, id="class only predicted"),
+        pytest.param([[0, 1], [1, 1]], [[255, 255], [255, 255]], 3, id="all ignored"),
+        pytest.param([[255, 255], [1, 1]], [[0, 1], [1, 255]], 3, id="ignored value predicted"),
+        pytest.param([[7, -4], [1, 9]], [[7, 1], [-4, 9]], 3, id="values that are no class"),
+        pytest.param([[255, 3], [0, 300]], [[255, 300], [255, 300]], 400, id="classes above 255"),
+        pytest.param([[0, 1], [0, 0]], [[0, 0], [255, 1]], 1, id="one class"),
+        pytest.param([[70000, 1], [2, 0]], [[-100, 1], [65535, 0]], 3, id="large and negative values"),
+        pytest.param([[]], [[]], 3, id="no pixel"),
+    ],
+)
+def test_edge_cases(prediction, reference, num_labels):
+    expected = plain_mean_iou([prediction], [reference], num_labels, 255)
+    metric = MeanIoU(num_labels=num_labels)
+    assert_same_figures(metric.compute(predictions=[prediction], references=[reference]), expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_image_gives_nan_without_warning():
+    figures = MeanIoU(num_labels=2).compute(predictions=[], references=[])
+    assert list(figures) == KEYS
+    assert all(np.isnan(value).all() for value in figures.values())
+
+
+def test_example_of_evaluate():
+    """The figures that the documentation of `evaluate`'s metric states for its example."""
+    predictions = [[[1, 2], [3, 4], [5, 255]], [[2, 7], [9, 2], [3, 6]], [[2, 2, 3], [8, 2, 4], [3, 255, 2]]]
+    references = [[[0, 3], [5, 4], [6, 255]], [[1, 7], [9, 2], [3, 6]], [[1, 2, 2], [8, 2, 1], [3, 255, 1]]]
+    figures = MeanIoU().compute(predictions=predictions, references=references, num_labels=10, ignore_index=255)
+    assert figures["mean_iou"] == pytest.approx(0.4775, abs=1e-12)
+    assert figures["mean_accuracy"] == pytest.approx(0.5916666666666666, abs=1e-12)
+    assert figures["overall_accuracy"] == pytest.approx(0.5263157894736842, abs=1e-12)
+    np.testing.assert_allclose(figures["per_category_iou"], [0, 0, 0.375, 0.4, 0.5, 0, 0.5, 1, 1, 1])
+
+
+def test_containers_and_batches_agree():
+    generator = np.random.default_rng(1)
+    predictions, references = (np.stack(random_maps(generator, [(6, 8)] * 4, 5)) for _ in range(2))
+    expected = plain_mean_iou(predictions, references, 5, 255)
+    forms = {
+        "array": (predictions, references),
+        "tensor": (torch.from_numpy(predictions), torch.from_numpy(references).long()),
+        "tensor and array": (torch.from_numpy(predictions), references),
+        "float tensor": (torch.from_numpy(predictions).float(), references),
+        "lists": (predictions.tolist(), references.tolist()),
+        "images": ([Image.fromarray(x) for x in predictions], [Image.fromarray(x) for x in references]),
+    }
+    for given_predictions, given_references in forms.values():
+        metric = MeanIoU(num_labels=5, ignore_index=255)
+        metric.add_batch(predictions=given_predictions[:1], references=given_references[:1])
+        metric.add_batch(predictions=given_predictions[1:], references=given_references[1:])
+        assert len(metric) == 4
+        assert_same_figures(metric.compute(), expected)
+        assert len(metric) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_counts_on_the_gpu():
+    predictions, references = torch.randint(0, 300, (2, 3, 64, 64))
+    expected = plain_mean_iou(predictions, references, 300, 255)
+    metric = MeanIoU(num_labels=280)
+    metric.add_batch(predictions=predictions.cuda(), references=references.cuda())
+    metric.add_batch(predictions=predictions[:0].cuda(), references=references[:0])
+    assert metric.counts.table.is_cuda
+    assert_same_figures(metric.compute(num_labels=300), expected)
+
+
+def test_options_may_change_after_adding():
+    generator = np.random.default_rng(2)
+    predictions, references = random_maps(generator, SIZES, 6), random_maps(generator, SIZES, 6)
+    metric = MeanIoU(num_labels=3, ignore_index=255, reduce_labels=True)
+    metric.add_batch(predictions=predictions, references=references)
+    figures = metric.compute(num_labels=6, ignore_index=2, reduce_labels=False)
+    assert_same_figures(figures, plain_mean_iou(predictions, references, 6, 2))
+
+
+def test_memory_does_not_grow_and_nothing_is_stored(tmp_path):
+    metric = MeanIoU(num_labels=150, cache_dir=str(tmp_path))
+    for _ in range(5):
+        metric.add_batch(predictions=torch.randint(0, 150, (2, 32, 32)), references=torch.randint(0, 150, (2, 32, 32)))
+    assert metric.counts.table.shape == (256, 256)
+    metric.compute()
+    assert not list(tmp_path.iterdir())
+
+
+def test_is_an_evaluate_metric_and_combines():
+    metric = MeanIoU(num_labels=2)
+    assert isinstance(metric, evaluate.Metric)
+    assert metric.name == "mean_io_u"
+    assert "num_labels" in metric.compute.__doc__
+    combined = evaluate.combine([metric])
+    combined.add_batch(predictions=[[[0, 1]]], references=[[[0, 1]]])
+    assert combined.compute(num_labels=2, ignore_index=255)["mean_iou"] == 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "options", "message"),
+    [
+        ([[0, 1]], [[0], [1]], {}, "resize predictions"),
+        ([[0.5, 1]], [[0, 1]], {}, "whole numbers"),
+        ([["a"]], [[0]], {}, "must be numbers"),
+        ([[0, 1]], [[0, 1]], {"num_labels": None}, "number of classes is unknown"),
+        ([[0, 1]], [[0, 1]], {"num_labels": 0}, "positive whole number"),
+    ],
+)
+def test_errors(prediction, reference, options, message):
+    with pytest.raises(ValueError, match=message):
+        MeanIoU(num_labels=2).compute(predictions=[prediction], references=[reference], **options)
+
+
+def test_numbers_of_images_must_agree():
+    with pytest.raises(ValueError, match="1 predictions for 2 references"):
+        MeanIoU(num_labels=2).add_batch(predictions=[[[0]]], references=[[[0]], [[1]]])
+    with pytest.raises(ValueError, match="Both"):
+        MeanIoU(num_labels=2).add_batch(predictions=[[[0]]])
+
+
+def test_scores_instead_of_labels_are_rejected():
+    with pytest.raises(ValueError, match="More than 4096 distinct values"):
+        MeanIoU(num_labels=2).add(prediction=torch.arange(5000) * 3, reference=torch.zeros(5000))
+
+
+def images_of_process(process_id):
+    """Uneven shares: the first process owns five images, one with rare values; the second two; the third none."""
+    generator = np.random.default_rng(process_id)
+    sizes = {0: [(8, 8)] * 4 + [(3, 5)], 1: [(8, 8), (2, 9)], 2: []}[process_id]
+    predictions, references = random_maps(generator, sizes, 6, np.int64), random_maps(generator, sizes, 6, np.int64)
+    if process_id < 2:
+        references[0][0, :2] = [-7 + process_id, 900]
+        predictions[0][0, :2] = [900, -7]
+    return predictions, references
+
+
+def run_process(process_id, num_processes, folder):
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=process_id, world_size=num_processes
+    )
+    predictions, references = images_of_process(process_id)
+    explicit = MeanIoU(num_labels=6)
+    explicit.add_batch(predictions=predictions, references=references)
+    explicit.synchronize()
+    explicit.synchronize()
+    with pytest.raises(ValueError, match="after `synchronize`"):
+        explicit.add(prediction=[[0]], reference=[[0]])
+    implicit = MeanIoU(num_labels=6, num_process=num_processes, process_id=process_id)
+    implicit.add_batch(predictions=predictions, references=references)
+    matrix = explicit.confusion_matrix()
+    torch.save((explicit.compute(), implicit.compute(), matrix), f"{folder}/{process_id}.pt")
+    distributed.destroy_process_group()
+
+
+def test_several_processes_with_uneven_shares(tmp_path):
+    multiprocessing.spawn(run_process, args=(3, str(tmp_path)), nprocs=3)
+    shares = [images_of_process(process_id) for process_id in range(3)]
+    predictions, references = ([image for share in shares for image in share[i]] for i in range(2))
+    expected = plain_mean_iou(predictions, references, 6, 255)
+    single = MeanIoU(num_labels=6)
+    single.add_batch(predictions=predictions, references=references)
+    for process_id in range(3):
+        explicit, implicit, matrix = torch.load(tmp_path / f"{process_id}.pt", weights_only=False)
+        assert_same_figures(explicit, expected)
+        assert_same_figures(implicit, expected)
+        assert torch.equal(matrix, single.confusion_matrix())
