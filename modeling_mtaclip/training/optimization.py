@@ -1,0 +1,115 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Parameter groups and learning-rate schedule of the paper's recipe."""
+
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+# Parameters without weight decay that are no norm's: learned queries, positions, levels and prompts, and what
+# transformers' and timm's backbones call their position tables and class tokens.
+UNDECAYED_NAMES = (
+    "mask_queries",
+    "query_positions",
+    "level_embed",
+    "text_model.contexts",
+    "pos_embed",
+    "position_embedding",
+    "relative_position_bias",
+    "cls_token",
+    "register_tokens",
+)
+BACKBONE = "model.backbone."
+
+
+def parameter_group(name: str, module: nn.Module) -> tuple[bool, bool]:
+    """Says how a parameter is trained.
+
+    Args:
+        name (`str`): the parameter's name in `MTAClipForSemanticSegmentation`.
+        module (`nn.Module`): the module that owns it.
+
+    Returns:
+        `tuple[bool, bool]`: whether it belongs to the backbone, and whether it decays.
+    """
+    is_norm = "norm" in type(module).__name__.lower()
+    decays = not is_norm and not any(part in name for part in UNDECAYED_NAMES)
+    return name.startswith(BACKBONE), decays
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, backbone_lr_factor: float
+) -> list[dict[str, Any]]:
+    """Sorts the trainable parameters into an optimizer's groups; the frozen text encoder is in none.
+
+    Args:
+        model (`nn.Module`): an `MTAClipForSemanticSegmentation`.
+        learning_rate (`float`): of everything but the backbone.
+        weight_decay (`float`): of everything but norms, learned queries, positions, levels and prompts.
+        backbone_lr_factor (`float`): the backbone's learning rate is this times `learning_rate`.
+
+    Returns:
+        `list[dict]`: non-empty groups, with `name` and the parameters' names in `param_names`, the main one first.
+    """
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for in_backbone in (False, True):
+        for decays in (True, False):
+            groups[in_backbone, decays] = {
+                "name": f"{'backbone' if in_backbone else 'decoder'}{'' if decays else ', no decay'}",
+                "params": [],
+                "param_names": [],
+                "lr": learning_rate * (backbone_lr_factor if in_backbone else 1),
+                "weight_decay": weight_decay if decays else 0.0,
+            }
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            if parameter.requires_grad:
+                group = groups[parameter_group(name, module)]
+                group["params"].append(parameter)
+                group["param_names"].append(name)
+    return [group for group in groups.values() if group["params"]]
+
+
+def _polynomial_factor(
+    step: int, warmup_steps: int, num_steps: int, power: float, start_factor: float, end_factor: float
+) -> float:
+    if step < warmup_steps:
+        return start_factor + (1 - start_factor) * step / warmup_steps
+    remaining = max(0.0, (num_steps - step) / max(1, num_steps - warmup_steps))
+    return end_factor + (1 - end_factor) * remaining**power
+
+
+def polynomial_schedule(
+    optimizer: Optimizer,
+    warmup_steps: int,
+    num_steps: int,
+    power: float = 0.9,
+    warmup_start_factor: float = 0.1,
+    lr_end: float = 0.0,
+) -> LambdaLR:
+    """Linear warm-up, then polynomial decay (DeepLab, arXiv 1606.00915).
+
+    Args:
+        optimizer (`Optimizer`): every group keeps its share of the learning rate.
+        warmup_steps (`int`): steps until the full learning rate.
+        num_steps (`int`): all steps.
+        power (`float`): of the decay.
+        warmup_start_factor (`float`): share of the learning rate at step 0, if there is a warm-up.
+        lr_end (`float`): learning rate after the last step, for the optimizer's default learning rate.
+    """
+    factor = partial(
+        _polynomial_factor,
+        warmup_steps=warmup_steps,
+        num_steps=num_steps,
+        power=power,
+        start_factor=warmup_start_factor,
+        end_factor=lr_end / optimizer.defaults["lr"],
+    )
+    return LambdaLR(optimizer, factor)
+
+
+__all__ = ["parameter_group", "parameter_groups", "polynomial_schedule"]

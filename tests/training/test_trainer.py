@@ -1,0 +1,161 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The trainer: the same steps on one process and on two, exact evaluation, and every loss term in the log."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import IterableDataset
+
+from modeling_mtaclip import MTAClipImageProcessor
+from modeling_mtaclip.metrics import MeanIoU
+from modeling_mtaclip.training import MTAClipTrainer, MTAClipTrainingArguments
+from modeling_mtaclip.training.evaluation import SegmentationScores
+from tests.tiny import CLASS_NAMES, tiny_model
+from tests.training.distributed_steps import evaluation_example, example
+
+
+def run_steps(repository_dir, output_dir, num_processes, batch_size, accumulation_steps=1, num_steps=5):
+    """Runs distributed_steps.py and returns the final weights, the log of each step and the evaluation."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    script = str(repository_dir / "tests" / "training" / "distributed_steps.py")
+    numbers = [str(number) for number in (batch_size, accumulation_steps, num_steps)]
+    environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(launcher if num_processes > 1 else []), script, str(output_dir), *numbers]
+    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    log = json.loads((output_dir / "log.json").read_text())
+    steps = [entry for entry in log["history"] if "loss" in entry]
+    return load_file(output_dir / "weights.safetensors"), steps, log["metrics"]
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one_with_the_whole_batch(repository_dir, tmp_path):
+    whole, steps, metrics = run_steps(repository_dir, tmp_path / "one", num_processes=1, batch_size=2)
+    halves, half_steps, half_metrics = run_steps(repository_dir, tmp_path / "two", num_processes=2, batch_size=1)
+    assert len(steps) == 5
+    for step, half_step in zip(steps, half_steps, strict=True):
+        assert step == pytest.approx(half_step, rel=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(value, halves[name], rtol=0, atol=1e-5, msg=name)
+    scores = ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy", "eval_constant_mean_iou")
+    assert [metrics[name] for name in scores] == [half_metrics[name] for name in scores]
+
+
+def trainer(tmp_path, model=None, **options):
+    defaults = {
+        "output_dir": str(tmp_path),
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    datasets = {name: options.pop(name) for name in ("train_dataset", "eval_dataset") if name in options}
+    return MTAClipTrainer(
+        model=tiny_model() if model is None else model,
+        args=MTAClipTrainingArguments(**(defaults | options)),
+        processing_class=MTAClipImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}),
+        **datasets,
+    )
+
+
+def test_every_loss_term_is_logged_as_the_mean_over_the_steps(tmp_path):
+    model = tiny_model()
+    run = trainer(tmp_path, model, train_dataset=[example(index) for index in range(4)], logging_steps=2)
+    recorded = []
+    model.register_forward_hook(lambda module, inputs, outputs: recorded.append(outputs.loss_components))
+    run.train()
+    entry = next(entry for entry in run.state.log_history if "loss" in entry)
+    layers = ["", *(f"_{index}" for index in range(4))]
+    names = {f"{term}{layer}" for term in ("cross_entropy", "mask", "dice", "contrastive") for layer in layers}
+    assert {name.removeprefix("loss_") for name in entry if name.startswith("loss_")} == names
+    for name in names:
+        assert entry[f"loss_{name}"] == pytest.approx(sum(float(terms[name]) for terms in recorded) / 2, rel=1e-5)
+    weights = {"cross_entropy": 2.0, "mask": 5.0, "dice": 5.0, "contrastive": 1.0}
+    total = sum(weight * entry[f"loss_{term}{layer}"] for term, weight in weights.items() for layer in layers)
+    assert entry["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_a_training_step_makes_no_logits(tmp_path):
+    model = tiny_model()
+    outputs = []
+    model.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    trainer(tmp_path, model, train_dataset=[example(0), example(1)], max_steps=1).train()
+    assert outputs[0].logits is None
+    assert outputs[0].masks_queries_logits is None
+
+
+def test_evaluation_is_at_the_size_of_the_annotation_for_any_batch_size(tmp_path):
+    model = tiny_model()
+    examples = [evaluation_example(index) for index in range(5)]
+    expected = MeanIoU(num_labels=len(CLASS_NAMES), ignore_index=255)
+    processor = trainer(tmp_path).processing_class
+    for each in examples:
+        with torch.no_grad():
+            outputs = model(**processor(each["image"], return_tensors="pt"))
+        annotation = np.array(each["annotation"])
+        prediction = processor.post_process_semantic_segmentation(outputs, target_sizes=[annotation.shape])[0]
+        expected.add(prediction=prediction, reference=annotation)
+    matrix = expected.confusion_matrix()
+    for batch_size in (1, 3, 5):
+        run = trainer(tmp_path, model, eval_dataset=examples, per_device_eval_batch_size=batch_size)
+        metrics = run.evaluate()
+        assert torch.equal(run.scores.matrix, matrix)
+    assert metrics["eval_mean_iou"] == expected.compute()["mean_iou"]
+
+
+class Stream(IterableDataset):
+    """Five examples that can only be read one after the other."""
+
+    def __iter__(self):
+        return (evaluation_example(index) for index in range(5))
+
+
+def test_streams_are_evaluated_like_lists(tmp_path):
+    model = tiny_model()
+    listed = trainer(tmp_path, model, eval_dataset=[evaluation_example(index) for index in range(5)])
+    streamed = trainer(tmp_path, model, eval_dataset=Stream())
+    for run in (listed, streamed):
+        run.evaluate()
+    assert torch.equal(listed.scores.matrix, streamed.scores.matrix)
+
+
+def test_constant_prediction_is_scored_by_hand():
+    scores = SegmentationScores(["a", "b", "c"], ignore_index=255)
+    annotation = torch.tensor([[0, 0, 0, 1, 255]])
+    scores.add(torch.tensor([[0, 0, 1, 1, 1]]), annotation)
+    scores.finish()
+    assert scores.summary() == {
+        "mean_iou": pytest.approx((2 / 3 + 1 / 2) / 2),
+        "mean_accuracy": pytest.approx((2 / 3 + 1) / 2),
+        "overall_accuracy": pytest.approx(3 / 4),
+        "constant_mean_iou": pytest.approx((3 / 4 + 0) / 2),
+    }
+    assert scores.per_class()["c"] == {"iou": None, "accuracy": None}
+
+
+def test_optimizer_has_the_recipes_groups_and_schedule(tmp_path):
+    run = trainer(tmp_path, learning_rate=1e-3, backbone_lr_factor=0.5, weight_decay=0.1, warmup_steps=0)
+    run.create_optimizer_and_scheduler(10)
+    groups = {group["name"]: (group["initial_lr"], group["weight_decay"]) for group in run.optimizer.param_groups}
+    assert groups == {
+        "decoder": (1e-3, 0.1),
+        "decoder, no decay": (1e-3, 0.0),
+        "backbone": (5e-4, 0.1),
+        "backbone, no decay": (5e-4, 0.0),
+    }
+    trained = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(parameter) for parameter in run.model.parameters() if parameter.requires_grad}
+    run.optimizer.step()
+    run.lr_scheduler.step()
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.9**0.9)
