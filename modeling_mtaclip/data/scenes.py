@@ -1,0 +1,238 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Procedurally drawn street scenes with label maps: a data set that needs no download.
+
+Scenes are drawn from back to front: sky, buildings, trees, ground, and cars, people and signs on it, so that nearer
+things hide farther ones. Colours overlap between classes (grey buildings and roads, green cars and trees) and the light
+changes, so that a model has to look at texture, shape and place too.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+
+SCENE_CLASSES = ("road", "sidewalk", "building", "sky", "tree", "car", "person", "sign")
+SCENE_PALETTE = (
+    (128, 64, 128),
+    (244, 35, 232),
+    (70, 70, 70),
+    (70, 130, 180),
+    (107, 142, 35),
+    (0, 0, 142),
+    (220, 20, 60),
+    (220, 220, 0),
+)
+ROAD, SIDEWALK, BUILDING, SKY, TREE, CAR, PERSON, SIGN = range(len(SCENE_CLASSES))
+IGNORE_INDEX = 255
+
+
+@dataclass
+class _Canvas:
+    """An image `(H, W, 3)` float32 in [0, 255] and its label map `(H, W)` uint8, painted together."""
+
+    image: np.ndarray
+    labels: np.ndarray
+    random: np.random.Generator
+
+    def paint(self, mask: Image.Image, label: int, colour: np.ndarray, texture: np.ndarray | float = 0.0) -> None:
+        """Gives the pixels of a mask a label and a colour, to which a texture `(H, W)` is added."""
+        inside = np.asarray(mask, dtype=bool)
+        shaded = np.broadcast_to(np.asarray(texture, dtype=np.float32), self.labels.shape)[..., None]
+        self.image[inside] = (colour + shaded)[inside]
+        self.labels[inside] = label
+
+    def new_mask(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+        mask = Image.new("1", self.labels.shape[::-1])
+        return mask, ImageDraw.Draw(mask)
+
+    def colour(self, low: int, high: int, spread: int = 40) -> np.ndarray:
+        """A random colour around a random grey in `[low, high]`."""
+        return self.random.uniform(low, high) + self.random.uniform(-spread, spread, 3)
+
+    def noise(self, scale: int, strength: float) -> np.ndarray:
+        """Smooth noise `(H, W)` with blobs of about `scale` pixels."""
+        height, width = self.labels.shape
+        coarse = self.random.normal(0, strength, (height // scale + 2, width // scale + 2)).astype(np.float32)
+        return np.asarray(Image.fromarray(coarse).resize((width, height), Image.BICUBIC))
+
+
+def make_scene(seed: int, height: int = 128, width: int = 160) -> tuple[Image.Image, Image.Image]:
+    """Draws one scene.
+
+    Args:
+        seed (`int`): the same seed gives the same scene.
+        height, width (`int`): size in pixels.
+
+    Returns:
+        `tuple[Image.Image, Image.Image]`: an RGB image, and a label map of mode "L" with the indices of
+        [`SCENE_CLASSES`], and 255 along some of the borders between things.
+    """
+    random = np.random.default_rng(seed)
+    canvas = _Canvas(np.zeros((height, width, 3), np.float32), np.full((height, width), SKY, np.uint8), random)
+    horizon = int(height * random.uniform(0.38, 0.52))
+    _draw_sky(canvas)
+    _draw_buildings(canvas, horizon)
+    _draw_trees(canvas, horizon)
+    road = _draw_ground(canvas, horizon)
+    _draw_things(canvas, horizon, road)
+    return _photograph(canvas)
+
+
+def _draw_sky(canvas: _Canvas) -> None:
+    height, _ = canvas.labels.shape
+    top, bottom = canvas.random.uniform((60, 110, 170), (130, 170, 235)), canvas.random.uniform(180, 240, 3)
+    share = np.linspace(0, 1, height, dtype=np.float32)[:, None, None] ** 0.7
+    clouds = np.clip(canvas.noise(24, 35), 0, None)[..., None]
+    canvas.image[:] = top * (1 - share) + bottom * share + clouds
+
+
+def _draw_buildings(canvas: _Canvas, horizon: int) -> None:
+    random, width = canvas.random, canvas.labels.shape[1]
+    left = -random.integers(0, 20)
+    while left < width:
+        right = left + random.integers(22, 50)
+        if random.random() < 0.75:
+            top = int(horizon * random.uniform(0.05, 0.75))
+            mask, draw = canvas.new_mask()
+            draw.rectangle((left, top, right, horizon + 8), fill=1)
+            canvas.paint(mask, BUILDING, canvas.colour(70, 190, 30), canvas.noise(3, 5) + _windows(canvas))
+        left = right + random.integers(0, 12)
+
+
+def _windows(canvas: _Canvas) -> np.ndarray:
+    """A grid of darker or brighter rectangles."""
+    random, (height, width) = canvas.random, canvas.labels.shape
+    step_y, step_x = random.integers(7, 12), random.integers(6, 11)
+    y, x = np.arange(height)[:, None] % step_y, np.arange(width)[None] % step_x
+    return ((y > 2) & (x > 2)) * random.choice([-1, 1]) * random.uniform(25, 60)
+
+
+def _draw_trees(canvas: _Canvas, horizon: int) -> None:
+    random, width = canvas.random, canvas.labels.shape[1]
+    for _ in range(random.integers(1, 5)):
+        x, radius = random.uniform(0, width), random.uniform(9, 22)
+        y = horizon - radius * random.uniform(0.4, 1.0)
+        mask, draw = canvas.new_mask()
+        draw.rectangle((x - 2, y, x + 2, horizon + 6), fill=1)
+        for _ in range(9):
+            dx, dy = random.normal(0, radius * 0.45, 2)
+            r = radius * random.uniform(0.35, 0.65)
+            draw.ellipse((x + dx - r, y + dy - r, x + dx + r, y + dy + r), fill=1)
+        canvas.paint(mask, TREE, random.uniform((25, 60, 15), (85, 125, 60)), canvas.noise(2, 26))
+
+
+def _draw_ground(canvas: _Canvas, horizon: int) -> tuple[float, float, float, float]:
+    """Paints sidewalk and road; returns the road's left and right edges at the horizon and at the bottom."""
+    random, (height, width) = canvas.random, canvas.labels.shape
+    mask, draw = canvas.new_mask()
+    draw.rectangle((0, horizon, width, height), fill=1)
+    y, x = np.arange(height)[:, None], np.arange(width)[None]
+    tiles = (((x + 3 * (y // 6)) % random.integers(7, 11) == 0) | (y % 6 == 0)) * -28.0
+    canvas.paint(mask, SIDEWALK, canvas.colour(120, 190, 15), tiles + canvas.noise(4, 6))
+    middle = width * random.uniform(0.35, 0.65)
+    near, far = width * random.uniform(0.3, 0.42), width * random.uniform(0.03, 0.09)
+    shift = width * random.uniform(-0.15, 0.15)
+    edges = (middle - far, middle + far, middle + shift - near, middle + shift + near)
+    mask, draw = canvas.new_mask()
+    draw.polygon([(edges[0], horizon), (edges[1], horizon), (edges[3], height), (edges[2], height)], fill=1)
+    canvas.paint(mask, ROAD, canvas.colour(60, 120, 8), canvas.noise(2, 7))
+    mask, draw = canvas.new_mask()
+    for share in np.arange(random.uniform(0.1, 0.25), 1, 0.22):
+        line_x, line_y = middle + shift * share, horizon + (height - horizon) * share
+        draw.polygon(
+            [(line_x - 2 * share, line_y), (line_x + 2 * share, line_y), (line_x, line_y + 9 * share)], fill=1
+        )
+    canvas.paint(mask, ROAD, canvas.colour(190, 230, 10))
+    return edges
+
+
+def _draw_things(canvas: _Canvas, horizon: int, road: tuple[float, float, float, float]) -> None:
+    random, height = canvas.random, canvas.labels.shape[0]
+    things = [_draw_car] * random.integers(1, 4) + [_draw_person] * random.integers(1, 4)
+    things += [_draw_sign] * random.integers(1, 3)
+    # Farther things first, so that nearer ones hide them.
+    for draw_thing, share in zip(
+        random.permutation(things), np.sort(random.uniform(0.12, 0.9, len(things))), strict=True
+    ):
+        left, right = (far + (near - far) * share for far, near in ((road[0], road[2]), (road[1], road[3])))
+        draw_thing(canvas, horizon + (height - horizon) * share, 0.55 + 0.75 * share, left, right)
+
+
+def _draw_car(canvas: _Canvas, ground: float, size: float, left: float, right: float) -> None:
+    random = canvas.random
+    x, half, tall = random.uniform(left, right), 15 * size, 11 * size
+    body, draw = canvas.new_mask()
+    draw.rounded_rectangle((x - half, ground - tall, x + half, ground - 2 * size), radius=3 * size, fill=1)
+    draw.polygon(
+        [
+            (x - 0.7 * half, ground - tall),
+            (x - 0.4 * half, ground - 1.7 * tall),
+            (x + 0.4 * half, ground - 1.7 * tall),
+            (x + 0.7 * half, ground - tall),
+        ],
+        fill=1,
+    )
+    canvas.paint(body, CAR, canvas.colour(40, 210, 70), canvas.noise(12, 9))
+    window, draw = canvas.new_mask()
+    draw.rectangle((x - 0.4 * half, ground - 1.55 * tall, x + 0.4 * half, ground - 1.05 * tall), fill=1)
+    canvas.paint(window, CAR, canvas.colour(25, 70, 10))
+    wheels, draw = canvas.new_mask()
+    for side in (-0.6, 0.6):
+        wheel = x + side * half
+        draw.ellipse((wheel - 3.2 * size, ground - 5 * size, wheel + 3.2 * size, ground + 1.4 * size), fill=1)
+    canvas.paint(wheels, CAR, np.full(3, 20.0))
+
+
+def _draw_person(canvas: _Canvas, ground: float, size: float, left: float, right: float) -> None:
+    random, width = canvas.random, canvas.labels.shape[1]
+    beside = [span for span in ((0, left - 4), (right + 4, width)) if span[1] - span[0] > 6]
+    x = random.uniform(*beside[random.integers(len(beside))]) if beside else random.uniform(0, width)
+    tall, half = 27 * size, 4.6 * size
+    for top, bottom, narrow, colour in (
+        (0.22, 0.62, 1.0, canvas.colour(40, 220, 90)),
+        (0.58, 1.0, 0.75, canvas.colour(25, 120, 40)),
+    ):
+        mask, draw = canvas.new_mask()
+        box = (x - half * narrow, ground - tall * (1 - top), x + half * narrow, ground - tall * (1 - bottom))
+        draw.rounded_rectangle(box, radius=1.5 * size, fill=1)
+        canvas.paint(mask, PERSON, colour, canvas.noise(3, 6))
+    head, draw = canvas.new_mask()
+    draw.ellipse((x - 3.4 * size, ground - tall, x + 3.4 * size, ground - tall * 0.76), fill=1)
+    canvas.paint(head, PERSON, random.uniform((110, 70, 50), (235, 190, 165)))
+
+
+def _draw_sign(canvas: _Canvas, ground: float, size: float, left: float, right: float) -> None:
+    random = canvas.random
+    x = (left - 7 * size) if random.random() < 0.5 else (right + 7 * size)
+    tall, radius = 34 * size, 6.5 * size
+    mask, draw = canvas.new_mask()
+    draw.rectangle((x - 1.4 * size, ground - tall, x + 1.4 * size, ground), fill=1)
+    canvas.paint(mask, SIGN, canvas.colour(120, 170, 5))
+    mask, draw = canvas.new_mask()
+    box = (x - radius, ground - tall - radius, x + radius, ground - tall + radius)
+    draw.ellipse(box, fill=1)
+    bright = np.array(((215, 30, 30), (30, 70, 200), (235, 200, 20))[random.integers(3)]) + random.uniform(-20, 20, 3)
+    canvas.paint(mask, SIGN, bright)
+    mask, draw = canvas.new_mask()
+    draw.rectangle(
+        (x - 0.6 * radius, ground - tall - 0.2 * radius, x + 0.6 * radius, ground - tall + 0.2 * radius), fill=1
+    )
+    canvas.paint(mask, SIGN, np.full(3, 235.0))
+
+
+def _photograph(canvas: _Canvas) -> tuple[Image.Image, Image.Image]:
+    """Light, noise, and 255 on half of the pixels at borders between labels."""
+    random, labels = canvas.random, canvas.labels
+    light = random.uniform(0.65, 1.2) * random.uniform(0.92, 1.08, 3) * (1 + canvas.noise(40, 0.08)[..., None])
+    image = canvas.image * light + random.normal(0, random.uniform(3, 9), canvas.image.shape)
+    border = np.zeros(labels.shape, dtype=bool)
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    border[1:] |= labels[1:] != labels[:-1]
+    ignored = border & (random.random(labels.shape) < 0.5)
+    labels = np.where(ignored, IGNORE_INDEX, labels).astype(np.uint8)
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8)), Image.fromarray(labels)
+
+
+__all__ = ["SCENE_CLASSES", "SCENE_PALETTE", "make_scene"]
