@@ -208,7 +208,9 @@ class MTAClipConfig(PreTrainedConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "id2label" and value is not None:
-            super().__setattr__("label2id", {label: int(index) for index, label in value.items()})
+            # A name may stand for several classes, as "screen" does in ADE20K; it leads back to the first.
+            label2id = {label: int(index) for index, label in sorted(value.items(), key=lambda item: -int(item[0]))}
+            super().__setattr__("label2id", dict(sorted(label2id.items(), key=lambda item: item[1])))
 
     def _check_labels(self, num_labels: int | None) -> None:
         ids = sorted(int(index) for index in self.id2label)
@@ -219,10 +221,6 @@ class MTAClipConfig(PreTrainedConfig):
                 f"`num_labels` is {num_labels}, but `id2label` names {len(self.id2label)} classes. Leave `num_labels` "
                 "out: it follows from the names."
             )
-        names = list(self.id2label.values())
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"Class names must differ from each other, but these occur more than once: {twice}.")
 
     @classmethod
     def from_labels(

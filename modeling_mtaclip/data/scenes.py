@@ -3,8 +3,8 @@
 """Procedurally drawn street scenes with label maps: a data set that needs no download.
 
 Scenes are drawn from back to front: sky, buildings, trees, ground, and cars, people and signs on it, so that nearer
-things hide farther ones. Colours overlap between classes (grey buildings and roads, green cars and trees) and the light
-changes, so that a model has to look at texture, shape and place too.
+things hide farther ones. Colours overlap between classes (grey buildings and roads, green cars and trees) and the
+light changes, so that a model has to look at texture, shape and place too.
 """
 
 from dataclasses import dataclass

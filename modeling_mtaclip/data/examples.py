@@ -1,0 +1,145 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the model trains on and is evaluated on: examples of a split, read and prepared one by one."""
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers.utils import logging
+
+from .augmentation import Augmentation
+from .loading import SegmentationData, read_example
+
+
+logger = logging.get_logger(__name__)
+
+
+def seed_of(*parts: int) -> int:
+    """A seed in 0 … 2^63 - 1 that depends on all parts and looks unlike that of other parts."""
+    digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class TrainingExamples(Dataset):
+    """Augmented examples of a split.
+
+    A file that can't be used is replaced by another of the split, with a warning; too many of them are an error.
+
+    Args:
+        data ([`SegmentationData`]): the data set.
+        split (`str`): name of the split.
+        augmentation ([`Augmentation`]): what happens to each image.
+        seed (`int`): of all random choices.
+        max_samples (`int`, *optional*): uses the first so many examples only.
+        max_bad_share (`float`): share of the examples that may be unusable.
+
+    Raises:
+        ValueError: the split is absent or empty.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        split: str,
+        augmentation: Augmentation,
+        seed: int = 0,
+        max_samples: int | None = None,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        self.data, self.augmentation, self.seed = data, augmentation, seed
+        self.dataset = _take(data, split, max_samples)
+        self.max_bad = int(max_bad_share * len(self.dataset))
+        # Shared with the workers of a data loader, which outlive an epoch.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._bad = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random choices of an epoch."""
+        self._epoch[0] = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """An example: `pixel_values` `(3, h, w)` float32, `labels` `(h, w)` int64 and `point_seeds` `()` int64.
+
+        Raises:
+            RuntimeError: more unusable files than allowed.
+        """
+        seed = seed_of(self.seed, int(self._epoch[0]), index)
+        generator = random.Random(seed)
+        while True:
+            try:
+                image, labels = self.data.read(read_example(self.dataset, index))
+                break
+            except ValueError as error:
+                self._report(index, error)
+                index = generator.randrange(len(self.dataset))
+        pixel_values, labels = self.augmentation(image, labels, generator)
+        return {"pixel_values": pixel_values, "labels": labels, "point_seeds": torch.tensor(seed)}
+
+    def _report(self, index: int, error: ValueError) -> None:
+        if not self._bad[index]:
+            logger.warning("An unusable example was replaced by another: %s", error)
+        self._bad[index] = True
+        number = int(self._bad.sum())
+        if number > self.max_bad:
+            raise RuntimeError(
+                f"{number} of {len(self.dataset)} training examples can't be used, and {self.max_bad} may be. The "
+                f"last one: {error}"
+            ) from error
+
+
+class EvaluationExamples(Dataset):
+    """Examples of a split as they are.
+
+    Args:
+        data ([`SegmentationData`]): the data set.
+        split (`str`): name of the split.
+        max_samples (`int`, *optional*): uses the first so many examples only.
+
+    Raises:
+        ValueError: the split is absent or empty.
+    """
+
+    def __init__(self, data: SegmentationData, split: str, max_samples: int | None = None) -> None:
+        self.data = data
+        self.dataset = _take(data, split, max_samples)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example: `image` (PIL, RGB), `annotation` `(h, w)` int64 and `name`.
+
+        Raises:
+            ValueError: an unusable example; evaluation leaves none out.
+        """
+        example = read_example(self.dataset, index)
+        image, annotation = self.data.read(example)
+        return {"image": image, "annotation": annotation, "name": example["name"]}
+
+
+def collate_examples(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Stacks examples of [`TrainingExamples`] into a batch."""
+    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def _take(data: SegmentationData, split: str, max_samples: int | None) -> Any:
+    if split not in data.splits:
+        raise ValueError(f"The data set has no {split} split, only {sorted(data.splits)}.")
+    dataset = data.splits[split]
+    if max_samples is not None:
+        dataset = dataset.select(np.arange(min(max_samples, len(dataset))))
+    if len(dataset) == 0:
+        raise ValueError(f"The {split} split is empty.")
+    return dataset
+
+
+__all__ = ["EvaluationExamples", "TrainingExamples", "collate_examples", "seed_of"]
