@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import distributed, multiprocessing
 
 from modeling_mtaclip.metrics import MeanIoU
 
@@ -226,46 +225,3 @@ def test_numbers_of_images_must_agree():
 def test_scores_instead_of_labels_are_rejected():
     with pytest.raises(ValueError, match="More than 4096 distinct values"):
         MeanIoU(num_labels=2).add(prediction=torch.arange(5000) * 3, reference=torch.zeros(5000))
-
-
-def images_of_process(process_id):
-    """Uneven shares: the first process owns five images, one with rare values; the second two; the third none."""
-    generator = np.random.default_rng(process_id)
-    sizes = {0: [(8, 8)] * 4 + [(3, 5)], 1: [(8, 8), (2, 9)], 2: []}[process_id]
-    predictions, references = random_maps(generator, sizes, 6, np.int64), random_maps(generator, sizes, 6, np.int64)
-    if process_id < 2:
-        references[0][0, :2] = [-7 + process_id, 900]
-        predictions[0][0, :2] = [900, -7]
-    return predictions, references
-
-
-def run_process(process_id, num_processes, folder):
-    distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=process_id, world_size=num_processes
-    )
-    predictions, references = images_of_process(process_id)
-    explicit = MeanIoU(num_labels=6)
-    explicit.add_batch(predictions=predictions, references=references)
-    explicit.synchronize()
-    explicit.synchronize()
-    with pytest.raises(ValueError, match="after `synchronize`"):
-        explicit.add(prediction=[[0]], reference=[[0]])
-    implicit = MeanIoU(num_labels=6, num_process=num_processes, process_id=process_id)
-    implicit.add_batch(predictions=predictions, references=references)
-    matrix = explicit.confusion_matrix()
-    torch.save((explicit.compute(), implicit.compute(), matrix), f"{folder}/{process_id}.pt")
-    distributed.destroy_process_group()
-
-
-def test_several_processes_with_uneven_shares(tmp_path):
-    multiprocessing.spawn(run_process, args=(3, str(tmp_path)), nprocs=3)
-    shares = [images_of_process(process_id) for process_id in range(3)]
-    predictions, references = ([image for share in shares for image in share[i]] for i in range(2))
-    expected = plain_mean_iou(predictions, references, 6, 255)
-    single = MeanIoU(num_labels=6)
-    single.add_batch(predictions=predictions, references=references)
-    for process_id in range(3):
-        explicit, implicit, matrix = torch.load(tmp_path / f"{process_id}.pt", weights_only=False)
-        assert_same_figures(explicit, expected)
-        assert_same_figures(implicit, expected)
-        assert torch.equal(matrix, single.confusion_matrix())

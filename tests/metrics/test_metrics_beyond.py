@@ -1,0 +1,285 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Figures beyond mean IoU: against plain formulas and the evaluation code of Cityscapes."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from modeling_mtaclip.metrics import (
+    CITYSCAPES_CATEGORIES,
+    BoundaryScores,
+    MeanIoU,
+    PerImageScores,
+    category_iou,
+    frequency_weighted_iou,
+)
+
+
+def blobs(generator, size, num_labels, ignored_share=0.0):
+    """A label map of smooth areas, as real ones are."""
+    scores = ndimage.gaussian_filter(generator.normal(size=(num_labels, *size)), sigma=(0, 3, 3))
+    labels = scores.argmax(axis=0)
+    if ignored_share:
+        noise = ndimage.gaussian_filter(generator.normal(size=size), sigma=3)
+        labels[noise < np.quantile(noise, ignored_share)] = 255
+    return labels
+
+
+def confusion_matrix(prediction, reference, num_labels):
+    metric = MeanIoU(num_labels=num_labels)
+    metric.add(prediction=prediction, reference=reference)
+    return metric.confusion_matrix()
+
+
+def test_confusion_matrix_rows_are_references():
+    matrix = confusion_matrix([[0, 1, 1, 9, 0]], [[0, 0, 1, 1, 255]], num_labels=2)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_frequency_weighted_iou_by_hand():
+    # Class 0: 3 annotated, IoU 2/3; class 1: 1 annotated, IoU 1/2; class 2 does not occur.
+    matrix = confusion_matrix([[0, 0, 1, 1]], [[0, 0, 0, 1]], num_labels=3)
+    assert frequency_weighted_iou(matrix) == pytest.approx(3 / 4 * 2 / 3 + 1 / 4 * 1 / 2)
+    assert np.isnan(frequency_weighted_iou(torch.zeros(4, 4, dtype=torch.int64)))
+
+
+def test_category_iou_is_that_of_merged_labels():
+    generator = np.random.default_rng(0)
+    prediction, reference = generator.integers(0, 7, (2, 20, 20))
+    reference[:3] = 255
+    groups = np.array([0, 1, 0, 2, 1, 2, 3])
+    actual = category_iou(confusion_matrix(prediction, reference, 6), ["a", "b", "a", "c", "b", "c"])
+    merged = np.where(reference < 255, groups[np.minimum(reference, 6)], 255)
+    expected = MeanIoU().compute(predictions=[groups[prediction]], references=[merged], num_labels=3)
+    assert list(actual) == ["a", "b", "c"]
+    np.testing.assert_allclose(list(actual.values()), expected["per_category_iou"], rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="6 classes need a category each"):
+        category_iou(confusion_matrix(prediction, reference, 6), ["a"])
+
+
+def plain_band(mask, radius):
+    """Band of a binary mask: itself without its erosion by a 3 x 3 square, `radius` times, outside being empty."""
+    return mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=radius, border_value=0)
+
+
+@pytest.mark.parametrize(("size", "ratio"), [((40, 56), 0.02), ((40, 56), 0.06), ((5, 7), 0.5), ((1, 1), 0.02)])
+def test_boundary_iou_is_that_of_eroded_masks(size, ratio):
+    generator = np.random.default_rng(0)
+    num_labels, areas = 4, np.zeros((2, 5))
+    scores = BoundaryScores(num_labels + 1, iou_ratio=ratio)
+    for _ in range(3):
+        prediction, reference = blobs(generator, size, num_labels), blobs(generator, size, num_labels)
+        scores.add(prediction=prediction, reference=torch.from_numpy(reference))
+        radius = max(1, round(ratio * np.sqrt(size[0] ** 2 + size[1] ** 2)))
+        for label in range(num_labels):
+            bands = [plain_band(labels == label, radius) for labels in (prediction, reference)]
+            areas[:, label] += (bands[0] & bands[1]).sum(), (bands[0] | bands[1]).sum()
+    with np.errstate(invalid="ignore"):
+        expected = areas[0] / areas[1]
+    figures = scores.compute()
+    np.testing.assert_allclose(figures["per_category_boundary_iou"], expected, rtol=0, atol=1e-12)
+    assert figures["boundary_iou"] == pytest.approx(np.nanmean(expected), abs=1e-12)
+
+
+def plain_contour(labels, label, void):
+    """Pixels of a class with an eighth neighbour of another known class, pixel by pixel."""
+    contour = np.zeros(labels.shape, dtype=bool)
+    for y, x in zip(*np.nonzero((labels == label) & ~void), strict=True):
+        rows, columns = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)
+        contour[y, x] = ((labels[rows, columns] != label) & ~void[rows, columns]).any()
+    return contour
+
+
+def plain_f_score(prediction, reference, label, tolerance):
+    void = reference == 255
+    predicted, annotated = (plain_contour(labels, label, void) for labels in (prediction, reference))
+    if not predicted.any() and not annotated.any():
+        return np.nan
+    if not predicted.any() or not annotated.any():
+        return 0.0
+    precision = (ndimage.distance_transform_edt(~annotated)[predicted] <= tolerance).mean()
+    recall = (ndimage.distance_transform_edt(~predicted)[annotated] <= tolerance).mean()
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@pytest.mark.parametrize("ratio", [0.0075, 0.03, 0.1])
+def test_boundary_f_score_is_that_of_distance_transforms(ratio):
+    generator = np.random.default_rng(1)
+    sizes, num_labels = [(40, 56), (24, 24), (7, 30)], 4
+    scores, per_image = BoundaryScores(num_labels + 1, f_score_ratio=ratio), []
+    for size in sizes:
+        prediction = blobs(generator, size, num_labels)
+        reference = np.where(generator.random(size) < 0.1, prediction, blobs(generator, size, num_labels, 0.2))
+        scores.add(prediction=prediction, reference=reference)
+        tolerance = ratio * np.sqrt(size[0] ** 2 + size[1] ** 2)
+        per_image.append([plain_f_score(prediction, reference, label, tolerance) for label in range(num_labels)])
+    figures = scores.compute()
+    expected = np.nanmean(per_image, axis=0)
+    np.testing.assert_allclose(figures["per_category_boundary_f_score"][:-1], expected, rtol=0, atol=1e-12)
+    assert np.isnan(figures["per_category_boundary_f_score"][-1])
+    assert figures["boundary_f_score"] == pytest.approx(expected.mean(), abs=1e-12)
+
+
+def test_boundary_scores_of_equal_maps_are_one_and_fall_with_a_shift():
+    reference = blobs(np.random.default_rng(2), (64, 64), 5)
+    results = []
+    for shift in (0, 1, 4, 16):
+        scores = BoundaryScores(5)
+        scores.add(prediction=np.roll(reference, shift, axis=1), reference=reference)
+        figures = scores.compute()
+        results.append((figures["boundary_iou"], figures["boundary_f_score"]))
+    assert results[0] == (1, 1)
+    assert results == sorted(results, reverse=True)
+    assert results[3][0] < results[1][0] < 1
+
+
+def test_ignored_pixels_have_no_influence_on_boundary_scores():
+    generator = np.random.default_rng(3)
+    prediction, reference = blobs(generator, (32, 48), 3), blobs(generator, (32, 48), 3, ignored_share=0.3)
+    results = []
+    for filler in (0, 1, 2, 77):
+        scores = BoundaryScores(3, iou_ratio=0.05)
+        scores.add(prediction=np.where(reference == 255, filler, prediction), reference=reference)
+        results.append(scores.compute())
+    for result in results[1:]:
+        for name, value in result.items():
+            np.testing.assert_array_equal(value, results[0][name])
+
+
+def test_border_to_ignored_pixels_is_no_boundary():
+    reference = np.zeros((30, 30), dtype=np.uint8)
+    reference[10:20, 10:20] = 255
+    scores = BoundaryScores(1, iou_ratio=0.01)
+    scores.add(prediction=np.zeros_like(reference), reference=reference)
+    assert scores.band_counts.confusion_matrix(1, None)[0, 0] == 30 * 4 - 4
+    assert np.isnan(scores.compute()["boundary_f_score"])
+
+
+def test_boundary_scores_apply_label_maps():
+    generator = np.random.default_rng(4)
+    reference, prediction = blobs(generator, (20, 20), 4), blobs(generator, (20, 20), 3)
+    reduced, plain = BoundaryScores(3, reduce_labels=True), BoundaryScores(3)
+    reduced.add_batch(predictions=[prediction], references=[reference])
+    plain.add_batch(predictions=[prediction], references=[np.where(reference == 0, 255, reference - 1)])
+    for actual, expected in zip(reduced.compute().values(), plain.compute().values(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_boundary_scores_reject_what_is_no_label_map():
+    with pytest.raises(ValueError, match="label maps of one size"):
+        BoundaryScores(3).add(prediction=[[0, 1]], reference=[[0], [1]])
+    with pytest.raises(ValueError, match="must be above 0"):
+        BoundaryScores(3, iou_ratio=0)
+
+
+def per_image_scores(num_images=5, num_labels=4):
+    generator = np.random.default_rng(5)
+    predictions = [blobs(generator, (16, 10 + i), num_labels) for i in range(num_images)]
+    references = [blobs(generator, (16, 10 + i), num_labels, 0.1) for i in range(num_images)]
+    names = [f"image_{i}" for i in range(num_images)]
+    scores = PerImageScores(num_labels)
+    scores.add_batch(predictions=predictions, references=references, names=names)
+    return scores, predictions, references, names
+
+
+def test_per_image_scores_are_those_of_each_image():
+    scores, predictions, references, names = per_image_scores()
+    expected = {}
+    for prediction, reference, name in zip(predictions, references, names, strict=True):
+        expected[name] = MeanIoU().compute(predictions=[prediction], references=[reference], num_labels=4)
+    ranking = scores.scores()
+    assert [score.name for score in ranking] == sorted(names, key=lambda name: expected[name]["mean_iou"])
+    for score in ranking:
+        assert score.mean_iou == pytest.approx(expected[score.name]["mean_iou"], abs=1e-12)
+        assert score.worst_class == np.nanargmin(expected[score.name]["per_category_iou"])
+
+
+def test_an_image_without_labels_comes_last():
+    scores = PerImageScores(2)
+    scores.add(prediction=[[0, 1]], reference=[[255, 255]], name="a")
+    scores.add(prediction=[[0, 1]], reference=[[0, 1]], name="b")
+    assert [score.name for score in scores.scores()] == ["b", "a"]
+    assert scores.scores()[1].worst_class is None
+    with pytest.raises(ValueError, match="'a' was added before"):
+        scores.add(prediction=[[0]], reference=[[0]], name="a")
+
+
+def test_bootstrap_interval_is_that_of_resampled_images():
+    scores, predictions, references, _ = per_image_scores(num_images=8)
+    generator = np.random.default_rng(6)
+    means = []
+    for _ in range(400):
+        chosen = generator.integers(0, 8, 8)
+        drawn = {"predictions": [predictions[i] for i in chosen], "references": [references[i] for i in chosen]}
+        means.append(MeanIoU(num_labels=4).compute(**drawn)["mean_iou"])
+    low, high = scores.bootstrap_interval(confidence=0.9, num_resamples=4000)
+    spread = np.std(means)
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.05, 0.95]), rtol=0, atol=0.35 * spread)
+    assert scores.bootstrap_interval(seed=1) == scores.bootstrap_interval(seed=1) != scores.bootstrap_interval(seed=2)
+
+
+def test_bootstrap_interval_of_one_image_or_none():
+    scores = PerImageScores(2)
+    assert np.isnan(scores.bootstrap_interval()).all()
+    scores.add(prediction=[[0, 1, 1]], reference=[[0, 1, 0]], name="a")
+    assert scores.bootstrap_interval() == pytest.approx((0.5, 0.5))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        scores.bootstrap_interval(confidence=95)
+
+
+@pytest.fixture
+def cityscapes(shared_dir, tmp_path, monkeypatch):
+    """Annotations of real samples, and predictions that are wrong in part: shifted, with areas of other labels."""
+    pytest.importorskip("cityscapesscripts", reason="needs cityscapesscripts: pip install cityscapesscripts")
+    monkeypatch.setenv("CITYSCAPES_DATASET", str(tmp_path))
+    files = sorted((shared_dir / "data" / "cityscapes" / "gtFine").glob("*/*/*_labelIds.png"))
+    if not files:
+        pytest.skip(f"{shared_dir} holds no Cityscapes samples")
+    generator = np.random.default_rng(0)
+    pairs = []
+    for file in files:
+        reference = np.array(Image.open(file))
+        prediction = np.roll(reference, 7, axis=1)
+        area = generator.random((reference.shape[0] // 16 + 1, reference.shape[1] // 16 + 1)) < 0.2
+        area = np.kron(area, np.ones((16, 16), dtype=bool))[: reference.shape[0], : reference.shape[1]]
+        prediction[area] = generator.choice([0, 3, 7, 8, 11, 26, 27, 33])
+        path = tmp_path / file.name.replace("_gtFine_labelIds", "_pred")
+        Image.fromarray(prediction).save(path)
+        pairs.append((str(path), str(file), prediction, reference))
+    return pairs
+
+
+def test_cityscapes_own_evaluation_agrees(cityscapes, tmp_path):
+    official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    labels = importlib.import_module("cityscapesscripts.helpers.labels").labels
+
+    official.args.quiet = True
+    official.args.evalInstLevelScore = False
+    official.args.exportFile = str(tmp_path / "result.json")
+    official.evaluateImgLists([pair[0] for pair in cityscapes], [pair[1] for pair in cityscapes], official.args)
+    expected = json.loads((tmp_path / "result.json").read_text())
+
+    evaluated = sorted((label for label in labels if not label.ignoreInEval), key=lambda label: label.trainId)
+    assert [label.category for label in evaluated] == list(CITYSCAPES_CATEGORIES)
+    to_train_id = np.full(256, 255, dtype=np.uint8)
+    for label in evaluated:
+        to_train_id[label.id] = label.trainId
+    metric = MeanIoU(num_labels=19, ignore_index=255)
+    for _, _, prediction, reference in cityscapes:
+        metric.add(prediction=to_train_id[prediction], reference=to_train_id[reference])
+    categories = category_iou(metric.confusion_matrix(), CITYSCAPES_CATEGORIES)
+    figures = metric.compute()
+
+    class_scores = [expected["classScores"][label.name] for label in evaluated]
+    np.testing.assert_allclose(figures["per_category_iou"], class_scores, rtol=0, atol=1e-12)
+    assert figures["mean_iou"] == pytest.approx(expected["averageScoreClasses"], abs=1e-12)
+    for name, iou in categories.items():
+        np.testing.assert_allclose(iou, expected["categoryScores"][name], rtol=0, atol=1e-12, err_msg=name)
+    assert np.nanmean(list(categories.values())) == pytest.approx(expected["averageScoreCategories"], abs=1e-12)
+    assert 0.1 < figures["mean_iou"] < 0.9

@@ -1,0 +1,97 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""All metrics give the same figures in one process and in two with uneven shares of the images."""
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from modeling_mtaclip.metrics import BoundaryScores, MeanIoU, PerImageScores
+
+
+NUM_LABELS = 6
+NUM_PROCESSES = 2
+
+
+def images_of_process(process_id):
+    """The first process owns five images, the second two; both meet other values that are no class."""
+    generator = np.random.default_rng(process_id)
+    sizes = [[(8, 8)] * 4 + [(3, 5)], [(8, 8), (2, 9)]][process_id]
+    images = [(f"{process_id}_{i}", *generator.choice([0, 1, 2, 5, 255], (2, *size))) for i, size in enumerate(sizes)]
+    images[0][1][0, :2] = [900, -7]
+    images[0][2][0, :2] = [-7 + process_id, 900]
+    return images
+
+
+def add_images(images, mean_iou, boundary, per_image):
+    for name, prediction, reference in images:
+        mean_iou.add(prediction=prediction, reference=reference)
+        boundary.add(prediction=prediction, reference=reference)
+        per_image.add(prediction=prediction, reference=reference, name=name)
+
+
+def figures(mean_iou, boundary, per_image):
+    return {
+        "confusion_matrix": mean_iou.confusion_matrix().numpy(),
+        **mean_iou.compute(),
+        **boundary.compute(),
+        "areas": per_image.areas(),
+        "names": per_image.names,
+        "interval": per_image.bootstrap_interval(num_resamples=20),
+    }
+
+
+def metrics():
+    return MeanIoU(num_labels=NUM_LABELS), BoundaryScores(NUM_LABELS), PerImageScores(NUM_LABELS)
+
+
+def run_process(process_id, folder):
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=process_id, world_size=NUM_PROCESSES
+    )
+    uneven, one_empty = metrics(), metrics()
+    add_images(images_of_process(process_id), *uneven)
+    add_images(images_of_process(0) if process_id == 0 else [], *one_empty)
+    by_itself = MeanIoU(num_labels=NUM_LABELS, num_process=NUM_PROCESSES, process_id=process_id)
+    for _, prediction, reference in images_of_process(process_id):
+        by_itself.add(prediction=prediction, reference=reference)
+    for metric in (*uneven, *one_empty):
+        metric.synchronize()
+    uneven[0].synchronize()
+    results = {"uneven": figures(*uneven), "one_empty": figures(*one_empty), "by_itself": by_itself.compute()}
+    torch.save(results, f"{folder}/{process_id}.pt")
+    distributed.destroy_process_group()
+
+
+def assert_same(actual, expected):
+    for name, value in expected.items():
+        if name == "names":
+            assert actual[name] == value
+        else:
+            np.testing.assert_allclose(actual[name], value, rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_with_uneven_shares(tmp_path):
+    multiprocessing.spawn(run_process, args=(str(tmp_path),), nprocs=NUM_PROCESSES)
+    everything, first_share = metrics(), metrics()
+    add_images([*images_of_process(1), *images_of_process(0)], *everything)
+    add_images(images_of_process(0), *first_share)
+    everything, first_share = figures(*everything), figures(*first_share)
+    for process_id in range(NUM_PROCESSES):
+        results = torch.load(tmp_path / f"{process_id}.pt", weights_only=False)
+        assert_same(results["uneven"], everything)
+        assert_same(results["one_empty"], first_share)
+        assert_same(results["by_itself"], {name: everything[name] for name in results["by_itself"]})
+
+
+def test_synchronize_without_processes_changes_nothing():
+    separate, synchronized = metrics(), metrics()
+    add_images(images_of_process(0), *separate)
+    add_images(images_of_process(0), *synchronized)
+    for metric in synchronized:
+        metric.synchronize()
+    with pytest.raises(ValueError, match="after `synchronize`"):
+        synchronized[0].add(prediction=[[0]], reference=[[0]])
+    assert_same(figures(*synchronized), figures(*separate))
