@@ -9,7 +9,7 @@ files; [`SegmentationData.read`] turns them into the model's label ids and check
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +219,12 @@ def _load_scenes(streaming: bool) -> SegmentationData:
     return SegmentationData(splits, list(SCENE_CLASSES), list(SCENE_PALETTE), label_ids)
 
 
+# All scenes fit into about 50 MB, and drawing one takes longer than training on it.
+_draw_scene = lru_cache(maxsize=NUM_TRAIN_SCENES + NUM_VALIDATION_SCENES)(make_scene)
+
+
 def _draw(example: Mapping[str, int]) -> dict[str, Any]:
-    image, annotation = make_scene(example["seed"])
+    image, annotation = _draw_scene(example["seed"])
     return {"image": image, "annotation": annotation, "name": f"scene {example['seed']}"}
 
 
