@@ -11,11 +11,16 @@ On several CPU processes: torchrun --nproc_per_node 2 scripts/run_seg.py --use_c
 
 import sys
 
-from modeling_mtaclip.training import parse_run_arguments, run
+from modeling_mtaclip.training import Run, parse_run_arguments, prepare_run
+
+
+def prepare() -> Run:
+    """Turns bad options and bad data into a message instead of a traceback."""
+    try:
+        return prepare_run(*parse_run_arguments(sys.argv[1:]))
+    except ValueError as error:
+        sys.exit(f"run_seg.py: {error}")
 
 
 if __name__ == "__main__":
-    try:
-        run(*parse_run_arguments(sys.argv[1:]))
-    except ValueError as error:
-        sys.exit(f"run_seg.py: {error}")
+    prepare().execute()

@@ -4,7 +4,7 @@
 
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
 from .building import ModelParts, build_model, load_model
-from .run import run
+from .run import Run, prepare_run
 from .trainer import MTAClipTrainer
 
 
@@ -14,8 +14,9 @@ __all__ = [
     "MTAClipTrainingArguments",
     "ModelArguments",
     "ModelParts",
+    "Run",
     "build_model",
     "load_model",
     "parse_run_arguments",
-    "run",
+    "prepare_run",
 ]

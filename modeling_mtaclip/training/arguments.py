@@ -21,6 +21,41 @@ from transformers.trainer_utils import get_last_checkpoint
 # configs/toy.yaml is the same as a file.
 DEFAULT_RUN: dict[str, Any] = {
     "dataset_name": "scenes",
+    "backbone": "resnet",
+    "backbone_config": {
+        "layer_type": "basic",
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 96, 128],
+        "depths": [1, 1, 1, 1],
+    },
+    "text_hidden_size": 64,
+    "num_queries": 16,
+    "hidden_size": 64,
+    "mask_feature_size": 64,
+    "encoder_layers": 1,
+    "decoder_layers": 3,
+    "num_prompt_contexts": 2,
+    "prompt_length": 4,
+    "train_num_points": 1024,
+    "model_config": {
+        "encoder_attention_heads": 4,
+        "encoder_feedforward_dim": 256,
+        "decoder_attention_heads": 4,
+        "decoder_feedforward_dim": 256,
+    },
+    "shortest_edge": 0,
+    "scale_range": [0.8, 1.25],
+    "crop_size": [96, 128],
+    "per_device_train_batch_size": 8,
+    "max_steps": 800,
+    "learning_rate": 1e-3,
+    "backbone_lr_factor": 1.0,
+    "weight_decay": 0.05,
+    "max_grad_norm": 1.0,
+    "warmup_steps": 50,
+    "logging_steps": 50,
+    "eval_steps": 400,
+    "save_steps": 400,
 }
 
 
@@ -136,9 +171,6 @@ class DataArguments:
     annotation_column: str | None = field(
         default=None, metadata={"help": "Column of the label maps of a Hub data set, if it can't be told by its name."}
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the data set while training instead of indexing it first."}
-    )
     check_data: str = field(
         default="sample",
         metadata={
@@ -198,8 +230,8 @@ class MTAClipTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the paper's recipe as defaults, and a few options more."""
 
     output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Folder for checkpoints, model, metrics and pictures. By default outputs/<data set>."},
+        default="outputs/{dataset_name}",
+        metadata={"help": "Folder for checkpoints, model, metrics and pictures; {dataset_name} is filled in."},
     )
     learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
     backbone_lr_factor: float = field(
@@ -241,7 +273,7 @@ class MTAClipTrainingArguments(TrainingArguments):
         default="eval_mean_iou", metadata={"help": "Metric that chooses the best checkpoint."}
     )
     greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
-    report_to: str | list[str] | None = field(
+    report_to: list[str] | str | None = field(
         default="tensorboard", metadata={"help": "Where to log: tensorboard, wandb, ..., none."}
     )
     remove_unused_columns: bool = field(

@@ -1,2 +1,163 @@
-def run(*a):
-    pass
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A run from options to results: everything is loaded and checked first, then trained, evaluated and saved."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import set_seed
+
+from ..data import (
+    Augmentation,
+    EvaluationExamples,
+    SegmentationData,
+    TrainingExamples,
+    collate_examples,
+    load_segmentation_dataset,
+)
+from ..image_processing_mtaclip import MTAClipImageProcessor
+from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, checkpoint_to_resume
+from .building import ModelParts, build_model, load_model
+from .reporting import save_comparison
+from .trainer import MTAClipTrainer
+
+
+@dataclass
+class Run:
+    """A run that is ready to start.
+
+    Attributes:
+        trainer ([`MTAClipTrainer`]): with model and data.
+        data ([`SegmentationData`]): the data set.
+        checkpoint (`str`, *optional*): folder of the checkpoint to go on from.
+    """
+
+    trainer: MTAClipTrainer
+    data: SegmentationData
+    checkpoint: str | None
+
+    def execute(self) -> dict[str, Any]:
+        """Trains, evaluates and saves, as the arguments say.
+
+        Returns:
+            `dict[str, Any]`: what `metrics.json` holds.
+        """
+        args = self.trainer.args
+        metrics: dict[str, Any] = {}
+        if args.do_train:
+            metrics |= self.trainer.train(resume_from_checkpoint=self.checkpoint).metrics
+            self.trainer.save_model()
+            self.trainer.save_state()
+        if args.do_eval:
+            metrics |= self.trainer.evaluate()
+            metrics["classes"] = self.trainer.scores.per_class()
+        if self.trainer.is_world_process_zero():
+            self._report(metrics)
+        return metrics
+
+    def _report(self, metrics: dict[str, Any]) -> None:
+        folder = Path(self.trainer.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        print()
+        if "classes" in metrics:
+            self._save_pictures(folder / "pictures")
+            for name, figures in metrics["classes"].items():
+                iou = "does not occur" if figures["iou"] is None else f"IoU {figures['iou']:.4f}"
+                print(f"{name:>24}  {iou}")
+            print(
+                f"{'mean':>24}  IoU {metrics['eval_mean_iou']:.4f} (constant prediction: "
+                f"{metrics['eval_constant_mean_iou']:.4f}), pixel accuracy {metrics['eval_overall_accuracy']:.4f}"
+            )
+        if self.trainer.args.do_train:
+            print(f"Model, image processor and tokenizer: {folder}")
+        print(f"Metrics: {folder / 'metrics.json'}")
+        if "classes" in metrics and self.trainer.args.num_pictures:
+            print(f"Pictures: {folder / 'pictures'}")
+
+    def _save_pictures(self, folder: Path) -> None:
+        examples = self.trainer.eval_dataset
+        number = min(self.trainer.args.num_pictures, len(examples))
+        folder.mkdir(exist_ok=True)
+        for index in np.linspace(0, len(examples) - 1, number).astype(int).tolist():
+            example = examples[index]
+            save_comparison(
+                folder / f"{Path(example['name']).stem.replace(' ', '_')}.png",
+                example["image"],
+                example["annotation"],
+                self.trainer.predict_image(example["image"]),
+                self.data.class_names,
+                self.data.palette,
+            )
+
+
+def prepare_run(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
+) -> Run:
+    """Loads and checks everything that a run needs.
+
+    Raises:
+        ValueError: options, data or weights that don't fit, named.
+    """
+    dataset_name = Path(data_arguments.dataset_name).name
+    training_arguments.output_dir = training_arguments.output_dir.replace("{dataset_name}", dataset_name)
+    if not training_arguments.do_train and model_arguments.model_name_or_path is None:
+        raise ValueError("Evaluation without training needs a trained model: give `--model_name_or_path`.")
+    checkpoint = checkpoint_to_resume(training_arguments)
+    set_seed(training_arguments.seed)
+    data = load_segmentation_dataset(
+        data_arguments.dataset_name,
+        data_arguments.data_dir,
+        data_arguments.image_column,
+        data_arguments.annotation_column,
+    )
+    train_dataset, eval_dataset = None, None
+    if training_arguments.do_eval:
+        eval_dataset = EvaluationExamples(data, "validation", data_arguments.max_eval_samples)
+        data.check("validation", data_arguments.check_data)
+    if training_arguments.do_train:
+        data.check("train", data_arguments.check_data)
+    parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments.do_train)
+    if training_arguments.do_train:
+        augmentation = _augmentation(data_arguments, parts.image_processor)
+        seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
+        train_dataset = TrainingExamples(data, "train", augmentation, seed, data_arguments.max_train_samples)
+    trainer = MTAClipTrainer(
+        model=parts.model,
+        args=training_arguments,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=collate_examples,
+        processing_class=parts.image_processor,
+        tokenizer=parts.tokenizer,
+    )
+    return Run(trainer, data, checkpoint)
+
+
+def _load_parts(
+    model_arguments: ModelArguments, data_arguments: DataArguments, class_names: list[str], do_train: bool
+) -> ModelParts:
+    if model_arguments.model_name_or_path is None:
+        return build_model(model_arguments, class_names, data_arguments.size)
+    # The size with which a model was trained is part of it, unless it is trained anew.
+    size = data_arguments.size if do_train else None
+    return load_model(model_arguments.model_name_or_path, class_names, adapt=do_train, size=size)
+
+
+def _augmentation(arguments: DataArguments, image_processor: MTAClipImageProcessor) -> Augmentation:
+    return Augmentation(
+        crop_size=arguments.crop_size,
+        size=arguments.size,
+        scale_range=arguments.scale_range,
+        cat_max_ratio=arguments.cat_max_ratio,
+        horizontal_flip=arguments.horizontal_flip,
+        photometric_distortion=arguments.photometric_distortion,
+        image_mean=image_processor.image_mean,
+        image_std=image_processor.image_std,
+    )
+
+
+__all__ = ["Run", "prepare_run"]

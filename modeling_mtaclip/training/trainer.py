@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
+from .accumulation import SharedCriterion
 from .arguments import MTAClipTrainingArguments
 from .evaluation import EvaluationCollator, EvaluationSample, SegmentationScores
 from .optimization import parameter_groups, polynomial_schedule
@@ -39,6 +42,8 @@ class MTAClipTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.tokenizer = tokenizer
         self.scores: SegmentationScores | None = None
+        # Losses are normalised over the accumulated batch; the criterion has no weights.
+        self.model.criterion = SharedCriterion(self.model.config)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         if self.pop_callback(ProgressCallback) is not None:
@@ -69,6 +74,13 @@ class MTAClipTrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
+        """Collects the batches of one optimizer step, and tells the criterion what they are parts of."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if batches:
+            self.accelerator.unwrap_model(self.model).criterion.set_whole_batch([batch["labels"] for batch in batches])
+        return batches, num_items
 
     def compute_loss(
         self,
@@ -158,6 +170,17 @@ class MTAClipTrainer(Trainer):
             maps = self.processing_class.post_process_semantic_segmentation(outputs, target_sizes=sizes)
             predictions |= dict(zip(indices, maps, strict=True))
         return [predictions[index] for index in range(len(samples))]
+
+    def predict_image(self, image: Image.Image) -> np.ndarray:
+        """Predicts one image as evaluation does.
+
+        Returns:
+            `np.ndarray` of shape `(height, width)`: int64, class ids at the image's own size.
+        """
+        model = self.accelerator.unwrap_model(self.model).eval()
+        pixel_values = self.processing_class(image, return_tensors="pt").pixel_values[0]
+        sample = EvaluationSample(pixel_values, torch.empty(image.height, image.width))
+        return self._predict(model, [sample])[0].cpu().numpy()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -1,6 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a tiny model for some steps and stores weights, losses and scores: started by tests, on one or more processes.
+"""Trains a tiny model for some steps and stores weights, losses and scores: started by tests, on 1 or 2 processes.
 
 python distributed_steps.py OUTPUT_DIR BATCH_SIZE ACCUMULATION_STEPS NUM_STEPS
 """
@@ -55,7 +55,7 @@ def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: i
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=batch_size,
         gradient_accumulation_steps=accumulation_steps,
-        learning_rate=1e-2,
+        learning_rate=1e-3,
         warmup_steps=0,
         max_grad_norm=1.0,
         adam_epsilon=1e-3,

@@ -28,23 +28,34 @@ def run_steps(repository_dir, output_dir, num_processes, batch_size, accumulatio
     numbers = [str(number) for number in (batch_size, accumulation_steps, num_steps)]
     environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *(launcher if num_processes > 1 else []), script, str(output_dir), *numbers]
-    subprocess.run(command, check=True, capture_output=True, env=environment, timeout=300)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert finished.returncode == 0, finished.stderr
     log = json.loads((output_dir / "log.json").read_text())
     steps = [entry for entry in log["history"] if "loss" in entry]
     return load_file(output_dir / "weights.safetensors"), steps, log["metrics"]
 
 
+@pytest.fixture(scope="module")
+def whole_batch_run(repository_dir, tmp_path_factory):
+    return run_steps(repository_dir, tmp_path_factory.mktemp("whole"), num_processes=1, batch_size=4)
+
+
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_with_the_whole_batch(repository_dir, tmp_path):
-    whole, steps, metrics = run_steps(repository_dir, tmp_path / "one", num_processes=1, batch_size=2)
-    halves, half_steps, half_metrics = run_steps(repository_dir, tmp_path / "two", num_processes=2, batch_size=1)
+@pytest.mark.parametrize(("num_processes", "batch_size", "accumulation_steps"), [(2, 2, 1), (1, 2, 2), (2, 1, 2)])
+def test_a_split_batch_gives_the_steps_of_the_whole(
+    repository_dir, tmp_path, whole_batch_run, num_processes, batch_size, accumulation_steps
+):
+    whole, steps, metrics = whole_batch_run
+    parts, part_steps, part_metrics = run_steps(
+        repository_dir, tmp_path, num_processes, batch_size, accumulation_steps
+    )
     assert len(steps) == 5
-    for step, half_step in zip(steps, half_steps, strict=True):
-        assert step == pytest.approx(half_step, rel=1e-5)
+    for step, part_step in zip(steps, part_steps, strict=True):
+        assert step == pytest.approx(part_step, rel=1e-5)
     for name, value in whole.items():
-        torch.testing.assert_close(value, halves[name], rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(value, parts[name], rtol=0, atol=1e-5, msg=name)
     scores = ("eval_mean_iou", "eval_mean_accuracy", "eval_overall_accuracy", "eval_constant_mean_iou")
-    assert [metrics[name] for name in scores] == [half_metrics[name] for name in scores]
+    assert [metrics[name] for name in scores] == [part_metrics[name] for name in scores]
 
 
 def trainer(tmp_path, model=None, **options):
