@@ -81,6 +81,39 @@ def place_by_class(values: Tensor, num_labels: int) -> Tensor:
     return torch.where((values >= 0) & (values < num_labels), values, num_labels)
 
 
+def value_range(values: Tensor) -> tuple[int, int]:
+    """Smallest and largest of the values, which must not be empty."""
+    if values.device.type == "cpu":
+        return int(values.numpy().min()), int(values.numpy().max())
+    low, high = values.aminmax()
+    return int(low), int(high)
+
+
+def count_pairs(rows: Tensor, columns: Tensor, size: int) -> Tensor:
+    """How often each pair of a row and a column occurs.
+
+    On the CPU, NumPy counts in one thread: PyTorch's threads are no faster at this, and where other processes keep the
+    cores busy, waiting for all of them takes many times as long. (For the same reason NumPy adds up the tables.)
+
+    Args:
+        rows (`Tensor` of shape `(n,)` and an integer type): between 0 and `size - 1`.
+        columns (`Tensor` of shape `(n,)` and an integer type): between 0 and `size - 1`, on the same device.
+        size (`int`): number of rows and of columns, at most `MAX_DISTINCT_VALUES`.
+
+    Returns:
+        `Tensor` of shape `(size, size)` and type `torch.int64`, on the same device.
+    """
+    if rows.device.type == "cpu":
+        pairs = rows.numpy().astype(np.int64)
+        pairs *= size
+        pairs += columns.numpy()
+        counts = torch.from_numpy(np.bincount(pairs, minlength=size * size).astype(np.int64, copy=False))
+    else:
+        pairs = torch.add(columns.to(torch.int32), rows.to(torch.int32), alpha=size)
+        counts = torch.bincount(pairs, minlength=size * size)
+    return counts.view(size, size)
+
+
 class PairCounts:
     """Counts of (reference value, predicted value) pairs of pixels.
 
@@ -129,15 +162,14 @@ class PairCounts:
             return
         rows, columns = self._slots(reference.flatten()), self._slots(prediction.flatten())
         size = self.num_dense + len(self.rare_values)
-        pairs = torch.add(columns.to(torch.int32), rows, alpha=size)
-        self._accumulate(torch.bincount(pairs, minlength=size * size).view(size, size))
+        self._accumulate(count_pairs(rows, columns, size))
 
     def _slots(self, values: Tensor) -> Tensor:
         if values.dtype == torch.uint8:
-            return values.to(torch.int32)
-        low, high = values.aminmax()
-        if int(low) >= 0 and int(high) < self.num_dense:
-            return values.to(torch.int32)
+            return values
+        low, high = value_range(values)
+        if low >= 0 and high < self.num_dense:
+            return values
         self._make_room_for(torch.unique(values).cpu())
         order = torch.argsort(self.rare_values)
         rare_values = self.rare_values[order].to(values.device)
@@ -145,7 +177,7 @@ class PairCounts:
         found = torch.searchsorted(rare_values, values).clamp(max=len(rare_values) - 1)
         rare_slots = self.num_dense + order.to(values.device)[found]
         dense = (values >= 0) & (values < self.num_dense)
-        return torch.where(dense, values, rare_slots).to(torch.int32)
+        return torch.where(dense, values, rare_slots)
 
     def _make_room_for(self, values: Tensor) -> None:
         values = values.to(torch.int64)
@@ -165,7 +197,11 @@ class PairCounts:
         missing = len(counts) - len(self.table)
         if missing:
             self.table = torch.nn.functional.pad(self.table, (0, missing, 0, missing))
-        self.table += counts.to(self.table.device)
+        if self.table.device.type == "cpu":
+            table = self.table.numpy()
+            table += counts.cpu().numpy()
+        else:
+            self.table += counts.to(self.table.device)
 
     def _entries(self) -> Tensor:
         """Pairs that occur: `torch.int64` rows of reference value, predicted value and count, on the CPU."""
@@ -182,7 +218,7 @@ class PairCounts:
         rows, columns = self._slots(entries[:, 0]), self._slots(entries[:, 1])
         size = self.num_dense + len(self.rare_values)
         counts = torch.zeros(size, size, dtype=torch.int64)
-        counts.index_put_((rows.long(), columns.long()), entries[:, 2], accumulate=True)
+        counts.index_put_((rows, columns), entries[:, 2], accumulate=True)
         self._accumulate(counts)
 
     def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
@@ -236,4 +272,4 @@ class PairCounts:
         return matrix.index_add_(1, place_by_class(values, num_labels), rows)
 
 
-__all__ = ["PairCounts", "as_label_tensor", "place_by_class", "relabel"]
+__all__ = ["PairCounts", "as_label_tensor", "count_pairs", "place_by_class", "relabel", "value_range"]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from modeling_mtaclip.metrics import MeanIoU
+from modeling_mtaclip.metrics.pair_counts import count_pairs
 
 
 KEYS = ["mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"]
@@ -225,3 +226,12 @@ def test_numbers_of_images_must_agree():
 def test_scores_instead_of_labels_are_rejected():
     with pytest.raises(ValueError, match="More than 4096 distinct values"):
         MeanIoU(num_labels=2).add(prediction=torch.arange(5000) * 3, reference=torch.zeros(5000))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_pairs_are_counted_as_by_a_loop(dtype):
+    rows, columns = torch.randint(0, 9, (2, 500)).to(dtype)
+    expected = torch.zeros(9, 9, dtype=torch.int64)
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        expected[row, column] += 1
+    assert torch.equal(count_pairs(rows, columns, 9), expected)
