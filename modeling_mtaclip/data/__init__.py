@@ -3,17 +3,23 @@
 """Data sets and augmentation."""
 
 from .augmentation import Augmentation
-from .examples import EvaluationExamples, TrainingExamples, collate_examples
-from .loading import IGNORE_INDEX, SegmentationData, load_segmentation_dataset, read_example
+from .catalog import generate_palette
+from .examples import EvaluationExamples, EvaluationStream, TrainingExamples, TrainingStream, collate_examples
+from .loading import load_segmentation_dataset
+from .reading import IGNORE_INDEX, SegmentationData
+from .scenes import make_scene
 
 
 __all__ = [
     "IGNORE_INDEX",
     "Augmentation",
     "EvaluationExamples",
+    "EvaluationStream",
     "SegmentationData",
     "TrainingExamples",
+    "TrainingStream",
     "collate_examples",
+    "generate_palette",
     "load_segmentation_dataset",
-    "read_example",
+    "make_scene",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .loading import IGNORE_INDEX
+from .reading import IGNORE_INDEX
 
 
 MAX_CROP_DRAWS = 10
@@ -99,8 +99,8 @@ class Augmentation:
 def distort_colours(image: Tensor, generator: random.Random) -> Tensor:
     """Photometric distortion of SSD (arXiv 1512.02325) with mmsegmentation's ranges.
 
-    With probability 1/2 each: brightness ±32/255, contrast and saturation × U(0.5, 1.5), hue ±18°; contrast comes
-    before or after the others.
+    With probability 1/2 each: brightness ±32/255, contrast and saturation × U(0.5, 1.5), hue ±36° (18 of OpenCV's 180
+    steps); contrast comes before or after the others.
 
     Args:
         image (`Tensor` of shape `(3, H, W)`): uint8.
@@ -109,7 +109,7 @@ def distort_colours(image: Tensor, generator: random.Random) -> Tensor:
     contrast_first = generator.random() < 0.5
     brightness = generator.uniform(-32, 32) if generator.random() < 0.5 else 0.0
     contrast, saturation = (generator.uniform(0.5, 1.5) if generator.random() < 0.5 else 1.0 for _ in range(2))
-    hue = generator.uniform(-0.05, 0.05) if generator.random() < 0.5 else 0.0
+    hue = generator.uniform(-0.1, 0.1) if generator.random() < 0.5 else 0.0
 
     def scaled(pixels: Tensor, factor: float, shift: float) -> Tensor:
         return (pixels.float() * factor + shift).clamp_(0, 255).to(torch.uint8)
@@ -117,11 +117,23 @@ def distort_colours(image: Tensor, generator: random.Random) -> Tensor:
     image = scaled(image, 1.0, brightness) if brightness else image
     if contrast_first and contrast != 1:
         image = scaled(image, contrast, 0.0)
-    image = F.adjust_saturation(image, saturation) if saturation != 1 else image
+    image = _scale_saturation(image, saturation) if saturation != 1 else image
     image = F.adjust_hue(image, hue) if hue else image
     if not contrast_first and contrast != 1:
         image = scaled(image, contrast, 0.0)
     return image
+
+
+def _scale_saturation(image: Tensor, factor: float) -> Tensor:
+    """Multiplies the saturation of HSV, at most to 1; hue and value stay.
+
+    torchvision's own `adjust_saturation` mixes with grey instead, which changes the value.
+    """
+    pixels = image.float()
+    value = pixels.amax(dim=0, keepdim=True)
+    saturation = 1 - pixels.amin(dim=0, keepdim=True) / value.clamp(min=1)
+    factors = torch.minimum(torch.full_like(saturation, factor), 1 / saturation.clamp(min=1e-3))
+    return (value - (value - pixels) * factors).round_().clamp_(0, 255).to(torch.uint8)
 
 
 __all__ = ["Augmentation", "distort_colours"]

@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Facts about known data sets: class names, label ids and colours."""
 
-import colorsys
+import math
+
+import numpy as np
 
 
-# SceneParse150, the ADE20K benchmark: the first name of each class in its objectInfo150.csv, in order.
+# SceneParse150, the ADE20K benchmark: the first name of each class in its objectInfo150.csv, in order. The file
+# separates the words of a name as it separates names ("pool;table;billiard;table"); here they are put together again.
 ADE20K_CLASSES = (
     "wall",
     "building",
@@ -51,7 +54,7 @@ ADE20K_CLASSES = (
     "box",
     "column",
     "signboard",
-    "chest",
+    "chest of drawers",
     "counter",
     "sand",
     "sink",
@@ -63,15 +66,15 @@ ADE20K_CLASSES = (
     "stairs",
     "runway",
     "case",
-    "pool",
+    "pool table",
     "pillow",
-    "screen",
+    "screen door",
     "stairway",
     "river",
     "bridge",
     "bookcase",
     "blind",
-    "coffee",
+    "coffee table",
     "toilet",
     "flower",
     "book",
@@ -80,12 +83,12 @@ ADE20K_CLASSES = (
     "countertop",
     "stove",
     "palm",
-    "kitchen",
+    "kitchen island",
     "computer",
-    "swivel",
+    "swivel chair",
     "boat",
     "bar",
-    "arcade",
+    "arcade machine",
     "hovel",
     "bus",
     "towel",
@@ -98,7 +101,7 @@ ADE20K_CLASSES = (
     "booth",
     "television",
     "airplane",
-    "dirt",
+    "dirt track",
     "apparel",
     "pole",
     "land",
@@ -112,11 +115,11 @@ ADE20K_CLASSES = (
     "van",
     "ship",
     "fountain",
-    "conveyer",
+    "conveyer belt",
     "canopy",
     "washer",
     "plaything",
-    "swimming",
+    "swimming pool",
     "stool",
     "barrel",
     "basket",
@@ -130,7 +133,7 @@ ADE20K_CLASSES = (
     "food",
     "step",
     "tank",
-    "trade",
+    "trade name",
     "microwave",
     "pot",
     "animal",
@@ -143,15 +146,15 @@ ADE20K_CLASSES = (
     "hood",
     "sconce",
     "vase",
-    "traffic",
+    "traffic light",
     "tray",
     "ashcan",
     "fan",
     "pier",
-    "crt",
+    "crt screen",
     "plate",
     "monitor",
-    "bulletin",
+    "bulletin board",
     "shower",
     "radiator",
     "glass",
@@ -224,7 +227,7 @@ CITYSCAPES_PALETTE = (
     (119, 11, 32),
 )
 
-# Okabe and Ito's eight colours, which people with any kind of colour vision can tell apart; black comes last.
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart (https://jfly.uni-koeln.de/color).
 OKABE_ITO = (
     (230, 159, 0),
     (86, 180, 233),
@@ -235,10 +238,38 @@ OKABE_ITO = (
     (204, 121, 167),
     (0, 0, 0),
 )
+WHITE = (255, 255, 255)
+# Linear RGB as seen without long-wave and without medium-wave cones, after Viénot, Brettel and Mollon (1999).
+COLOUR_VISION = np.array(
+    (
+        np.eye(3),
+        ((0.11238, 0.88762, 0.0), (0.11238, 0.88762, 0.0), (0.00401, -0.00401, 1.0)),
+        ((0.29275, 0.70725, 0.0), (0.29275, 0.70725, 0.0), (-0.02234, 0.02234, 1.0)),
+    )
+)
+# Oklab, a colour space in which distances are about as large as they look (https://bottosson.github.io/posts/oklab).
+LINEAR_TO_LMS = np.array(
+    (
+        (0.4122214708, 0.5363325363, 0.0514459929),
+        (0.2119034982, 0.6806995451, 0.1073969566),
+        (0.0883024619, 0.2817188376, 0.6299787005),
+    )
+)
+LMS_TO_OKLAB = np.array(
+    (
+        (0.2104542553, 0.7936177850, -0.0040720468),
+        (1.9779984951, -2.4285922050, 0.4505937099),
+        (0.0259040371, 0.7827717662, -0.8086757660),
+    )
+)
 
 
 def generate_palette(num_colours: int) -> list[tuple[int, int, int]]:
-    """Distinct colours: eight that are safe for the colour-blind, then hues that also differ in brightness.
+    """Colours that differ as much as possible, to colour-blind readers too.
+
+    The first eight are Okabe and Ito's. Each further one is the colour of a grid whose distance to all before it, and
+    to the white of pixels without a class, is greatest, where distance is the smallest of those seen with normal
+    vision, without red, and without green cones.
 
     Args:
         num_colours (`int`): how many.
@@ -246,14 +277,30 @@ def generate_palette(num_colours: int) -> list[tuple[int, int, int]]:
     Returns:
         `list[tuple[int, int, int]]`: red, green, blue in 0 … 255.
     """
+    steps = max(10, math.ceil((2 * num_colours) ** (1 / 3)))
+    levels = np.linspace(0, 255, steps).round().astype(int)
+    candidates = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
+    seen, seen_first = _as_seen(candidates), _as_seen(np.array((*OKABE_ITO, WHITE)))
+    distances = np.min([_distances(seen, other) for other in seen_first.swapaxes(0, 1)], axis=0)
     colours = list(OKABE_ITO[:num_colours])
-    for index in range(len(colours), num_colours):
-        # Multiples of the golden ratio never come close to an earlier hue.
-        hue = index * 0.618033988749895 % 1
-        value, saturation = (0.95, 0.55, 0.75)[index % 3], (0.9, 0.65)[index % 2]
-        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-        colours.append((round(red * 255), round(green * 255), round(blue * 255)))
+    while len(colours) < num_colours:
+        farthest = int(distances.argmax())
+        colours.append(tuple(candidates[farthest].tolist()))
+        distances = np.minimum(distances, _distances(seen, seen[:, farthest]))
     return colours
+
+
+def _as_seen(colours: np.ndarray) -> np.ndarray:
+    """Oklab coordinates `(3, N, 3)` of colours `(N, 3)` for the three kinds of vision."""
+    share = colours / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    lms = np.einsum("vij,nj->vni", COLOUR_VISION, linear).clip(0, 1) @ LINEAR_TO_LMS.T
+    return np.cbrt(lms) @ LMS_TO_OKLAB.T
+
+
+def _distances(colours: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """Smallest distance `(N,)` of colours `(3, N, 3)` to one `(3, 3)` over the kinds of vision."""
+    return np.linalg.norm(colours - colour[:, None], axis=-1).min(axis=0)
 
 
 __all__ = [

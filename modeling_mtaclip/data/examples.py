@@ -4,23 +4,28 @@
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers.utils import logging
 
 from .augmentation import Augmentation
-from .loading import SegmentationData, read_example
+from .reading import SegmentationData, undecoded
 
 
 logger = logging.get_logger(__name__)
 
+# A stream is allowed so many unusable examples before their share counts.
+MIN_STREAM_LENGTH = 1000
+SHUFFLE_BUFFER = 256
 
-def seed_of(*parts: int) -> int:
+
+def seed_of(*parts: int | str) -> int:
     """A seed in 0 … 2^63 - 1 that depends on all parts and looks unlike that of other parts."""
     digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
@@ -62,6 +67,11 @@ class TrainingExamples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def num_bad(self) -> int:
+        """Number of examples that turned out to be unusable, over all workers of this process."""
+        return int(self._bad.sum())
+
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random choices of an epoch."""
         self._epoch[0] = epoch
@@ -76,24 +86,81 @@ class TrainingExamples(Dataset):
         generator = random.Random(seed)
         while True:
             try:
-                image, labels = self.data.read(read_example(self.dataset, index))
+                image, labels = self.data.read(self.dataset[index])
                 break
             except ValueError as error:
                 self._report(index, error)
                 index = generator.randrange(len(self.dataset))
-        pixel_values, labels = self.augmentation(image, labels, generator)
-        return {"pixel_values": pixel_values, "labels": labels, "point_seeds": torch.tensor(seed)}
+        return _augmented(self.augmentation, image, labels, generator, seed)
 
     def _report(self, index: int, error: ValueError) -> None:
         if not self._bad[index]:
             logger.warning("An unusable example was replaced by another: %s", error)
         self._bad[index] = True
-        number = int(self._bad.sum())
-        if number > self.max_bad:
+        if self.num_bad > self.max_bad:
             raise RuntimeError(
-                f"{number} of {len(self.dataset)} training examples can't be used, and {self.max_bad} may be. The "
-                f"last one: {error}"
+                f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} may be. "
+                f"The last one: {error}"
             ) from error
+
+
+class TrainingStream(IterableDataset):
+    """Augmented examples of a split that is read while training.
+
+    An example's random choices depend on seed, epoch and its name. Examples are shuffled within a buffer, their order
+    being a function of seed, epoch and the number of workers. One that can't be used is left out, with a warning.
+
+    Args:
+        data ([`SegmentationData`]): the data set, loaded with `streaming=True`.
+        split (`str`): name of the split.
+        augmentation ([`Augmentation`]): what happens to each image.
+        seed (`int`): of all random choices.
+        max_samples (`int`, *optional*): uses the first so many examples only.
+        max_bad_share (`float`): share of the examples that may be unusable.
+
+    Raises:
+        ValueError: the split is absent.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        split: str,
+        augmentation: Augmentation,
+        seed: int = 0,
+        max_samples: int | None = None,
+        max_bad_share: float = 0.01,
+    ) -> None:
+        self.data, self.augmentation, self.seed = data, augmentation, seed
+        self.dataset = _take(data, split, max_samples)
+        self.max_bad_share = max_bad_share
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the order and the random choices of an epoch."""
+        self._epoch[0] = epoch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Examples as [`TrainingExamples`] gives them.
+
+        Raises:
+            RuntimeError: more unusable files than allowed.
+        """
+        epoch, num_bad = int(self._epoch[0]), 0
+        shuffled = self.dataset.shuffle(seed=seed_of(self.seed, epoch) % 2**32, buffer_size=SHUFFLE_BUFFER)
+        for number, example in enumerate(shuffled, start=1):
+            seed = seed_of(self.seed, epoch, example["name"])
+            try:
+                image, labels = self.data.read(example)
+            except ValueError as error:
+                logger.warning("An unusable example was left out: %s", error)
+                num_bad += 1
+                if num_bad > self.max_bad_share * max(number, MIN_STREAM_LENGTH):
+                    raise RuntimeError(
+                        f"{num_bad} of {number} training examples can't be used. The last one: {error}"
+                    ) from error
+                continue
+            yield _augmented(self.augmentation, image, labels, random.Random(seed), seed)
 
 
 class EvaluationExamples(Dataset):
@@ -121,9 +188,31 @@ class EvaluationExamples(Dataset):
         Raises:
             ValueError: an unusable example; evaluation leaves none out.
         """
-        example = read_example(self.dataset, index)
-        image, annotation = self.data.read(example)
-        return {"image": image, "annotation": annotation, "name": example["name"]}
+        return _as_it_is(self.data, self.dataset[index])
+
+
+class EvaluationStream(IterableDataset):
+    """Examples of a split that is read while evaluating, as [`EvaluationExamples`] gives them.
+
+    Every worker of a data loader gives all examples; whoever uses several must share them out.
+
+    Args:
+        data ([`SegmentationData`]): the data set, loaded with `streaming=True`.
+        split (`str`): name of the split.
+        max_samples (`int`, *optional*): uses the first so many examples only.
+
+    Raises:
+        ValueError: the split is absent.
+    """
+
+    def __init__(self, data: SegmentationData, split: str, max_samples: int | None = None) -> None:
+        self.data = data
+        self.dataset = _take(data, split, max_samples)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        # `iter`, unlike `__iter__`, does not deal the examples out to workers.
+        for batch in self.dataset.iter(batch_size=1):
+            yield _as_it_is(self.data, {column: values[0] for column, values in batch.items()})
 
 
 def collate_examples(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -131,10 +220,24 @@ def collate_examples(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tens
     return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 
 
+def _augmented(
+    augmentation: Augmentation, image: Any, labels: np.ndarray, generator: random.Random, seed: int
+) -> dict[str, Tensor]:
+    pixel_values, labels = augmentation(image, labels, generator)
+    return {"pixel_values": pixel_values, "labels": labels, "point_seeds": torch.tensor(seed)}
+
+
+def _as_it_is(data: SegmentationData, example: Mapping[str, Any]) -> dict[str, Any]:
+    image, annotation = data.read(example)
+    return {"image": image, "annotation": annotation, "name": example["name"]}
+
+
 def _take(data: SegmentationData, split: str, max_samples: int | None) -> Any:
     if split not in data.splits:
         raise ValueError(f"The data set has no {split} split, only {sorted(data.splits)}.")
-    dataset = data.splits[split]
+    dataset = undecoded(data.splits[split])
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset if max_samples is None else dataset.take(max_samples)
     if max_samples is not None:
         dataset = dataset.select(np.arange(min(max_samples, len(dataset))))
     if len(dataset) == 0:
@@ -142,4 +245,11 @@ def _take(data: SegmentationData, split: str, max_samples: int | None) -> Any:
     return dataset
 
 
-__all__ = ["EvaluationExamples", "TrainingExamples", "collate_examples", "seed_of"]
+__all__ = [
+    "EvaluationExamples",
+    "EvaluationStream",
+    "TrainingExamples",
+    "TrainingStream",
+    "collate_examples",
+    "seed_of",
+]
