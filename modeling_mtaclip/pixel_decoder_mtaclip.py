@@ -7,7 +7,9 @@ It is the one of Mask2Former (arXiv 2112.01527, Sec. 3.2.1), whose attention com
 """
 
 import math
+from collections.abc import Callable, Hashable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +37,7 @@ def sine_position_embedding(
     Returns:
         `Tensor` of shape `(1, height * width, hidden_size)`.
     """
-    if torch.compiler.is_compiling():
-        return _sine_position_embedding(height, width, hidden_size, dtype, device)
-    return _cached_sine_position_embedding(height, width, hidden_size, dtype, device)
+    return _constant(_sine_position_embedding, height, width, hidden_size, dtype, device)
 
 
 def _sine_position_embedding(
@@ -58,13 +58,16 @@ def _sine_position_embedding(
     return torch.cat((rows, columns), dim=-1).reshape(1, height * width, hidden_size).to(dtype)
 
 
-@lru_cache(maxsize=32)
-def _cached_sine_position_embedding(
-    height: int, width: int, hidden_size: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _constant(function: Callable[..., Any], *arguments: Hashable) -> Any:
+    """What a function makes of sizes, kept for the next call; where a graph is traced, it is part of the graph."""
+    return function(*arguments) if torch.compiler.is_compiling() else _kept_constant(function, *arguments)
+
+
+@lru_cache(maxsize=64)
+def _kept_constant(function: Callable[..., Any], *arguments: Hashable) -> Any:
     # A tensor made in inference mode could not take part in a later training step.
     with torch.inference_mode(False), torch.no_grad():
-        return _sine_position_embedding(height, width, hidden_size, dtype, device)
+        return function(*arguments)
 
 
 def to_sequence(feature_map: Tensor) -> Tensor:
@@ -103,25 +106,26 @@ class MTAClipDeformableAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: list[tuple[int, int]],
+        geometry: tuple[Tensor, Tensor],
+        spatial_shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
         """Attends.
 
         Args:
             hidden_states (`Tensor` of shape `(B, S, D)`): pixels of all levels.
             position_embeddings (`Tensor` of shape `(1, S, D)`): added to the queries.
-            reference_points (`Tensor` of shape `(S, 2)`): each pixel's own place, (x, y) in [0, 1].
-            spatial_shapes (`list[tuple[int, int]]`): height and width of each level.
+            geometry (`tuple[Tensor, Tensor]`): each pixel's place and the size of a pixel of each level, (x, y) in
+                [0, 1], of shapes `(S, 2)` and `(levels, 2)`.
+            spatial_shapes (`tuple[tuple[int, int], ...]`): height and width of each level.
         """
         batch_size, length, _ = hidden_states.shape
         queries = hidden_states + position_embeddings
         samples = (batch_size, length, self.num_heads, NUM_LEVELS, self.num_points)
         weights = self.attention_weights(queries).view(*samples[:3], -1)
         weights = weights.softmax(dim=-1, dtype=torch.float32).to(hidden_states.dtype).view(samples)
-        sizes = reference_points.new_tensor([(width, height) for height, width in spatial_shapes])
-        offsets = self.sampling_offsets(queries).view(*samples, 2).to(reference_points.dtype)
-        locations = reference_points[:, None, None, None] + offsets / sizes[:, None]
+        places, pixel_sizes = geometry
+        offsets = self.sampling_offsets(queries).view(*samples, 2).to(places.dtype)
+        locations = places[:, None, None, None] + offsets * pixel_sizes[:, None]
         values = self.value_proj(hidden_states).view(batch_size, length, self.num_heads, -1)
         return self.output_proj(multi_scale_deformable_attention(values, spatial_shapes, locations, weights))
 
@@ -141,10 +145,10 @@ class MTAClipPixelDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         position_embeddings: Tensor,
-        reference_points: Tensor,
-        spatial_shapes: list[tuple[int, int]],
+        geometry: tuple[Tensor, Tensor],
+        spatial_shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
-        attended = self.self_attn(hidden_states, position_embeddings, reference_points, spatial_shapes)
+        attended = self.self_attn(hidden_states, position_embeddings, geometry, spatial_shapes)
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
         feed_forward = self.fc2(nn.functional.relu(self.fc1(hidden_states)))
         return self.final_layer_norm(hidden_states + feed_forward)
@@ -194,12 +198,13 @@ class MTAClipPixelDecoder(nn.Module):
             projection(maps)
             for projection, maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
         ]
-        spatial_shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        spatial_shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         hidden_states = torch.cat([to_sequence(level) for level in levels], dim=1)
         position_embeddings = self._position_embeddings(spatial_shapes, hidden_states)
-        reference_points = _reference_points(spatial_shapes, hidden_states.device)
+        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        geometry = _constant(_level_geometry, spatial_shapes, dtype, hidden_states.device)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_embeddings, reference_points, spatial_shapes)
+            hidden_states = layer(hidden_states, position_embeddings, geometry, spatial_shapes)
 
         sequences = hidden_states.split([height * width for height, width in spatial_shapes], dim=1)
         memories = [
@@ -212,7 +217,7 @@ class MTAClipPixelDecoder(nn.Module):
         mask_features = self.mask_projection(self.output_projection(lateral + upsampled))
         return mask_features, memories
 
-    def _position_embeddings(self, spatial_shapes: list[tuple[int, int]], like: Tensor) -> Tensor:
+    def _position_embeddings(self, spatial_shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
         size = like.shape[-1]
         embeddings = [
             sine_position_embedding(height, width, size, like.dtype, like.device) + level
@@ -221,14 +226,17 @@ class MTAClipPixelDecoder(nn.Module):
         return torch.cat(embeddings, dim=1)
 
 
-def _reference_points(spatial_shapes: list[tuple[int, int]], device: torch.device) -> Tensor:
-    """Centres of all pixels of all levels, (x, y) in [0, 1], float32, `(S, 2)`."""
+def _level_geometry(
+    spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Centres of all pixels of all levels, and the size of a pixel of each level; (x, y), a level's sides being 1."""
     points = []
     for height, width in spatial_shapes:
-        y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
-        x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
+        y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
+        x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
         points.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
-    return torch.cat(points)
+    pixel_sizes = [(1 / width, 1 / height) for height, width in spatial_shapes]
+    return torch.cat(points), torch.tensor(pixel_sizes, dtype=dtype, device=device)
 
 
 __all__ = ["MTAClipPixelDecoder", "sine_position_embedding", "to_feature_map", "to_sequence"]

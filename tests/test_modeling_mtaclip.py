@@ -197,6 +197,29 @@ def test_learning_reduces_the_loss():
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        expected = model(batch["pixel_values"])
+        actual = model.to(dtype)(batch["pixel_values"].to(dtype))
+    assert actual.logits.dtype == dtype
+    assert actual.logits.isfinite().all()
+    # Single attention masks flip, so that single queries may differ; the whole must not.
+    assert (actual.logits.float() - expected.logits).abs().mean() < 0.05 * expected.logits.mean()
+
+
+def test_training_under_autocast():
+    model, batch = tiny_model().train(), make_batch()
+    batch["point_seeds"] = torch.arange(2)
+    expected = model(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = model(**batch)
+    assert actual.loss.dtype == torch.float32
+    torch.testing.assert_close(actual.loss, expected.loss, rtol=0.05, atol=0)
+    actual.loss.backward()
+
+
 def test_gradient_checkpointing_changes_nothing():
     model, batch = tiny_model().train(), make_batch()
     # BatchNorm's statistics depend on how often the backbone ran.
