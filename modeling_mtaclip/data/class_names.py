@@ -23,8 +23,8 @@ def read_class_names(path: Path) -> tuple[list[str], int]:
         `tuple[list[str], int]`: names in the order of their ids, and the value for "no label" (255 unless given).
 
     Raises:
-        ValueError: a missing file, other content, gaps in the ids, a name used twice, or an `ignore_index` that is a
-            class.
+        ValueError: a missing file, other content, gaps in the ids, a name used twice, more than 255 classes, or an
+            `ignore_index` that is a class.
     """
     content = _read_json(path)
     ignore_index = IGNORE_INDEX
@@ -38,6 +38,11 @@ def read_class_names(path: Path) -> tuple[list[str], int]:
     if len(set(content)) < len(content):
         twice = sorted({name for name in content if content.count(name) > 1})
         raise ValueError(f"{path} gives several classes the same name: {twice}. Each needs a name of its own.")
+    if len(content) > IGNORE_INDEX:
+        raise ValueError(
+            f"{path} names {len(content)} classes: at most {IGNORE_INDEX} are possible, since the label id "
+            f"{IGNORE_INDEX} means 'no label'."
+        )
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int) or 0 <= ignore_index < len(content):
         raise ValueError(f"{path}: `ignore_index` must be a number that is no class, got {ignore_index!r}.")
     if ignore_index < 0:

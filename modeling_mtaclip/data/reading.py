@@ -49,9 +49,6 @@ class SegmentationData:
             neither here nor in `ignored_values` are errors.
         ignored_values (`set[int]`): values in the annotations that stand for "no label".
         ignore_index (`int`): the label id for "no label".
-
-    Raises:
-        ValueError: more classes than label ids below `ignore_index`.
     """
 
     splits: DatasetDict | IterableDatasetDict
@@ -60,13 +57,6 @@ class SegmentationData:
     label_ids: dict[int, int]
     ignored_values: set[int] = field(default_factory=lambda: {IGNORE_INDEX})
     ignore_index: int = IGNORE_INDEX
-
-    def __post_init__(self) -> None:
-        if len(self.class_names) > self.ignore_index:
-            raise ValueError(
-                f"The data set has {len(self.class_names)} classes, but the label id {self.ignore_index} means "
-                f"'no label': at most {self.ignore_index} classes are possible."
-            )
 
     @cached_property
     def label_table(self) -> np.ndarray:

@@ -39,8 +39,8 @@ class _Canvas:
     def paint(self, mask: Image.Image, label: int, colour: np.ndarray, texture: np.ndarray | float = 0.0) -> None:
         """Gives the pixels of a mask a label and a colour, to which a texture `(H, W)` is added."""
         inside = np.asarray(mask, dtype=bool)
-        shaded = np.broadcast_to(np.asarray(texture, dtype=np.float32), self.labels.shape)[..., None]
-        self.image[inside] = (colour + shaded)[inside]
+        shade = np.asarray(texture, dtype=np.float32)
+        self.image[inside] = colour + (shade[inside][:, None] if shade.ndim else shade)
         self.labels[inside] = label
 
     def new_mask(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
