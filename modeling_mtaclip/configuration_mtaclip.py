@@ -18,7 +18,6 @@ CONTRASTIVE_NEGATIVES = ("mix", "separate", "all_positive")
 MASK_LOSS_NORMALIZERS = ("num_masks", "class_weights")
 IGNORED_PIXELS = ("exclude", "background")
 NUM_FEATURE_MAPS = 4
-NUM_GROUP_NORM_GROUPS = 32
 
 
 @strict
@@ -56,7 +55,7 @@ class MTAClipConfig(PreTrainedConfig):
         num_queries (`int`, defaults to 100):
             Number of mask queries, `Q`.
         hidden_size (`int`, defaults to 256):
-            Width of pixel decoder and mask-text decoder, a multiple of 32.
+            Width of pixel decoder and mask-text decoder, a multiple of `encoder_norm_groups`.
         mask_feature_size (`int`, defaults to 256):
             Channels of the mask features at stride 4.
         encoder_layers (`int`, defaults to 6):
@@ -67,6 +66,8 @@ class MTAClipConfig(PreTrainedConfig):
             Width of the pixel decoder's feed-forward networks.
         encoder_num_points (`int`, defaults to 4):
             Points that a head samples on each level.
+        encoder_norm_groups (`int`, defaults to 32):
+            Groups of the pixel decoder's GroupNorm layers.
         decoder_layers (`int`, defaults to 9):
             Layers of the mask-text decoder.
         decoder_attention_heads (`int`, defaults to 8):
@@ -170,6 +171,7 @@ class MTAClipConfig(PreTrainedConfig):
     encoder_attention_heads: int = 8
     encoder_feedforward_dim: int = 1024
     encoder_num_points: int = 4
+    encoder_norm_groups: int = 32
     decoder_layers: int = 9
     decoder_attention_heads: int = 8
     decoder_feedforward_dim: int = 2048
@@ -272,22 +274,18 @@ class MTAClipConfig(PreTrainedConfig):
             "encoder_attention_heads",
             "encoder_feedforward_dim",
             "encoder_num_points",
+            "encoder_norm_groups",
             "decoder_layers",
             "decoder_attention_heads",
             "decoder_feedforward_dim",
         )
         if self.encoder_layers < 0:
             raise ValueError(f"`encoder_layers` must not be negative, got {self.encoder_layers}.")
-        for heads in ("encoder_attention_heads", "decoder_attention_heads"):
-            if self.hidden_size % getattr(self, heads):
+        for name in ("encoder_attention_heads", "encoder_norm_groups", "decoder_attention_heads"):
+            if self.hidden_size % getattr(self, name):
                 raise ValueError(
-                    f"`hidden_size` ({self.hidden_size}) must be a multiple of `{heads}` ({getattr(self, heads)})."
+                    f"`hidden_size` ({self.hidden_size}) must be a multiple of `{name}` ({getattr(self, name)})."
                 )
-        if self.hidden_size % NUM_GROUP_NORM_GROUPS:
-            raise ValueError(
-                f"`hidden_size` must be a multiple of {NUM_GROUP_NORM_GROUPS}, the groups of the pixel decoder's "
-                f"GroupNorm, got {self.hidden_size}."
-            )
         if self.feature_channels is not None and len(self.feature_channels) != NUM_FEATURE_MAPS:
             raise ValueError(
                 f"`feature_channels` must list the channels of {NUM_FEATURE_MAPS} feature maps (strides 4, 8, 16, "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .configuration_mtaclip import NUM_GROUP_NORM_GROUPS, MTAClipConfig
+from .configuration_mtaclip import MTAClipConfig
 from .deformable_attention_mtaclip import multi_scale_deformable_attention
 
 
@@ -167,18 +167,18 @@ class MTAClipPixelDecoder(nn.Module):
         size = config.hidden_size
         # From stride 32 to stride 8, the order in which the levels are concatenated.
         self.input_projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, size, kernel_size=1), nn.GroupNorm(NUM_GROUP_NORM_GROUPS, size))
+            nn.Sequential(nn.Conv2d(channels, size, kernel_size=1), nn.GroupNorm(config.encoder_norm_groups, size))
             for channels in reversed(feature_channels[1:])
         )
         self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, size))
         self.layers = nn.ModuleList(MTAClipPixelDecoderLayer(config) for _ in range(config.encoder_layers))
         self.lateral_projection = nn.Sequential(
             nn.Conv2d(feature_channels[0], size, kernel_size=1, bias=False),
-            nn.GroupNorm(NUM_GROUP_NORM_GROUPS, size),
+            nn.GroupNorm(config.encoder_norm_groups, size),
         )
         self.output_projection = nn.Sequential(
             nn.Conv2d(size, size, kernel_size=3, padding=1, bias=False),
-            nn.GroupNorm(NUM_GROUP_NORM_GROUPS, size),
+            nn.GroupNorm(config.encoder_norm_groups, size),
             nn.ReLU(),
         )
         self.mask_projection = nn.Conv2d(size, config.mask_feature_size, kernel_size=1)

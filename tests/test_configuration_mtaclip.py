@@ -85,7 +85,7 @@ def test_label2id_follows_id2label():
         ({"ignored_pixels": "keep"}, "`ignored_pixels` must be one of"),
         ({"contrastive_temperature": 0}, "`contrastive_temperature` must be positive, got 0"),
         ({"num_queries": 0}, "`num_queries` must be positive, got 0"),
-        ({"hidden_size": 40}, "`hidden_size` must be a multiple of 32"),
+        ({"hidden_size": 40}, r"`hidden_size` \(40\) must be a multiple of `encoder_norm_groups` \(32\)"),
         ({"decoder_attention_heads": 5}, "must be a multiple of `decoder_attention_heads`"),
         ({"importance_sample_ratio": 1.5}, "between 0 and 1, got 1.5"),
         ({"oversample_ratio": 0.5}, "at least 1, got 0.5"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig
 
 from ..configuration_mtaclip import MTAClipConfig
+from ..pixel_decoder_mtaclip import NUM_LEVELS
 from .renaming import ConversionReport, rename_tensors, split_packed_projection
 
 
@@ -144,9 +145,23 @@ def config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
         ValueError: a missing entry, or a choice that we don't know.
     """
     try:
+        _check_architecture(original)
         return _config_from_original(original)
     except KeyError as error:
         raise ValueError(f"The original's config has no entry {error}.") from error
+
+
+def _check_architecture(original: Mapping[str, Any]) -> None:
+    """What ours can't be configured to, because the authors never vary it."""
+    encoder, decoder = original["pixel_decoder"], original["decoder"]
+    for name, value, expected in (
+        ("pixel_decoder.num_levels", encoder["num_levels"], NUM_LEVELS),
+        ("pixel_decoder.hidden_size", encoder["hidden_size"], original["hidden_size"]),
+        ("decoder.activation", decoder["activation"], "relu"),
+        ("decoder.dropout", decoder["dropout"], 0),
+    ):
+        if value != expected:
+            raise ValueError(f"The original's `{name}` is {value!r}; only {expected!r} can be converted.")
 
 
 def _config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
@@ -190,6 +205,7 @@ def _config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
         encoder_attention_heads=encoder["num_attention_heads"],
         encoder_feedforward_dim=encoder["feedforward_dim"],
         encoder_num_points=encoder["num_points"],
+        encoder_norm_groups=encoder["group_norm_groups"],
         decoder_layers=decoder["num_layers"],
         decoder_attention_heads=decoder["num_attention_heads"],
         decoder_feedforward_dim=decoder["feedforward_dim"],
