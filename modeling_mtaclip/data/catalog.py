@@ -239,6 +239,8 @@ OKABE_ITO = (
     (0, 0, 0),
 )
 WHITE = (255, 255, 255)
+# Oklab's lightness above which colours don't look black in a picture.
+MIN_LIGHTNESS = 0.35
 # Linear RGB as seen without long-wave and without medium-wave cones, after Viénot, Brettel and Mollon (1999).
 COLOUR_VISION = np.array(
     (
@@ -280,7 +282,10 @@ def generate_palette(num_colours: int) -> list[tuple[int, int, int]]:
     steps = max(10, math.ceil((2 * num_colours) ** (1 / 3)))
     levels = np.linspace(0, 255, steps).round().astype(int)
     candidates = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, 3)
-    seen, seen_first = _as_seen(candidates), _as_seen(np.array((*OKABE_ITO, WHITE)))
+    seen = _as_seen(candidates)
+    bright = seen[0, :, 0] > MIN_LIGHTNESS
+    candidates, seen = candidates[bright], seen[:, bright]
+    seen_first = _as_seen(np.array((*OKABE_ITO, WHITE)))
     distances = np.min([_distances(seen, other) for other in seen_first.swapaxes(0, 1)], axis=0)
     colours = list(OKABE_ITO[:num_colours])
     while len(colours) < num_colours:
