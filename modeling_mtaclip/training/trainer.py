@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer
+from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .accumulation import SharedCriterion
@@ -46,6 +46,8 @@ class MTAClipTrainer(Trainer):
         self.model.criterion = SharedCriterion(self.model.config)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(EpochCallback(self.train_dataset))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(BriefProgressCallback())
 
@@ -201,6 +203,20 @@ class _Share(IterableDataset):
         return islice(iter(self.dataset), first, None, self.world_size * num_workers)
 
 
+class EpochCallback(TrainerCallback):
+    """Tells the data set which epoch begins; with several processes, accelerate's loaders tell only their samplers.
+
+    Args:
+        dataset (`Dataset`): with a method `set_epoch`.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.dataset.set_epoch(int(state.epoch or 0))
+
+
 class BriefProgressCallback(ProgressCallback):
     """Progress bar with the speed, and lines with the loss and its terms of the last layer; loggers get all terms."""
 
@@ -225,4 +241,4 @@ class BriefProgressCallback(ProgressCallback):
         super().on_log(args, state, control, logs=brief, **kwargs)
 
 
-__all__ = ["BriefProgressCallback", "MTAClipTrainer"]
+__all__ = ["BriefProgressCallback", "EpochCallback", "MTAClipTrainer"]
