@@ -11,11 +11,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # What runs without a configuration file and without a data set: small enough for minutes on two CPU cores.
 # configs/toy.yaml is the same as a file.
@@ -171,6 +174,12 @@ class DataArguments:
     annotation_column: str | None = field(
         default=None, metadata={"help": "Column of the label maps of a Hub data set, if it can't be told by its name."}
     )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the data set while training, without an index of all of it."}
+    )
+    max_bad_share: float = field(
+        default=0.01, metadata={"help": "Share of the training images that may be unreadable; others replace them."}
+    )
     check_data: str = field(
         default="sample",
         metadata={
@@ -285,6 +294,13 @@ class MTAClipTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every trainable parameter has a gradient."}
     )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads of each process on the CPU. By default as many as OMP_NUM_THREADS says if that is more "
+            "than the 1 that launchers set, else the cores shared among the processes."
+        },
+    )
     num_pictures: int = field(
         default=6, metadata={"help": "Side-by-side pictures (image, truth, prediction) to draw after evaluation."}
     )
@@ -298,6 +314,8 @@ class MTAClipTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = False
         if self.report_to == "tensorboard" and not is_tensorboard_available():
             self.report_to = "none"
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: images are prepared when they are read.")
@@ -365,11 +383,25 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
         if not (Path(wanted) / "trainer_state.json").is_file():
             raise ValueError(f"`resume_from_checkpoint`: {wanted!r} is no folder with a checkpoint of a run.")
         return wanted
-    folder = Path(arguments.output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    last = last_complete_checkpoint(Path(arguments.output_dir))
     if last is None:
-        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint in {str(folder)!r} to resume from.")
-    return last
+        raise ValueError(
+            f"`resume_from_checkpoint`: there is no checkpoint in {arguments.output_dir!r} to resume from."
+        )
+    return str(last)
+
+
+def last_complete_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that was saved to its end; the trainer's state is written last."""
+    steps = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-[0-9]*")}
+    for _, path in sorted(steps.items(), reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            logger.warning("%s is incomplete and passed over.", path)
+            continue
+        return path
+    return None
 
 
 __all__ = [
@@ -378,5 +410,6 @@ __all__ = [
     "MTAClipTrainingArguments",
     "ModelArguments",
     "checkpoint_to_resume",
+    "last_complete_checkpoint",
     "parse_run_arguments",
 ]

@@ -51,7 +51,7 @@ def save_comparison(
         title (`str`): above the picture.
     """
     height, width = truth.shape
-    figure = Figure(figsize=(12, 4 * height / width + 1.2), layout="constrained")
+    figure = Figure(figsize=(12, 4 * height / width + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
     panels = {

@@ -3,18 +3,26 @@
 """A run from options to results: everything is loaded and checked first, then trained, evaluated and saved."""
 
 import json
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
 from transformers import set_seed
+from transformers.trainer_utils import has_length
 
 from ..data import (
     Augmentation,
     EvaluationExamples,
+    EvaluationStream,
     SegmentationData,
     TrainingExamples,
+    TrainingStream,
     collate_examples,
     load_segmentation_dataset,
 )
@@ -66,8 +74,8 @@ class Run:
         if "classes" in metrics:
             self._save_pictures(folder / "pictures")
             for name, figures in metrics["classes"].items():
-                iou = "does not occur" if figures["iou"] is None else f"IoU {figures['iou']:.4f}"
-                print(f"{name:>24}  {iou}")
+                if figures["iou"] is not None:
+                    print(f"{name:>24}  IoU {figures['iou']:.4f}")
             print(
                 f"{'mean':>24}  IoU {metrics['eval_mean_iou']:.4f} (constant prediction: "
                 f"{metrics['eval_constant_mean_iou']:.4f}), pixel accuracy {metrics['eval_overall_accuracy']:.4f}"
@@ -79,11 +87,8 @@ class Run:
             print(f"Pictures: {folder / 'pictures'}")
 
     def _save_pictures(self, folder: Path) -> None:
-        examples = self.trainer.eval_dataset
-        number = min(self.trainer.args.num_pictures, len(examples))
         folder.mkdir(exist_ok=True)
-        for index in np.linspace(0, len(examples) - 1, number).astype(int).tolist():
-            example = examples[index]
+        for example in _spread(self.trainer.eval_dataset, self.trainer.args.num_pictures):
             save_comparison(
                 folder / f"{Path(example['name']).stem.replace(' ', '_')}.png",
                 example["image"],
@@ -107,16 +112,20 @@ def prepare_run(
     if not training_arguments.do_train and model_arguments.model_name_or_path is None:
         raise ValueError("Evaluation without training needs a trained model: give `--model_name_or_path`.")
     checkpoint = checkpoint_to_resume(training_arguments)
+    if training_arguments.device.type == "cpu":
+        torch.set_num_threads(_num_threads(training_arguments.cpu_threads))
     set_seed(training_arguments.seed)
     data = load_segmentation_dataset(
         data_arguments.dataset_name,
         data_arguments.data_dir,
         data_arguments.image_column,
         data_arguments.annotation_column,
+        data_arguments.streaming,
     )
     train_dataset, eval_dataset = None, None
     if training_arguments.do_eval:
-        eval_dataset = EvaluationExamples(data, "validation", data_arguments.max_eval_samples)
+        evaluation_class = EvaluationStream if data_arguments.streaming else EvaluationExamples
+        eval_dataset = evaluation_class(data, "validation", data_arguments.max_eval_samples)
         data.check("validation", data_arguments.check_data)
     if training_arguments.do_train:
         data.check("train", data_arguments.check_data)
@@ -124,7 +133,10 @@ def prepare_run(
     if training_arguments.do_train:
         augmentation = _augmentation(data_arguments, parts.image_processor)
         seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
-        train_dataset = TrainingExamples(data, "train", augmentation, seed, data_arguments.max_train_samples)
+        training_class = TrainingStream if data_arguments.streaming else TrainingExamples
+        train_dataset = training_class(
+            data, "train", augmentation, seed, data_arguments.max_train_samples, data_arguments.max_bad_share
+        )
     trainer = MTAClipTrainer(
         model=parts.model,
         args=training_arguments,
@@ -135,6 +147,23 @@ def prepare_run(
         tokenizer=parts.tokenizer,
     )
     return Run(trainer, data, checkpoint)
+
+
+def _spread(examples: Dataset, number: int) -> Iterator[Mapping[str, Any]]:
+    """Some examples from all over a data set, or the first ones of a stream."""
+    if not has_length(examples):
+        return islice(iter(examples), number)
+    indices = np.linspace(0, len(examples) - 1, min(number, len(examples))).astype(int)
+    return (examples[index] for index in indices.tolist())
+
+
+def _num_threads(wanted: int | None) -> int:
+    """Threads for this process; `accelerate launch` and `torchrun` leave it with one, however many cores there are."""
+    if wanted is not None:
+        return wanted
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return torch.get_num_threads()
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _load_parts(

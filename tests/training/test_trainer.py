@@ -125,6 +125,19 @@ def test_evaluation_is_at_the_size_of_the_annotation_for_any_batch_size(tmp_path
     assert metrics["eval_mean_iou"] == expected.compute()["mean_iou"]
 
 
+class Epochs(list):
+    """Examples that note which epochs they are told of."""
+
+    def set_epoch(self, epoch):
+        self.epochs = [*getattr(self, "epochs", []), epoch]
+
+
+def test_examples_are_told_each_epoch(tmp_path):
+    examples = Epochs(example(index) for index in range(4))
+    trainer(tmp_path, train_dataset=examples, max_steps=5).train()
+    assert sorted(set(examples.epochs)) == [0, 1, 2]
+
+
 class Stream(IterableDataset):
     """Five examples that can only be read one after the other."""
 

@@ -1,0 +1,107 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs every snippet of README.md, in a folder laid out as the README says."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoModelForSemanticSegmentation
+
+from modeling_mtaclip.data.scenes import make_scene
+from modeling_mtaclip.training import parse_run_arguments, prepare_run
+from tests.training.conftest import draw_folder, options
+
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+SNIPPETS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+PYTHON = [code for language, code in SNIPPETS if language == "python"]
+COMMANDS = [line for language, code in SNIPPETS if language == "bash" for line in code.strip().splitlines()]
+INSTALL = [line for line in COMMANDS if "pip install" in line]
+RUNS = [line for line in COMMANDS if "pip install" not in line]
+# So that a training run of the README takes two steps here.
+SHORT = "--max_steps 2 --eval_steps 2 --save_steps 2 --warmup_steps 0 --max_eval_samples 4 --num_pictures 1"
+
+
+def run(command: str, folder: Path, **environment: str) -> str:
+    """Runs a shell command with this interpreter's programs and returns what it prints."""
+    paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    finished = subprocess.run(
+        ["bash", "-ec", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | {"PATH": paths, "PYTHONPATH": str(README.parent)} | environment,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader has: a checkout, models in outputs/, a photograph and a data set of their own."""
+    folder = tmp_path_factory.mktemp("user")
+    for name in ("scripts", "configs"):
+        (folder / name).symlink_to(README.parent / name)
+    make_scene(0)[0].save(folder / "photo.jpg")
+    draw_folder(folder / "my_data")
+    arguments = options(dataset_name="scenes", output_dir=folder / "outputs" / "scenes", check_data="none")
+    prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"])).trainer.save_model()
+    return folder
+
+
+def test_no_kind_of_snippet_is_left_out():
+    assert {language for language, _ in SNIPPETS} <= {"python", "bash", "text", "bibtex"}
+    assert (len(INSTALL), len(PYTHON), len(RUNS)) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("code", PYTHON)
+def test_python_snippet(user_folder, code):
+    output = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}", user_folder)
+    assert output.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUNS)
+def test_command(user_folder, command):
+    output = run(command if "--do_eval" in command else f"{command} {SHORT}", user_folder)
+    folder = user_folder / re.search(r"Metrics: (.*)/metrics.json", output)[1]
+    assert "eval_mean_iou" in json.loads((folder / "metrics.json").read_text())
+    if "--do_eval" not in command:
+        assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.model_type == "mtaclip"
+
+
+@pytest.mark.slow
+def test_first_command_trains_a_good_model_in_minutes(user_folder, tmp_path):
+    install, train = INSTALL[0].split(" && ")
+    assert install == 'pip install -e ".[train]"'
+    start = time.monotonic()
+    output = run(train.replace("scripts/", f"{user_folder}/scripts/"), tmp_path)
+    assert time.monotonic() - start < 300
+    mean_iou, constant = map(
+        float, re.search(r"mean  IoU ([\d.]+) \(constant prediction: ([\d.]+)\)", output).groups()
+    )
+    assert mean_iou >= 0.8
+    assert constant < 0.2
+    with Image.open(next((tmp_path / "outputs" / "scenes" / "pictures").glob("*.png"))) as picture:
+        assert picture.width > 1000
+
+
+def test_ci_uses_the_second_command():
+    install, test = INSTALL[1].split(" && ")
+    lines = (README.parent / ".ci" / "run").read_text().splitlines()
+    assert lines[-1] == test
+    assert install.replace("pip install", "pip install --quiet") in lines
+
+
+def test_picture_exists_and_is_small():
+    picture = README.parent / re.search(r"!\[.*\]\((.*)\)", README.read_text())[1]
+    assert picture.stat().st_size < 300_000

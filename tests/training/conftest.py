@@ -1,0 +1,93 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A small drawn data set in a folder, and the command line on it."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modeling_mtaclip.data.scenes import SCENE_CLASSES, make_scene
+
+
+# A model that takes milliseconds a step, with every part that a real one has.
+TINY_OPTIONS = {
+    "backbone": "resnet",
+    "backbone_config": json.dumps(
+        {"layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+    ),
+    "text_hidden_size": 64,
+    "text_layers": 1,
+    "num_queries": 10,
+    "hidden_size": 32,
+    "mask_feature_size": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "num_prompt_contexts": 2,
+    "prompt_length": 2,
+    "train_num_points": 64,
+    "shortest_edge": 0,
+    "crop_size": "64 64",
+    "per_device_train_batch_size": 2,
+    "warmup_steps": 0,
+    "max_grad_norm": 1,
+    "learning_rate": 1e-3,
+    "max_steps": 4,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "num_pictures": 2,
+    "cpu_threads": 1,
+}
+
+
+SEVERAL_VALUES = ("crop_size", "scale_range", "image_mean", "image_std")
+
+
+def options(**overrides: object) -> list[str]:
+    """Command-line options of a tiny run, with some of them replaced; `None` leaves one out."""
+    merged = {name: value for name, value in (TINY_OPTIONS | overrides).items() if value is not None}
+    arguments = []
+    for name, value in merged.items():
+        values = str(value).split() if name in SEVERAL_VALUES else [value]
+        arguments += [f"--{name}", *map(str, values)]
+    return arguments
+
+
+def draw_folder(folder: Path, num_train: int = 8, num_validation: int = 3) -> Path:
+    """Writes drawn scenes as a folder data set."""
+    for split, first, number in (("train", 0, num_train), ("val", 100, num_validation)):
+        for kind in ("images", "annotations"):
+            (folder / kind / split).mkdir(parents=True)
+        for seed in range(first, first + number):
+            image, annotation = make_scene(seed, 64, 80 + 16 * (seed % 2))
+            image.save(folder / "images" / split / f"{seed}.png")
+            annotation.save(folder / "annotations" / split / f"{seed}.png")
+    (folder / "classes.json").write_text(json.dumps(list(SCENE_CLASSES)))
+    return folder
+
+
+@pytest.fixture
+def folder_data(tmp_path: Path) -> Path:
+    """A folder data set of 8 training and 3 validation scenes."""
+    return draw_folder(tmp_path / "data")
+
+
+@pytest.fixture
+def run_seg(repository_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Starts scripts/run_seg.py with the given arguments, in an own process or several."""
+
+    def start(*arguments: str, num_processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+        command = [sys.executable, *(launcher if num_processes > 1 else [])]
+        command += [str(repository_dir / "scripts" / "run_seg.py"), *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
+        finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
+        assert not check or finished.returncode == 0, finished.stderr
+        return finished
+
+    return start

@@ -1,0 +1,230 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command line from options to results: training, evaluation, resuming, several processes and bad input."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, AutoTokenizer
+
+from modeling_mtaclip.data.scenes import SCENE_CLASSES
+from modeling_mtaclip.training import parse_run_arguments, prepare_run
+from tests.training.conftest import draw_folder, options
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_trains_evaluates_saves_and_evaluates_again(run_seg, folder_data, tmp_path):
+    trained = tmp_path / "trained"
+    output = run_seg(*options(dataset_name=folder_data, output_dir=trained)).stdout
+    for path in (trained, trained / "metrics.json", trained / "pictures"):
+        assert str(path) in output
+    metrics = metrics_of(trained)
+    assert list(metrics["classes"]) == list(SCENE_CLASSES)
+    mean_iou, constant = metrics["eval_mean_iou"], metrics["eval_constant_mean_iou"]
+    assert f"IoU {mean_iou:.4f} (constant prediction: {constant:.4f})" in output
+    assert mean_iou == pytest.approx(
+        np.mean([each["iou"] for each in metrics["classes"].values() if each["iou"] is not None])
+    )
+    assert len(list((trained / "pictures").glob("*.png"))) == 2
+    assert {path.name for path in trained.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+
+    model = AutoModelForSemanticSegmentation.from_pretrained(trained)
+    assert list(model.config.id2label.values()) == list(SCENE_CLASSES)
+    processor = AutoImageProcessor.from_pretrained(trained)
+    image = Image.open(folder_data / "images" / "val" / "100.png")
+    assert model(**processor(image, return_tensors="pt")).logits.shape == (1, len(SCENE_CLASSES), 16, 24)
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    assert tokenizer("road", add_special_tokens=False)["input_ids"] == model.config.class_token_ids["road"]
+
+    evaluated = tmp_path / "evaluated"
+    arguments = (
+        "--dataset_name",
+        folder_data,
+        "--output_dir",
+        evaluated,
+        "--model_name_or_path",
+        trained,
+        "--do_eval",
+    )
+    run_seg(*arguments)
+    again = metrics_of(evaluated)
+    assert again["classes"] == metrics["classes"]
+    assert not list(evaluated.glob("checkpoint-*"))
+    run_seg(*arguments, "--use_cpu", num_processes=2)
+    assert metrics_of(evaluated)["classes"] == metrics["classes"]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(run_seg, folder_data, tmp_path):
+    arguments = {
+        "dataset_name": folder_data,
+        "max_steps": 7,
+        "save_steps": 3,
+        "save_total_limit": 9,
+        "eval_strategy": "no",
+    }
+    arguments |= {"load_best_model_at_end": False, "do_train": True}
+    run_seg(*options(output_dir=tmp_path / "whole", **arguments))
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", resumed / "checkpoint-3")
+    run_seg(*options(output_dir=resumed, resume_from_checkpoint="last", **arguments))
+    whole, again = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", resumed))
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_train(run_seg, folder_data, tmp_path):
+    folder = tmp_path / "trained"
+    run_seg(*options(dataset_name=folder_data, output_dir=folder, max_steps=2), "--use_cpu", num_processes=2)
+    assert 0 <= metrics_of(folder)["eval_mean_iou"] <= 1
+
+
+def test_bad_input_is_one_message_without_traceback(run_seg, tmp_path):
+    finished = run_seg("--dataset_name", tmp_path / "nowhere", check=False)
+    assert finished.returncode != 0
+    assert finished.stderr.strip().splitlines()[-1].startswith("run_seg.py: Unknown data set")
+    assert "Traceback" not in finished.stderr
+
+
+def prepare(tmp_path, **overrides):
+    arguments = options(**({"dataset_name": tmp_path / "data", "output_dir": tmp_path / "out"} | overrides))
+    return prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"]))
+
+
+def label_out_of_range(data):
+    Image.fromarray(np.full((64, 80), 9, np.uint8)).save(data / "annotations" / "train" / "0.png")
+
+
+def image_without_annotation(data):
+    (data / "annotations" / "val" / "100.png").unlink()
+
+
+def empty_split(data):
+    for path in (data / "images" / "val").iterdir():
+        path.unlink()
+
+
+def corrupt_image(data):
+    (data / "images" / "train" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
+
+
+def wrong_classes(data):
+    (data / "classes.json").write_text('{"names": 3}')
+
+
+def long_class_name(data):
+    names = [*SCENE_CLASSES[:-1], "ẞ " * 80]
+    (data / "classes.json").write_text(json.dumps(names))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (label_out_of_range, r"0\.png.* \[9\]"),
+        (image_without_annotation, r"100\.png"),
+        (empty_split, "images.val"),
+        (corrupt_image, r"2\.png"),
+        (wrong_classes, r"classes\.json"),
+        (long_class_name, "has 80 tokens, but at most"),
+    ],
+)
+def test_bad_data_is_refused_before_training(folder_data, tmp_path, spoil, message):
+    spoil(folder_data)
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"do_eval": True}, "Evaluation without training needs a trained model"),
+        ({"backbone": "resnet5x", "backbone_config": None}, "There is no backbone 'resnet5x'"),
+        ({"backbone_weights": "nowhere.pth"}, "neither a file nor an installed package"),
+        ({"text_encoder": "nowhere"}, "No tokenizer could be loaded from 'nowhere'"),
+        ({"model_name_or_path": "nowhere"}, "No MTA-CLIP model could be loaded from 'nowhere'"),
+        ({"resume_from_checkpoint": "last"}, "there is no checkpoint in"),
+        ({"hidden_size": 48}, "multiple of 32"),
+    ],
+)
+def test_bad_options_are_refused_before_training(folder_data, tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(tmp_path, **overrides)
+
+
+def test_a_trained_model_takes_other_classes_for_training_alone(folder_data, tmp_path):
+    run = prepare(tmp_path)
+    run.trainer.save_model()
+    names = ["sky", "zebra", "road"]
+    (folder_data / "classes.json").write_text(json.dumps(names))
+    for path in folder_data.glob("annotations/*/*.png"):
+        labels = np.array(Image.open(path))
+        Image.fromarray(np.where(labels < 3, labels, 255).astype(np.uint8)).save(path)
+    saved = {"model_name_or_path": str(tmp_path / "out")}
+    with pytest.raises(
+        ValueError, match=r"has the classes \['road', .* but the data set has \['sky', 'zebra', 'road'\]"
+    ):
+        prepare(tmp_path, do_eval=True, **saved)
+    old, new = run.trainer.model, prepare(tmp_path, **saved).trainer.model
+    assert list(new.config.id2label.values()) == names
+    for old_row, new_row in ((SCENE_CLASSES.index("sky"), 0), (SCENE_CLASSES.index("road"), 2), (-1, -1)):
+        assert torch.equal(new.class_predictor.weight[new_row], old.class_predictor.weight[old_row])
+        positions = [model.model.decoder.text_query_positions for model in (new, old)]
+        assert torch.equal(positions[0][:, new_row], positions[1][:, old_row])
+    assert torch.equal(new.model.decoder.mask_queries, old.model.decoder.mask_queries)
+    assert new.config.class_token_ids["road"] == old.config.class_token_ids["road"]
+    assert len(new.config.class_token_ids["zebra"]) == 5
+
+
+def test_options_reach_model_data_and_processor(folder_data, tmp_path):
+    draw_folder(tmp_path / "more")
+    run = prepare(
+        tmp_path,
+        shortest_edge=48,
+        longest_edge=96,
+        image_mean="0.1 0.2 0.3",
+        image_std="0.4 0.5 0.6",
+        max_train_samples=5,
+        max_eval_samples=2,
+        model_config='{"no_object_weight": 0.2}',
+    )
+    trainer = run.trainer
+    assert trainer.model.config.no_object_weight == 0.2
+    assert dict(trainer.processing_class.size) == {"shortest_edge": 48, "longest_edge": 96}
+    assert trainer.processing_class.image_mean == [0.1, 0.2, 0.3]
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (5, 2)
+    assert {name: tuple(value.shape) for name, value in trainer.train_dataset[0].items()} == {
+        "pixel_values": (3, 64, 64),
+        "labels": (64, 64),
+        "point_seeds": (),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "folder"), [("ade20k", "ade20k/ADEChallengeData2016"), ("cityscapes", "cityscapes")])
+def test_real_samples_take_a_step_and_are_evaluated(shared_dir, tmp_path, name, folder):
+    run = prepare(
+        tmp_path,
+        dataset_name=name,
+        data_dir=shared_dir / "data" / folder,
+        max_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        shortest_edge=64,
+        num_pictures=1,
+    )
+    metrics = run.execute()
+    assert metrics["train_loss"] > 0
+    assert 0 <= metrics["eval_mean_iou"] <= 1
+    assert len(metrics["classes"]) == {"ade20k": 150, "cityscapes": 19}[name]
