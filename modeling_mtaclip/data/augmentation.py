@@ -59,7 +59,8 @@ class Augmentation:
             `tuple[Tensor, Tensor]`: float32 `(3, *crop_size)` and int64 `crop_size`; what lies outside the image is 0
             and 255.
         """
-        pixels, mask = tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(labels)[None])
+        # Label ids and 255 fit into a byte, which is quicker to move about.
+        pixels, mask = tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8))[None])
         size = self._draw_size(labels.shape, generator)
         pixels, mask = F.resize(pixels, size, antialias=True), F.resize(mask, size)
         top, left, height, width = self._draw_crop(mask[0], generator)
@@ -71,7 +72,7 @@ class Augmentation:
         pixels = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), self.image_mean, self.image_std)
         padding = [0, 0, self.crop_size[1] - width, self.crop_size[0] - height]
         pixels, mask = F.pad(pixels, padding), F.pad(mask, padding, fill=IGNORE_INDEX)
-        return pixels.as_subclass(Tensor).contiguous(), mask.as_subclass(Tensor)[0].contiguous()
+        return pixels.as_subclass(Tensor).contiguous(), mask.as_subclass(Tensor)[0].long()
 
     def _draw_size(self, size: Sequence[int], generator: random.Random) -> list[int]:
         scale = generator.uniform(*self.scale_range)
