@@ -50,7 +50,6 @@ class MTAClipTrainer(Trainer):
             self.add_callback(EpochCallback(self.train_dataset))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(BriefProgressCallback())
-        self.add_callback(EpochCallback())
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Creates the optimizer that the arguments name, with the recipe's parameter groups."""
