@@ -294,6 +294,17 @@ class MTAClipTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every trainable parameter has a gradient."}
     )
+    freeze_backbone: bool = field(
+        default=False, metadata={"help": "Leave the backbone as it is, its batch norms' statistics included."}
+    )
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "Keep an exponential average of the weights with this decay (0.999), and evaluate it."},
+    )
+    max_skipped_steps: int = field(
+        default=10,
+        metadata={"help": "Steps with NaN or infinite gradients that are left out before it is an error."},
+    )
     cpu_threads: int | None = field(
         default=None,
         metadata={
@@ -322,6 +333,8 @@ class MTAClipTrainingArguments(TrainingArguments):
         for name in ("backbone_lr_factor", "warmup_start_factor"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
 
 
 def parse_run_arguments(

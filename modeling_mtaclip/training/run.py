@@ -4,6 +4,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -57,6 +58,8 @@ class Run:
         metrics: dict[str, Any] = {}
         if args.do_train:
             metrics |= self.trainer.train(resume_from_checkpoint=self.checkpoint).metrics
+            if self.trainer.termination.terminated:
+                sys.exit("The run was told to stop. Go on with its options and --resume_from_checkpoint last.")
             self.trainer.save_model()
             self.trainer.save_state()
         if args.do_eval:

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' `Trainer` with MTA-CLIP's parameter groups, schedule, loss terms and exact evaluation."""
 
-import time
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from typing import Any
@@ -14,13 +13,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.utils import logging
 
 from .accumulation import SharedCriterion
 from .arguments import MTAClipTrainingArguments
+from .callbacks import (
+    AveragedWeightsCallback,
+    BriefProgressCallback,
+    EpochCallback,
+    FiniteGradientsCallback,
+    TerminationCallback,
+)
 from .evaluation import EvaluationCollator, EvaluationSample, SegmentationScores
 from .optimization import parameter_groups, polynomial_schedule
+
+
+logger = logging.get_logger(__name__)
 
 
 class MTAClipTrainer(Trainer):
@@ -50,6 +60,15 @@ class MTAClipTrainer(Trainer):
             self.add_callback(EpochCallback(self.train_dataset))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(BriefProgressCallback())
+        self.add_callback(FiniteGradientsCallback(self.args.max_skipped_steps))
+        self.termination = TerminationCallback()
+        self.add_callback(self.termination)
+        self.averages: AveragedWeightsCallback | None = None
+        if self.args.ema_decay > 0:
+            self.averages = AveragedWeightsCallback(self.model, self.args.ema_decay)
+            self.add_callback(self.averages)
+        if self.args.freeze_backbone:
+            self.model.model.backbone.requires_grad_(False)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Creates the optimizer that the arguments name, with the recipe's parameter groups."""
@@ -92,11 +111,37 @@ class MTAClipTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Computes the loss without what only predictions need, and keeps its terms for the log."""
+        if self.args.freeze_backbone:
+            # Its batch norms use and keep the statistics they came with.
+            self.accelerator.unwrap_model(model).model.backbone.eval()
         outputs = model(**inputs, output_logits=False, output_auxiliary_predictions=False)
+        if not outputs.loss.isfinite():
+            self._report_broken_loss(model, inputs, outputs.loss_components)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
         for name, value in outputs.loss_components.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0) + value
         self._loss_count += 1
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    @torch.no_grad()
+    def _report_broken_loss(self, model: nn.Module, inputs: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+        """Says which terms of the loss are NaN or infinite, and which images make them so."""
+        broken_terms = [name for name, value in terms.items() if not value.isfinite()]
+        images = []
+        for index in range(len(inputs["labels"])):
+            one = {name: value[index : index + 1] for name, value in inputs.items()}
+            loss = self.accelerator.unwrap_model(model)(**one, output_logits=False).loss
+            if not loss.isfinite():
+                pixels = one["pixel_values"]
+                seed = f", point seed {int(one['point_seeds'])}" if "point_seeds" in one else ""
+                images.append(f"image {index} (pixel values from {pixels.min():g} to {pixels.max():g}{seed})")
+        logger.warning(
+            "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
+            self.state.global_step + 1,
+            self.args.process_index,
+            ", ".join(broken_terms),
+            " and ".join(images) or "the weights, or images only together",
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the mean of every loss term since the last time, over all processes."""
@@ -184,6 +229,24 @@ class MTAClipTrainer(Trainer):
         sample = EvaluationSample(pixel_values, torch.empty(image.height, image.width))
         return self._predict(model, [sample])[0].cpu().numpy()
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates; in training with `ema_decay`, the averaged weights."""
+        if self.averages is None or not self.is_in_train:
+            return super().evaluate(*args, **kwargs)
+        with self.averages.applied():
+            return super().evaluate(*args, **kwargs)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """Trains; with `ema_decay`, the model ends with the averaged weights."""
+        if self.averages is not None and resume_from_checkpoint:
+            self.averages.load(resume_from_checkpoint)
+        output = super().train(resume_from_checkpoint, **kwargs)
+        if self.averages is not None:
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                self.averages.load(self.state.best_model_checkpoint)
+            self.averages.copy_to_model()
+        return output
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save and self.tokenizer is not None:
@@ -203,42 +266,4 @@ class _Share(IterableDataset):
         return islice(iter(self.dataset), first, None, self.world_size * num_workers)
 
 
-class EpochCallback(TrainerCallback):
-    """Tells the data set which epoch begins; with several processes, accelerate's loaders tell only their samplers.
-
-    Args:
-        dataset (`Dataset`): with a method `set_epoch`.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.dataset.set_epoch(int(state.epoch or 0))
-
-
-class BriefProgressCallback(ProgressCallback):
-    """Progress bar with the speed, and lines with the loss and its terms of the last layer; loggers get all terms."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._start: tuple[float, int] | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        self._start = (time.monotonic(), state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            seconds = time.monotonic() - self._start[0]
-            images = (state.global_step - self._start[1]) * args.train_batch_size * args.world_size
-            rate = images * args.gradient_accumulation_steps / seconds
-            self.training_bar.set_postfix_str(f"{rate:.2f} images/s", refresh=False)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        brief = {name: value for name, value in (logs or {}).items() if not name[-1].isdigit()}
-        super().on_log(args, state, control, logs=brief, **kwargs)
-
-
-__all__ = ["BriefProgressCallback", "EpochCallback", "MTAClipTrainer"]
+__all__ = ["MTAClipTrainer"]

@@ -154,7 +154,7 @@ def test_bad_data_is_refused_before_training(folder_data, tmp_path, spoil, messa
         ({"text_encoder": "nowhere"}, "No tokenizer could be loaded from 'nowhere'"),
         ({"model_name_or_path": "nowhere"}, "No MTA-CLIP model could be loaded from 'nowhere'"),
         ({"resume_from_checkpoint": "last"}, "there is no checkpoint in"),
-        ({"hidden_size": 48}, "multiple of 32"),
+        ({"hidden_size": 48}, r"`hidden_size` \(48\) must be a multiple"),
     ],
 )
 def test_bad_options_are_refused_before_training(folder_data, tmp_path, overrides, message):
@@ -201,7 +201,7 @@ def test_options_reach_model_data_and_processor(folder_data, tmp_path):
     trainer = run.trainer
     assert trainer.model.config.no_object_weight == 0.2
     assert dict(trainer.processing_class.size) == {"shortest_edge": 48, "longest_edge": 96}
-    assert trainer.processing_class.image_mean == [0.1, 0.2, 0.3]
+    assert list(trainer.processing_class.image_mean) == [0.1, 0.2, 0.3]
     assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (5, 2)
     assert {name: tuple(value.shape) for name, value in trainer.train_dataset[0].items()} == {
         "pixel_values": (3, 64, 64),

@@ -1,0 +1,172 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are killed, terminated or meet broken numbers, and averaged weights."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback
+from tests.tiny import tiny_model
+from tests.training.conftest import options
+from tests.training.distributed_steps import evaluation_example, example
+from tests.training.test_trainer import trainer
+
+
+LONG_RUN = {"max_steps": 24, "save_steps": 4, "eval_strategy": "no", "load_best_model_at_end": False, "do_train": True}
+
+
+def start(repository_dir, folder_data, output_dir, num_processes=1, **overrides):
+    """Starts a run that saves every few steps, and goes on in the background."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    command = [
+        sys.executable,
+        *(launcher if num_processes > 1 else []),
+        str(repository_dir / "scripts" / "run_seg.py"),
+    ]
+    arguments = options(dataset_name=folder_data, output_dir=output_dir, **(LONG_RUN | overrides))
+    environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *arguments, "--use_cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for(condition, process, timeout=240):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=400)
+    return process.returncode, output
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(repository_dir, folder_data, tmp_path):
+    more = {"ema_decay": 0.9, "dataloader_num_workers": 1}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(repository_dir, folder_data, killed, **more)
+    wait_for((killed / "checkpoint-8" / "trainer_state.json").is_file, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+    for arguments in ((whole, more), (killed, more | {"resume_from_checkpoint": "last"})):
+        code, output = finish(start(repository_dir, folder_data, arguments[0], **arguments[1]))
+        assert code == 0, output
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_terminated_run_saves_and_exits(repository_dir, folder_data, tmp_path, num_processes):
+    folder = tmp_path / "out"
+    process = start(
+        repository_dir, folder_data, folder, num_processes, max_steps=100_000, save_steps=100_000, logging_steps=1
+    )
+    wait_for(lambda: any((folder / "runs").rglob("*tfevents*")), process)
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code != 0
+    assert "--resume_from_checkpoint last" in output
+    saved = list(folder.glob("checkpoint-*/trainer_state.json"))
+    assert len(saved) == 1, output
+    assert json.loads(saved[0].read_text())["global_step"] > 0
+    assert not (folder / "model.safetensors").exists()
+
+
+def with_broken_image():
+    examples = [example(index) for index in range(6)]
+    examples[3]["pixel_values"][0, 5, 5] = float("nan")
+    return examples
+
+
+def test_steps_with_broken_images_are_named_and_left_out(tmp_path, caplog):
+    model = tiny_model()
+    run = trainer(tmp_path, model, train_dataset=with_broken_image(), max_steps=3, seed=1)
+    with caplog.at_level(logging.WARNING):
+        run.train()
+    named = [record.getMessage() for record in caplog.records if "loss terms" in record.getMessage()]
+    assert len(named) == 1
+    assert "cross_entropy" in named[0]
+    assert "point seed 3)" in named[0]
+    assert " and image" not in named[0]
+    assert sum("is left out" in record.getMessage() for record in caplog.records) == 1
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert all(entry["loss"] == entry["loss"] for entry in run.state.log_history if "loss" in entry)
+
+
+def test_too_many_broken_steps_are_an_error(tmp_path):
+    run = trainer(tmp_path, train_dataset=with_broken_image(), max_steps=3, max_skipped_steps=0)
+    with pytest.raises(RuntimeError, match="1 steps had NaN or infinite gradients"):
+        run.train()
+
+
+def test_a_frozen_backbone_stays_as_it_is(tmp_path):
+    model = tiny_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer(tmp_path, model, train_dataset=[example(index) for index in range(4)], freeze_backbone=True).train()
+    for name, value in model.state_dict().items():
+        if ".backbone." in name:
+            assert torch.equal(value, before[name]), name
+    assert not torch.equal(model.class_predictor.weight, before["class_predictor.weight"])
+
+
+def test_averaged_weights_follow_the_formula_and_end_in_the_model(tmp_path):
+    model = tiny_model()
+    history = [model.class_predictor.weight.detach().clone()]
+    run = trainer(
+        tmp_path,
+        model,
+        train_dataset=[example(index) for index in range(4)],
+        eval_dataset=[evaluation_example(0)],
+        max_steps=3,
+        ema_decay=0.3,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=3,
+        learning_rate=1e-2,
+        warmup_steps=0,
+    )
+    own_step = run.averages.on_step_end
+
+    def record(*args, **kwargs):
+        history.append(model.class_predictor.weight.detach().clone())
+        own_step(*args, **kwargs)
+
+    run.averages.on_step_end = record
+    run.train()
+    average = history[0]
+    for step, weight in enumerate(history[1:], start=1):
+        decay = min(0.3, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(model.class_predictor.weight.detach(), average)
+    own = load_file(tmp_path / "checkpoint-3" / "model.safetensors")["class_predictor.weight"]
+    assert torch.equal(own, history[-1])
+    assert torch.equal(
+        load_file(tmp_path / "checkpoint-3" / EMA_FILE)["class_predictor.weight"], model.class_predictor.weight
+    )
+
+
+def test_checkpoints_without_averages_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="has no averaged weights"):
+        AveragedWeightsCallback(tiny_model(), 0.9).load(tmp_path)
