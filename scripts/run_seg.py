@@ -9,7 +9,13 @@ Without a configuration file and a data set it trains a small model on drawn sce
 On several CPU processes: torchrun --nproc_per_node 2 scripts/run_seg.py --use_cpu ...
 """
 
+import os
 import sys
+
+
+# Threads that wait must not spin: on a machine with other work they would slow training down several times. OpenMP
+# reads this when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from modeling_mtaclip.training import Run, parse_run_arguments, prepare_run
 
