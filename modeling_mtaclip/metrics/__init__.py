@@ -4,6 +4,7 @@
 
 from .boundary import BoundaryScores
 from .figures import CITYSCAPES_CATEGORIES, category_iou, frequency_weighted_iou
+from .hub import HubMeanIoU
 from .mean_iou import MeanIoU, iou_figures
 from .pair_counts import PairCounts
 from .per_image import ImageScore, PerImageScores
@@ -12,6 +13,7 @@ from .per_image import ImageScore, PerImageScores
 __all__ = [
     "CITYSCAPES_CATEGORIES",
     "BoundaryScores",
+    "HubMeanIoU",
     "ImageScore",
     "MeanIoU",
     "PairCounts",

@@ -1,0 +1,74 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The scripts that draw augmented examples and measure how fast they are made."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_mtaclip.data import load_segmentation_dataset
+
+
+def load_script(repository_dir: Path, name: str):
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install matplotlib")
+    specification = importlib.util.spec_from_file_location(name, repository_dir / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script(repository_dir: Path):
+    return load_script(repository_dir, "show_augmentation")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for kind, mode, colour in (("images", "RGB", (200, 30, 60)), ("annotations", "L", 1)):
+            path = tmp_path / kind / split / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.new(mode, (48, 40), colour).save(path)
+    (tmp_path / "classes.json").write_text(json.dumps(["road", "sky"]))
+    return tmp_path
+
+
+def test_picture_is_drawn_with_the_options_of_a_run(script, folder, tmp_path):
+    options = ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), "--crop_size", "32", "64"]
+    picture = script.main([*options, "--shortest_edge", "0", "--report_to", "none"])
+    assert picture == tmp_path / "out" / "augmentation.png"
+    assert np.asarray(Image.open(picture).convert("RGB")).std() > 0
+
+
+def test_panels_show_image_above_label_map(script, folder):
+    data = load_segmentation_dataset(str(folder))
+    augmentation = script.Augmentation(
+        (40, 48), scale_range=(1, 1), photometric_distortion=False, image_mean=(0, 0, 0), image_std=(1, 1, 1)
+    )
+    figure = script.draw_grid(data, augmentation, num_examples=3, seed=0)
+    panels = [axes.get_images()[0].get_array() for axes in figure.axes]
+    assert [axes.get_title() for axes in figure.axes] == ["a.png", "epoch 0", "epoch 1", "epoch 2", "epoch 3"]
+    for panel in panels:
+        assert panel.shape == (2 * 40 + script.GAP, 48, 3)
+        assert (panel[:40] == (200, 30, 60)).all()
+        assert (panel[-40:] == data.palette[1]).all()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sky", "no label"]
+
+
+def test_speeds_are_measured_and_the_plain_metric_agrees(repository_dir, folder, tmp_path, monkeypatch, capsys):
+    benchmark = load_script(repository_dir, "benchmark_data")
+    for name, value in (("NUM_IMAGES", 2), ("NUM_MAPS", 3), ("MAP_SIZE", 16)):
+        monkeypatch.setattr(benchmark, name, value)
+    benchmark.main(["--dataset_name", str(folder), "--output_dir", str(tmp_path / "out"), "--report_to", "none"])
+    printed = capsys.readouterr().out
+    assert "Training examples per second and worker" in printed
+    assert "Mean IoU of 3 label maps of 16 x 16 with 150 classes" in printed
+    predictions, references = np.random.default_rng(0).integers(0, 150, (2, 4, 12, 12))
+    figures = benchmark.MeanIoU(num_labels=150).compute(predictions=predictions, references=references)
+    plain = benchmark.PlainMeanIoU()
+    plain.add_batch(predictions=list(predictions), references=list(references))
+    assert plain.compute()["mean_iou"] == pytest.approx(figures["mean_iou"], abs=1e-12)
