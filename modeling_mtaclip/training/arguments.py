@@ -59,6 +59,9 @@ DEFAULT_RUN: dict[str, Any] = {
     "logging_steps": 50,
     "eval_steps": 400,
     "save_steps": 400,
+    "cpu_threads": 1,
+    "dataloader_num_workers": 1,
+    "dataloader_persistent_workers": True,
 }
 
 
@@ -325,6 +328,8 @@ class MTAClipTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = False
         if self.report_to == "tensorboard" and not is_tensorboard_available():
             self.report_to = "none"
+        if self.dataloader_num_workers == 0:
+            self.dataloader_persistent_workers = False
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
         super().__post_init__()
