@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,12 +79,10 @@ def test_command(user_folder, command):
 
 
 @pytest.mark.slow
-def test_first_command_trains_a_good_model_in_minutes(user_folder, tmp_path):
+def test_first_command_trains_a_good_model(user_folder, tmp_path):
     install, train = INSTALL[0].split(" && ")
     assert install == 'pip install -e ".[train]"'
-    start = time.monotonic()
     output = run(train.replace("scripts/", f"{user_folder}/scripts/"), tmp_path)
-    assert time.monotonic() - start < 300
     mean_iou, constant = map(
         float, re.search(r"mean  IoU ([\d.]+) \(constant prediction: ([\d.]+)\)", output).groups()
     )
