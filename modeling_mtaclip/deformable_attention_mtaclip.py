@@ -4,10 +4,12 @@
 
 There are two forms with the same results. On CPUs, each query and head is a weighted bag of pixels, four for each
 point: the bags are a sparse matrix, whose product with the values reads whole rows, and whose transpose spreads
-gradients over them. Elsewhere, and where a graph is compiled or exported, `grid_sample` is the faster form.
+gradients over them. Elsewhere, and where a graph is compiled or exported, `grid_sample` is the form that fits.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -15,6 +17,10 @@ from scipy.sparse import csc_matrix
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+
+# Pixels of zeros before each row and above each level. Points further out than that are moved to there.
+MARGIN = 2
 
 
 def multi_scale_deformable_attention(
@@ -37,13 +43,8 @@ def multi_scale_deformable_attention(
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if value.device.type != "cpu" or traced:
         return _attend_by_grid_sample(value, spatial_shapes, sampling_locations, attention_weights)
-    attended = _BagAttention.apply(
-        value.to(torch.promote_types(value.dtype, torch.float32)),
-        sampling_locations,
-        attention_weights,
-        tuple((int(height), int(width)) for height, width in spatial_shapes),
-    )
-    return attended.to(value.dtype)
+    shapes = tuple((int(height), int(width)) for height, width in spatial_shapes)
+    return _BagAttention.apply(value, sampling_locations, attention_weights, shapes)
 
 
 def _attend_by_grid_sample(
@@ -61,22 +62,86 @@ def _attend_by_grid_sample(
     return attended.view(batch_size, num_heads * head_dim, -1).transpose(1, 2)
 
 
-class _Corners:
-    """The pixels around all points along one axis: positions, shares, and how shares change with the location.
+class _Table:
+    """An image's values as the rows of a table, in which each level has margins of zeros.
+
+    The margins take in whatever lies outside, so that points there need neither masks nor gradients of their own. A
+    row's left margin is also the right margin of the row before.
 
     Points are columns of length `heads * levels * points`, so that whatever depends on the level is one vector.
     """
 
-    def __init__(self, locations: Tensor, lengths: Tensor) -> None:
-        position = locations * lengths - 0.5
-        low = position.floor()
-        fraction = position.sub_(low)
-        last = lengths - 1
-        # 1 where the pixel is inside; the share of a pixel outside is 0, and its position that of one inside.
-        self.inside = [((low >= 0) & (low <= last)).to(low.dtype), ((low >= -1) & (low < last)).to(low.dtype)]
-        self.shares = [(1 - fraction) * self.inside[0], fraction * self.inside[1]]
-        low = low.clamp_(min=-1).minimum(last)
-        self.positions = [low.clamp(min=0).int(), (low + 1).minimum(last).int()]
+    def __init__(self, spatial_shapes: tuple[tuple[int, int], ...], num_heads: int, num_points: int) -> None:
+        self.spatial_shapes = spatial_shapes
+        self.num_heads = num_heads
+        self.num_points = num_points
+        self.widths = [width + MARGIN for _, width in spatial_shapes]
+        sizes = [(height + 2 * MARGIN) * width for (height, _), width in zip(spatial_shapes, self.widths, strict=True)]
+        self.starts = [sum(sizes[:level]) for level in range(len(sizes))]
+        self.end = sum(sizes)
+        # One row more than needed, so that wherever a point's top left pixel is, all four are in the table.
+        self.num_pixels = self.end + max(self.widths) + MARGIN
+
+    def per_point(self, levels: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """One number per level as one number per point, `(heads * levels * points,)`."""
+        return torch.tensor(levels, dtype=dtype).repeat_interleave(self.num_points).repeat(self.num_heads)
+
+    def fill(self, value: Tensor) -> Tensor:
+        """Values `(B, S, heads, d)` as tables `(B, rows, d)`, at least in float32."""
+        batch_size, _, num_heads, head_dim = value.shape
+        dtype = torch.promote_types(value.dtype, torch.float32)
+        tables = value.new_zeros((batch_size, self.num_pixels * num_heads, head_dim), dtype=dtype)
+        sizes = [height * width for height, width in self.spatial_shapes]
+        for inside, pixels in zip(self._insides(tables), value.split(sizes, dim=1), strict=True):
+            inside.copy_(pixels.view(inside.shape))
+        return tables
+
+    def pixels(self, tables: Tensor, dtype: torch.dtype) -> Tensor:
+        """The values `(B, S, heads, d)` in tables."""
+        insides = [inside.to(dtype).flatten(1, 2) for inside in self._insides(tables)]
+        return torch.cat(insides, dim=1).unflatten(2, (self.num_heads, -1))
+
+    def _insides(self, tables: Tensor) -> list[Tensor]:
+        pixels = tables.view(tables.shape[0], self.num_pixels, -1)
+        insides = []
+        for (height, _), width, start in zip(self.spatial_shapes, self.widths, self.starts, strict=True):
+            rows = pixels[:, start : start + (height + MARGIN) * width].unflatten(1, (-1, width))
+            insides.append(rows[:, MARGIN:, MARGIN:])
+        return insides
+
+    def locate(self, locations: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Row of each point's top left pixel, int32, and how far right of it and below it the point lies.
+
+        All are `(B, N, heads * levels * points)`.
+        """
+        corners, fractions = [], []
+        for axis in (0, 1):
+            lengths = self.per_point([shape[1 - axis] for shape in self.spatial_shapes], dtype)
+            # Pixels' centres are halfway between edges.
+            position = locations[..., axis].flatten(2).to(dtype) * lengths
+            position.add_(MARGIN - 0.5).clamp_(min=lengths.new_zeros(()), max=lengths + MARGIN)
+            corner = position.floor()
+            fractions.append(position.sub_(corner))
+            corners.append(corner.int())
+        columns, rows = corners
+        head = torch.arange(self.num_heads, dtype=torch.int32)
+        head = head.repeat_interleave(len(self.starts) * self.num_points)
+        first = self.per_point(self.starts, torch.int32) * self.num_heads + head
+        indices = rows.mul_(self.per_point(self.widths, torch.int32)).add_(columns).mul_(self.num_heads).add_(first)
+        # Positions that are not a number must not lead out of the table.
+        return indices.clamp_(0, self.end * self.num_heads), *fractions
+
+    def bags(self, indices: Tensor, right: Tensor, down: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and shares of an image's bags, both `(N * heads, 4 * levels * points)`."""
+        widths = torch.tensor(self.widths, dtype=torch.int32).repeat_interleave(self.num_points)
+        steps = torch.stack((torch.zeros_like(widths), torch.ones_like(widths), widths, widths + 1)) * self.num_heads
+        points = widths.numel()
+        indices = indices.view(-1, 1, points) + steps
+        on_right = weights * right
+        on_left = weights - on_right
+        bottom_right, bottom_left = on_right * down, on_left * down
+        shares = (on_left.sub_(bottom_left), on_right.sub_(bottom_right), bottom_left, bottom_right)
+        return indices.flatten(1), torch.cat([share.view(-1, points) for share in shares], dim=1)
 
 
 class _BagAttention(torch.autograd.Function):
@@ -86,115 +151,100 @@ class _BagAttention(torch.autograd.Function):
     def forward(
         ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: tuple[tuple[int, int], ...]
     ) -> Tensor:
-        columns, rows = _corners(locations, spatial_shapes, value.dtype)
-        indices = _pixel_indices(columns, rows, value.shape, locations.shape, spatial_shapes)
-        shares = _as_bags(
-            [column * row for row in rows.shares for column in columns.shares],
-            weights.to(value.dtype),
-            locations.shape,
-        )
-        ctx.save_for_backward(value, locations, weights, indices, shares)
-        ctx.spatial_shapes = spatial_shapes
-        table = value.reshape(-1, value.shape[-1])
-        attended = F.embedding_bag(indices, table, per_sample_weights=shares, mode="sum")
-        return attended.view(*locations.shape[:2], -1)
+        table = _Table(spatial_shapes, value.shape[2], locations.shape[4])
+        tables = table.fill(value)
+        located = table.locate(locations, tables.dtype)
+        attended = [
+            F.embedding_bag(indices, rows, per_sample_weights=shares, mode="sum")
+            for rows, (indices, shares) in zip(tables, _all_bags(table, located, weights), strict=True)
+        ]
+        ctx.save_for_backward(tables, weights, *located)
+        ctx.table = table
+        ctx.dtypes = (value.dtype, locations.dtype)
+        return torch.stack(attended).view(*locations.shape[:2], value.shape[2:].numel()).to(value.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        value, locations, weights, indices, shares = ctx.saved_tensors
-        gradient = gradient.reshape(-1, value.shape[-1])
-        value_gradient = _spread(gradient, indices, shares, value.shape) if ctx.needs_input_grad[0] else None
-        location_gradient, weight_gradient = None, None
+        tables, weights, *located = ctx.saved_tensors
+        gradients = gradient.to(tables.dtype).unflatten(2, (weights.shape[2], -1)).flatten(1, 2).contiguous()
+        bags = list(_all_bags(ctx.table, located, weights))
+        value_gradient, location_gradient, weight_gradient = None, None, None
+        if ctx.needs_input_grad[0]:
+            value_gradient = ctx.table.pixels(_spread(gradients, bags, tables), ctx.dtypes[0])
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            location_gradient, weight_gradient = _point_gradients(
-                gradient, value, locations, weights, indices, ctx.spatial_shapes
-            )
+            products = torch.stack([_products(*image) for image in zip(gradients, bags, tables, strict=True)], dim=1)
+            location_gradient, weight_gradient = _point_gradients(products, ctx.table, located, weights)
+            location_gradient = location_gradient.to(ctx.dtypes[1])
         return value_gradient, location_gradient, weight_gradient, None
 
 
-def _corners(locations: Tensor, spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype) -> list[_Corners]:
-    """Corners along x and along y, each `(B, N, heads * levels * points)`."""
-    heads, _, points = locations.shape[2:5]
-    corners = []
-    for axis in (0, 1):
-        lengths = torch.tensor([shape[1 - axis] for shape in spatial_shapes], dtype=dtype)
-        lengths = lengths.repeat_interleave(points).repeat(heads)
-        corners.append(_Corners(locations[..., axis].flatten(2).to(dtype), lengths))
-    return corners
+def _all_bags(table: _Table, located: Sequence[Tensor], weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows and shares of each image's bags."""
+    weights = weights.flatten(2).to(located[1].dtype)
+    return map(table.bags, *located, weights)
 
 
-def _pixel_indices(
-    columns: _Corners,
-    rows: _Corners,
-    value_shape: torch.Size,
-    locations_shape: torch.Size,
-    spatial_shapes: tuple[tuple[int, int], ...],
-) -> Tensor:
-    """Rows of the `(B * S * heads, d)` table of values in each bag, `(B * N * heads, 4 * levels * points)`, int32."""
-    batch_size, length, heads, _ = value_shape
-    points = locations_shape[4]
-    starts = torch.tensor([0] + [height * width for height, width in spatial_shapes[:-1]]).cumsum(0)
-    widths = torch.tensor([width for _, width in spatial_shapes])
-    starts, widths = (level.repeat_interleave(points).repeat(heads) for level in (starts, widths))
-    head = torch.arange(heads).repeat_interleave(len(spatial_shapes) * points)
-    first = (starts * heads + head) + torch.arange(batch_size)[:, None] * (length * heads)
-    first, stride = first[:, None].int(), (widths * heads).int()
-    across = [position * heads for position in columns.positions]
-    down = [position * stride + first for position in rows.positions]
-    return _as_bags([column + row for row in down for column in across], None, locations_shape)
+def _spread(gradients: Tensor, bags: list[tuple[Tensor, Tensor]], tables: Tensor) -> Tensor:
+    """Adds each bag's gradient to its rows of the table: the products with the transposed sparse matrices."""
+
+    def spread_image(gradient: Tensor, bag: tuple[Tensor, Tensor]) -> Tensor:
+        indices, shares = bag
+        arrays = (shares.flatten().numpy(), indices.flatten().numpy(), _bag_ends(indices).numpy())
+        matrix = csc_matrix(arrays, shape=(tables.shape[1], len(indices)))
+        return torch.from_numpy(matrix @ gradient.numpy())
+
+    # SciPy works in one thread, and lets others work beside it.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return torch.stack(list(pool.map(spread_image, gradients, bags)))
 
 
-def _as_bags(corners: list[Tensor], weights: Tensor | None, shape: torch.Size) -> Tensor:
-    """Four tensors `(B, N, heads * levels * points)`, times weights, as `(B * N * heads, 4 * levels * points)`."""
-    heads = [corner.unflatten(-1, (shape[2], -1)) for corner in corners]
-    if weights is not None:
-        heads = [corner.mul_(weights.flatten(3)) for corner in heads]
-    return torch.cat(heads, dim=-1).flatten(0, 2)
+def _bag_ends(indices: Tensor) -> Tensor:
+    return torch.arange(0, indices.numel() + 1, indices.shape[1], dtype=torch.int32)
 
 
-def _spread(gradient: Tensor, indices: Tensor, shares: Tensor, value_shape: torch.Size) -> Tensor:
-    """Adds each bag's gradient to its rows of the table: the product with the transposed sparse matrix."""
-    bags, size = indices.shape
-    ends = torch.arange(0, bags * size + 1, size, dtype=torch.int32)
-    arrays = (shares.flatten().numpy(), indices.flatten().numpy(), ends.numpy())
-    matrix = csc_matrix(arrays, shape=(value_shape[:3].numel(), bags))
-    return torch.from_numpy(matrix @ gradient.contiguous().numpy()).view(value_shape)
+def _products(gradient: Tensor, bag: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
+    """Dot products of each bag's gradient with its rows, `(4, N * heads, levels * points)`; overwrites the shares."""
+    indices, shares = bag
+    if torch.backends.mkl.is_available():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
+            matrix = torch.sparse_csr_tensor(
+                _bag_ends(indices),
+                indices.flatten(),
+                shares.flatten(),
+                size=(len(indices), len(rows)),
+                check_invariants=False,
+            )
+        torch.sparse.sampled_addmm(matrix, gradient, rows.T, beta=0, out=matrix)
+        products = matrix.values()
+    else:
+        with torch.enable_grad():
+            # They are the gradients of the bags' shares.
+            shares = shares.detach().requires_grad_()
+            attended = F.embedding_bag(indices, rows, per_sample_weights=shares, mode="sum")
+        (products,) = torch.autograd.grad(attended, shares, gradient)
+    return products.view(len(indices), 4, indices.shape[1] // 4).transpose(0, 1)
 
 
 def _point_gradients(
-    gradient: Tensor,
-    value: Tensor,
-    locations: Tensor,
-    weights: Tensor,
-    indices: Tensor,
-    spatial_shapes: tuple[tuple[int, int], ...],
+    products: Tensor, table: _Table, located: Sequence[Tensor], weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of locations and attention weights."""
-    with torch.enable_grad():
-        # The gradient of a bag's weights are the products of its gradient with its rows.
-        ones = torch.ones(indices.shape, dtype=value.dtype, requires_grad=True)
-        bags = F.embedding_bag(indices, value.reshape(-1, value.shape[-1]), per_sample_weights=ones, mode="sum")
-    (products,) = torch.autograd.grad(bags, ones, gradient)
-    products = products.view(*locations.shape[:3], 4, -1).unbind(3)
-    top_left, top_right, bottom_left, bottom_right = (part.flatten(2) for part in products)
-
-    columns, rows = _corners(locations, spatial_shapes, value.dtype)
-    (left, right), (top, bottom) = columns.shares, rows.shares
-    at_left = top * top_left + bottom * bottom_left
-    at_right = top * top_right + bottom * bottom_right
-    at_top = left * top_left + right * top_right
-    at_bottom = left * bottom_left + right * bottom_right
-    weight_gradient = (left * at_left + right * at_right).view(weights.shape).to(weights.dtype)
-
-    slopes = [
-        columns.inside[1] * at_right - columns.inside[0] * at_left,
-        rows.inside[1] * at_bottom - rows.inside[0] * at_top,
-    ]
-    sizes = value.new_tensor([(width, height) for height, width in spatial_shapes])[:, None]
-    slopes = torch.stack([slope.view(weights.shape) for slope in slopes], dim=-1)
-    location_gradient = slopes * weights.to(value.dtype)[..., None] * sizes
-    return location_gradient.to(locations.dtype), weight_gradient
+    """Gradients of locations and weights, from the products of gradients with the pixels around each point."""
+    _, right, down = located
+    top_left, top_right, bottom_left, bottom_right = products.view(4, *right.shape)
+    across_top, across_bottom = top_right.sub_(top_left), bottom_right.sub_(bottom_left)
+    top = top_left.addcmul_(right, across_top)
+    bottom = bottom_left.addcmul_(right, across_bottom)
+    downward = bottom.sub_(top)
+    across = across_top.addcmul_(down, across_bottom.sub_(across_top))
+    weight_gradient = top.addcmul_(down, downward).view(weights.shape)
+    location_gradient = right.new_empty((*weights.shape, 2))
+    for axis, slope in enumerate((across, downward)):
+        slope.mul_(weights.flatten(2))
+        lengths = table.per_point([shape[1 - axis] for shape in table.spatial_shapes], slope.dtype)
+        torch.mul(slope, lengths, out=location_gradient.flatten(2, 4)[..., axis])
+    return location_gradient, weight_gradient.to(weights.dtype)
 
 
 __all__ = ["multi_scale_deformable_attention"]

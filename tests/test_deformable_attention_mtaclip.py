@@ -4,8 +4,14 @@ import math
 
 import pytest
 import torch
+from transformers.models.mask2former import modeling_mask2former as mask2former
 
+from modeling_mtaclip import deformable_attention_mtaclip as deformable_attention
 from modeling_mtaclip.deformable_attention_mtaclip import multi_scale_deformable_attention
+
+
+NEEDS_MKL = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch was built without MKL")
+SHAPES = [[(3, 4), (5, 2)], [(6, 9), (1, 1), (2, 3)], [(4, 4)]]
 
 
 def plain_attention(value, spatial_shapes, locations, weights):
@@ -48,3 +54,126 @@ def test_values_and_gradients(spatial_shapes):
     torch.testing.assert_close(*results)
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+def attention_inputs(spatial_shapes, dtype=torch.float32, batch_size=2, queries=7, heads=2, head_dim=5, points=3):
+    length = sum(height * width for height, width in spatial_shapes)
+    samples = (batch_size, queries, heads, len(spatial_shapes), points)
+    value = torch.randn(batch_size, length, heads, head_dim, dtype=dtype)
+    # A third of the points lies outside.
+    locations = torch.rand(*samples, 2, dtype=torch.promote_types(dtype, torch.float32)) * 1.5 - 0.25
+    weights = torch.rand(samples, dtype=dtype)
+    return [value.requires_grad_(), locations.requires_grad_(), weights.requires_grad_()]
+
+
+def with_gradients(attend, spatial_shapes, value, locations, weights):
+    result = attend(value, spatial_shapes, locations, weights)
+    direction = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view(result.shape)
+    return result, *torch.autograd.grad(result, (value, locations, weights), direction)
+
+
+@pytest.mark.parametrize("spatial_shapes", SHAPES)
+def test_derivatives(spatial_shapes):
+    inputs = attention_inputs(spatial_shapes, torch.float64, batch_size=1, queries=2, head_dim=3, points=1)
+    torch.autograd.gradcheck(lambda v, x, w: multi_scale_deformable_attention(v, spatial_shapes, x, w), inputs)
+
+
+@pytest.mark.parametrize("mkl", [False, pytest.param(True, marks=NEEDS_MKL)])
+@pytest.mark.parametrize("spatial_shapes", SHAPES)
+def test_equal_to_mask2former(spatial_shapes, mkl, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    inputs = attention_inputs(spatial_shapes, head_dim=32)
+    ours = with_gradients(multi_scale_deformable_attention, spatial_shapes, *inputs)
+    theirs = with_gradients(mask2former.multi_scale_deformable_attention, spatial_shapes, *inputs)
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("spatial_shapes", SHAPES)
+def test_both_forms_agree(spatial_shapes):
+    inputs = attention_inputs(spatial_shapes, torch.float64)
+    bags = with_gradients(multi_scale_deformable_attention, spatial_shapes, *inputs)
+    grids = with_gradients(deformable_attention._attend_by_grid_sample, spatial_shapes, *inputs)
+    for bag, grid in zip(bags, grids, strict=True):
+        torch.testing.assert_close(bag, grid)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    inputs = attention_inputs(SHAPES[0])
+    exact = with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs)
+    value, locations, weights = inputs
+    halves = [value.detach().to(dtype), locations.detach(), weights.detach().to(dtype)]
+    halves = with_gradients(multi_scale_deformable_attention, SHAPES[0], *(half.requires_grad_() for half in halves))
+    assert [half.dtype for half in halves] == [dtype, dtype, torch.float32, dtype]
+    for half, full in zip(halves, exact, strict=True):
+        torch.testing.assert_close(half.float(), full, rtol=0.02, atol=0.02 * full.abs().max().item())
+
+
+def test_autocast():
+    inputs = attention_inputs(SHAPES[0])
+    expected = with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_points_far_outside_and_undefined():
+    value, locations, weights = attention_inputs(SHAPES[0], queries=5)
+    with torch.no_grad():
+        locations[:, 0] = 1e9
+        locations[:, 1] = -1e9
+        locations[:, 2] = math.inf
+        locations[:, 3] = math.nan
+    result, *gradients = with_gradients(multi_scale_deformable_attention, SHAPES[0], value, locations, weights)
+    assert not result[:, :3].any()
+    assert result[:, 3].isnan().all()
+    assert result[:, 4].isfinite().all()
+    assert not gradients[1][:, :3].any()
+    assert not gradients[2][:, :3].any()
+
+
+def test_points_on_edges():
+    value, locations, weights = attention_inputs([(2, 2)], torch.float64, batch_size=1, queries=4, heads=1, points=1)
+    corners = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    with torch.no_grad():
+        locations.copy_(corners.view(locations.shape))
+    # At a corner of the level a quarter of the sample is the pixel there, and the rest is outside.
+    expected = value[0, :, 0] * weights[0, :, 0, 0] / 4
+    torch.testing.assert_close(multi_scale_deformable_attention(value, [(2, 2)], locations, weights)[0], expected)
+
+
+def test_gradients_only_of_what_needs_them():
+    value, locations, weights = attention_inputs(SHAPES[0])
+    attended = multi_scale_deformable_attention(value, SHAPES[0], locations.detach(), weights.detach())
+    torch.autograd.grad(attended.sum(), value)
+    attended = multi_scale_deformable_attention(value.detach(), SHAPES[0], locations, weights.detach())
+    torch.autograd.grad(attended.sum(), locations)
+
+
+def test_non_contiguous_inputs():
+    value, locations, weights = attention_inputs(SHAPES[0])
+    expected = with_gradients(multi_scale_deformable_attention, SHAPES[0], value, locations, weights)
+    strided = [
+        torch.stack((part, part), dim=-1)[..., 0].detach().requires_grad_() for part in (value, locations, weights)
+    ]
+    torch.testing.assert_close(with_gradients(multi_scale_deformable_attention, SHAPES[0], *strided), expected)
+
+
+def test_no_queries():
+    value, locations, weights = attention_inputs(SHAPES[0], queries=0)
+    result, *gradients = with_gradients(multi_scale_deformable_attention, SHAPES[0], value, locations, weights)
+    assert result.shape == (2, 0, 10)
+    assert not gradients[0].any()
+
+
+def test_compiled():
+    torch.compiler.reset()
+    inputs = attention_inputs(SHAPES[0])
+    compiled = torch.compile(multi_scale_deformable_attention, fullgraph=True, backend="eager")
+    torch.testing.assert_close(
+        with_gradients(compiled, SHAPES[0], *inputs),
+        with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs),
+        rtol=1e-5,
+        atol=1e-5,
+    )
