@@ -1,6 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of other code, turned into ours."""
+"""Where models start from: checkpoints of other code turned into ours, backbones, text encoders and tokenizers."""
 
 from .mask2former import config_from_mask2former, convert_mask2former_state_dict
 from .original import config_from_original, convert_original_state_dict, load_original_weights

@@ -13,11 +13,16 @@ from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..configuration_mtaclip import MTAClipConfig, tokenize_names
+from ..conversion.backbones import (
+    image_statistics,
+    load_backbone_weights,
+    load_pretrained_backbone,
+    make_backbone_config,
+)
+from ..conversion.tokenization import load_text_config, load_tokenizer, make_tokenizer, small_text_config
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .arguments import ModelArguments
-from .backbones import image_statistics, load_backbone_weights, load_pretrained_backbone, make_backbone_config
-from .tokenization import load_text_config, load_tokenizer, make_tokenizer, small_text_config
 
 
 logger = logging.get_logger(__name__)

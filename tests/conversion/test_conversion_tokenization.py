@@ -15,7 +15,7 @@ from transformers import (
     ResNetModel,
 )
 
-from modeling_mtaclip.training.tokenization import (
+from modeling_mtaclip.conversion.tokenization import (
     load_text_config,
     load_tokenizer,
     make_tokenizer,

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoBackbone, ResNetConfig, TimmBackboneConfig
 
-from modeling_mtaclip.training.backbones import image_statistics, load_backbone_weights, make_backbone_config
+from modeling_mtaclip.conversion.backbones import image_statistics, load_backbone_weights, make_backbone_config
 
 
 timm = pytest.importorskip("timm")
