@@ -6,7 +6,13 @@ Importing the package makes `AutoConfig`, `AutoModel`, `AutoModelForSemanticSegm
 the model type `mtaclip`.
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    AutoVideoProcessor,
+)
 
 from .configuration_mtaclip import MTAClipConfig
 from .image_processing_mtaclip import MTAClipImageProcessor
@@ -19,6 +25,9 @@ AutoConfig.register(MTAClipConfig.model_type, MTAClipConfig)
 AutoModel.register(MTAClipConfig, MTAClipModel)
 AutoModelForSemanticSegmentation.register(MTAClipConfig, MTAClipForSemanticSegmentation)
 AutoImageProcessor.register(MTAClipConfig, image_processor_classes={"torchvision": MTAClipImageProcessor})
+# Pipelines look for a video processor as well. Told that there is none, they don't ask on the terminal whether
+# they may run a saved folder's code to find one.
+AutoVideoProcessor.register(MTAClipConfig, video_processor_classes={})
 
 # `save_pretrained` then stores the code beside the weights, for `trust_remote_code=True`.
 MTAClipConfig.register_for_auto_class()

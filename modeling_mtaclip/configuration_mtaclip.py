@@ -38,6 +38,9 @@ class MTAClipConfig(PreTrainedConfig):
             The CLIP text encoder. Defaults to the one of CLIP ViT-B (width 512, 12 layers).
         text_branch (`bool`, defaults to `True`):
             `False` leaves out prompts, text encoder, text queries and the contrastive loss: plain Mask2Former.
+        stored_text_embeddings (`bool`, defaults to `False`):
+            `True` means that the text embeddings are stored in place of prompts and text encoder, as
+            [`MTAClipForSemanticSegmentation.save_for_inference`] does; such a model can't be trained.
         class_token_ids (`dict[str, list[int]]`, *optional*):
             Token ids of every class name and of `no_object_name`, without start, end and padding tokens.
         no_object_name (`str`, defaults to `"none"`):
@@ -157,6 +160,7 @@ class MTAClipConfig(PreTrainedConfig):
     feature_channels: list[int] | tuple[int, ...] | None = None
     text_config: dict | PreTrainedConfig | None = None
     text_branch: bool = True
+    stored_text_embeddings: bool = False
     class_token_ids: dict[str, list[int]] | None = None
     no_object_name: str = "none"
     prompt_start_token_id: int = 49406

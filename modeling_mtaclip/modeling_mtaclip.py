@@ -8,12 +8,15 @@ frozen CLIP text encoder → text embeddings; mask queries and text queries toge
 """
 
 from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import AutoBackbone, AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -44,6 +47,10 @@ AUTO_MAP = {
     "AutoModel": "modeling_mtaclip.MTAClipModel",
     "AutoModelForSemanticSegmentation": "modeling_mtaclip.MTAClipForSemanticSegmentation",
 }
+NO_TRAINING = (
+    "This model was saved for inference: its text embeddings are constants, prompts and text encoder are left out, so "
+    "that it can't be trained. Train the model that it was saved from; for inference call `model.eval()`."
+)
 # Class names are encoded in groups of about this many tokens: attention inside a group grows with its square.
 TOKENS_PER_GROUP = 128
 
@@ -390,6 +397,16 @@ class MTAClipPreTrainedModel(PreTrainedModel):
                 module.freeze_text_encoder()
         return loaded
 
+    def train(self, mode: bool = True) -> "MTAClipPreTrainedModel":
+        """Sets training or evaluation mode.
+
+        Raises:
+            ValueError: training mode of a model that was saved for inference.
+        """
+        if mode and self.config.stored_text_embeddings:
+            raise ValueError(NO_TRAINING)
+        return super().train(mode)
+
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """Sets the attention implementation; a convolutional backbone, which has none, is left as it is."""
         backbones = [module.backbone for module in self.modules() if isinstance(module, MTAClipModel)]
@@ -426,6 +443,8 @@ class MTAClipPreTrainedModel(PreTrainedModel):
             init.normal_(module.contexts, std=self.config.init_std)
             for name, value in module.packed_names().items():
                 init.copy_(getattr(module, name), value)
+        elif isinstance(module, MTAClipStoredTexts):
+            init.zeros_(module.text_embeddings)
         elif isinstance(module, MTAClipTextHead):
             init.constant_(module.gamma, self.config.text_gamma_init)
 
@@ -564,6 +583,29 @@ class MTAClipTextModel(MTAClipPreTrainedModel):
         return tuple(weight.data_ptr() for weight in weights), versions, weights[0].device, weights[0].dtype, autocast
 
 
+class MTAClipStoredTexts(nn.Module):
+    """The text embeddings of a model that was saved for inference, in place of prompts and text encoder.
+
+    Args:
+        config ([`MTAClipConfig`]): the number of prompt contexts and classes, and the size of the embeddings.
+    """
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__()
+        shape = (config.num_prompt_contexts, config.num_labels + 1, config.text_config.projection_dim)
+        self.text_embeddings = nn.Buffer(torch.empty(shape))
+
+    def get_text_embeddings(self) -> Tensor:
+        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`.
+
+        Raises:
+            ValueError: in training mode.
+        """
+        if self.training:
+            raise ValueError(NO_TRAINING)
+        return self.text_embeddings
+
+
 class MTAClipModel(MTAClipPreTrainedModel):
     """Backbone, pixel decoder, text branch and mask-text decoder, without heads.
 
@@ -594,7 +636,8 @@ class MTAClipModel(MTAClipPreTrainedModel):
             )
         self.pixel_decoder = MTAClipPixelDecoder(config, list(channels))
         if config.text_branch:
-            self.text_model = MTAClipTextModel(config)
+            texts = MTAClipStoredTexts if config.stored_text_embeddings else MTAClipTextModel
+            self.text_model = texts(config)
         self.decoder = MTAClipMaskTextDecoder(config)
         self.post_init()
 
@@ -809,6 +852,28 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             cross_attentions=outputs.cross_attentions,
         )
 
+    @torch.no_grad()
+    def save_for_inference(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves a model that carries its text embeddings and leaves out prompts and text encoder.
+
+        It loads with `from_pretrained` and gives the same predictions, bit for bit, but it can't be trained, nor be
+        given other classes or phrases. What lies beside the checkpoint that this model was loaded from, its image
+        processor and tokenizer, is saved too; those of a model that was not loaded are left to save.
+
+        Args:
+            save_directory (`str` or `Path`): the folder.
+            kwargs: options of `save_pretrained`, such as `max_shard_size`.
+        """
+        texts = self.model.text_model.get_text_embeddings() if self.config.text_branch else None
+        deployable = deepcopy(self)
+        if texts is not None:
+            deployable.config.stored_text_embeddings = True
+            deployable.model.text_model = MTAClipStoredTexts(deployable.config)
+            deployable.model.text_model.text_embeddings = texts
+        deployable.eval().save_pretrained(save_directory, **kwargs)
+        for part in _parts_beside(self):
+            part.save_pretrained(save_directory)
+
     def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """All heads on the `(L, B, N, D)` states of all layers at once."""
         mask_queries, text_queries = states.tensor_split([self.config.num_queries], dim=2)
@@ -824,6 +889,18 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
     MTAClipConfig.model_type, MTAClipForSemanticSegmentation.__name__
 )
+
+
+def _parts_beside(model: PreTrainedModel) -> list[Any]:
+    """Image processor and tokenizer of the checkpoint that a model was loaded from, as far as there are any."""
+    if not model.name_or_path:
+        return []
+    remote = type(model).__module__.startswith("transformers_modules.")
+    parts = []
+    for auto_class in (AutoImageProcessor, AutoTokenizer):
+        with suppress(OSError, ValueError):
+            parts.append(auto_class.from_pretrained(model.name_or_path, trust_remote_code=remote))
+    return parts
 
 
 def _mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

@@ -105,11 +105,14 @@ def test_auto_classes(folder):
 
 
 @pytest.mark.parametrize("kind", ["image", "path", "list"])
-def test_pipeline(folder, image, kind, errors):
+def test_pipeline(folder, image, kind, errors, monkeypatch):
+    questions = []
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
     segment = pipeline("image-segmentation", model=str(folder))
     inputs = {"image": Image.open(image), "path": str(image), "list": [str(image), Image.open(image)]}[kind]
     answer = segment(inputs)
     assert not errors
+    assert not questions
     _, labels = expected_labels(folder, image)
     for segments in answer if kind == "list" else [answer]:
         assert {segment["label"] for segment in segments} == {CLASS_NAMES[label] for label in np.unique(labels)}

@@ -47,7 +47,7 @@ class ModelParts:
     """What is saved together.
 
     Attributes:
-        model ([`MTAClipForSemanticSegmentation`]): in training mode.
+        model ([`MTAClipForSemanticSegmentation`]): in training mode when it is to be trained.
         image_processor ([`MTAClipImageProcessor`]): for images of the model.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): of the class names.
     """
@@ -136,17 +136,18 @@ def load_model(
     Args:
         name_or_path (`str`): folder or Hub id.
         class_names (`Sequence[str]`): of the data set.
-        adapt (`bool`): whether a model with other classes is given these ones, for training.
+        adapt (`bool`): whether the model is to be trained, for which it is given these classes if it has others.
         size (`dict[str, int]`, *optional*): replaces the size to which the image processor resizes.
 
     Raises:
-        ValueError: there is no model, or it has other classes and is not to be adapted.
+        ValueError: there is no model, it can't be trained, or it has other classes and is not to be adapted.
     """
     try:
         model = MTAClipForSemanticSegmentation.from_pretrained(name_or_path)
         processor = MTAClipImageProcessor.from_pretrained(name_or_path)
     except (OSError, TypeError) as error:
         raise ValueError(f"No MTA-CLIP model could be loaded from {name_or_path!r}: {error}") from error
+    model.train(adapt)
     if size is not None:
         processor.do_resize, processor.size = True, size
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
@@ -154,13 +155,13 @@ def load_model(
         tokenizer = _load_tokenizer_if_there(name_or_path)
     elif adapt:
         tokenizer = load_tokenizer(name_or_path)
-        model = with_classes(model, class_names, tokenizer)
+        model = with_classes(model, class_names, tokenizer).train()
     else:
         raise ValueError(
             f"The model in {name_or_path!r} has the classes {names}, but the data set has {list(class_names)}: it "
             "can't be evaluated on them. Choose the data set it was trained on, or train it on this one."
         )
-    return ModelParts(model.train(), processor, tokenizer)
+    return ModelParts(model, processor, tokenizer)
 
 
 def _load_tokenizer_if_there(name_or_path: str) -> PreTrainedTokenizerBase | None:

@@ -1,0 +1,151 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints that carry text embeddings in place of prompts and text encoder."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tiny import CLASS_NAMES, tiny_model
+from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoTokenizer, pipeline
+
+from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
+from modeling_mtaclip.conversion.tokenization import make_tokenizer
+from modeling_mtaclip.training.building import load_model
+
+
+WITHOUT_THE_PACKAGE = """
+import json, sys
+
+sys.modules["modeling_mtaclip"] = None  # any import of the package fails
+import torch
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+
+trained, deployed = sys.argv[1:]
+model = AutoModelForSemanticSegmentation.from_pretrained(trained, trust_remote_code=True)
+model.save_for_inference(deployed)
+loaded = AutoModelForSemanticSegmentation.from_pretrained(deployed, trust_remote_code=True)
+AutoImageProcessor.from_pretrained(deployed, trust_remote_code=True)
+pixel_values = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    print(json.dumps(loaded(pixel_values).logits.double().sum().item()))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("trained")
+    tiny_model().save_pretrained(folder)
+    MTAClipImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
+    make_tokenizer(CLASS_NAMES).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deployed(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("deployed")
+    MTAClipForSemanticSegmentation.from_pretrained(trained).train().save_for_inference(folder)
+    return folder
+
+
+@torch.no_grad()
+def assert_same_predictions(expected_model, actual_model):
+    pixel_values = torch.randn(2, 3, 64, 96)
+    expected, actual = expected_model(pixel_values), actual_model(pixel_values)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, actual[name]), name
+
+
+def test_predictions_are_bit_equal(trained, deployed):
+    expected = AutoModelForSemanticSegmentation.from_pretrained(trained)
+    actual = AutoModelForSemanticSegmentation.from_pretrained(deployed)
+    assert_same_predictions(expected, actual)
+    base, pixel_values = AutoModel.from_pretrained(deployed), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(base(pixel_values).last_hidden_state, expected.model(pixel_values).last_hidden_state)
+
+
+def test_prompts_and_text_encoder_are_left_out(trained, deployed):
+    tensors = []
+    for folder in (trained, deployed):
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            tensors.append(set(file.keys()))
+    assert tensors[1] - tensors[0] == {"model.text_model.text_embeddings"}
+    assert tensors[0] - tensors[1] == {
+        f"model.text_model.{name}" for name in tiny_model().model.text_model.state_dict()
+    }
+
+
+def test_saving_leaves_the_model_as_it_was(trained, tmp_path):
+    model = MTAClipForSemanticSegmentation.from_pretrained(trained).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_for_inference(tmp_path)
+    assert model.training
+    assert not model.config.stored_text_embeddings
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_a_deployed_model_can_be_saved_again(deployed, tmp_path):
+    model = MTAClipForSemanticSegmentation.from_pretrained(deployed)
+    model.save_for_inference(tmp_path / "inference")
+    model.save_pretrained(tmp_path / "plain")
+    for name in ("inference", "plain"):
+        assert_same_predictions(model, MTAClipForSemanticSegmentation.from_pretrained(tmp_path / name))
+
+
+def test_without_text_branch(tmp_path):
+    model = tiny_model(text_branch=False, text_config=None)
+    model.save_for_inference(tmp_path)
+    assert_same_predictions(model, MTAClipForSemanticSegmentation.from_pretrained(tmp_path))
+
+
+def test_image_processor_and_tokenizer_go_along(trained, deployed):
+    assert (
+        AutoImageProcessor.from_pretrained(deployed).to_dict() == AutoImageProcessor.from_pretrained(trained).to_dict()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(deployed)
+    assert tokenizer(CLASS_NAMES) == AutoTokenizer.from_pretrained(trained)(CLASS_NAMES)
+
+
+def test_pipeline(trained, deployed):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 95, 3), dtype=np.uint8))
+    answers = [pipeline("image-segmentation", model=str(folder))(image) for folder in (trained, deployed)]
+    assert answers[0] == answers[1]
+
+
+def test_training_is_refused(deployed):
+    model = MTAClipForSemanticSegmentation.from_pretrained(deployed)
+    message = "saved for inference.*can't be trained. Train the model that it was saved from"
+    with pytest.raises(ValueError, match=message):
+        model.train()
+    assert not any(module.training for module in model.modules())
+    with pytest.raises(ValueError, match=message):
+        load_model(str(deployed), CLASS_NAMES, adapt=True)
+    with pytest.raises(ValueError, match=message):
+        MTAClipForSemanticSegmentation(model.config)(torch.zeros(1, 3, 64, 64))
+    assert not load_model(str(deployed), CLASS_NAMES, adapt=False).model.training
+
+
+@pytest.mark.slow
+def test_without_the_package(trained, tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(trained), str(tmp_path / "deployed")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    pixel_values = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = MTAClipForSemanticSegmentation.from_pretrained(trained)(pixel_values).logits.double().sum().item()
+    assert json.loads(result.stdout.splitlines()[-1]) == expected
