@@ -729,10 +729,18 @@ class MTAClipTextHead(nn.Module):
         Returns:
             `Tensor` of shape `(..., C, Q, K + 1)`.
         """
+        masks, texts = self.embed(mask_queries, text_queries, text_embeddings)
+        return masks.unsqueeze(-3) @ texts.transpose(-1, -2)
+
+    def embed(self, mask_queries: Tensor, text_queries: Tensor, text_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors in CLIP's space, from the arguments of `forward`.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: masks `(..., Q, E)` and class texts `(..., C, K + 1, E)`.
+        """
         refinement = self.text_layer_norm(self.text_projection(text_queries)).unflatten(-2, self.text_shape)
         texts = nn.functional.normalize(text_embeddings + self.gamma * refinement, dim=-1)
-        masks = nn.functional.normalize(self.mask_projection(mask_queries), dim=-1)
-        return masks.unsqueeze(-3) @ texts.transpose(-1, -2)
+        return nn.functional.normalize(self.mask_projection(mask_queries), dim=-1), texts
 
 
 class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):

@@ -63,8 +63,11 @@ class PerImageScores:
     def __len__(self) -> int:
         return len(self._areas)
 
-    def add(self, *, prediction: Any, reference: Any, name: str) -> None:
-        """Add one image.
+    def __contains__(self, name: str) -> bool:
+        return name in self._areas
+
+    def add(self, *, prediction: Any, reference: Any, name: str) -> ImageScore:
+        """Add one image, and return its score.
 
         Args:
             prediction (integer array or `Tensor` of shape `(height, width)`): predicted class indices.
@@ -84,6 +87,7 @@ class PerImageScores:
                 f"{tuple(reference.shape)}: resize predictions to the size of the annotation first."
             )
         self._areas[name] = self._count(prediction.to(torch.int64), reference)
+        return _score(name, _iou(self._areas[name]))
 
     def add_batch(self, *, predictions: Iterable[Any], references: Iterable[Any], names: Iterable[str]) -> None:
         """Add images, see [`PerImageScores.add`]."""
@@ -130,11 +134,7 @@ class PerImageScores:
 
     def scores(self) -> list[ImageScore]:
         """Scores of all images, the worst first; those without any class come last."""
-        scores = []
-        for name, iou in zip(self.names, _iou(self.areas()), strict=True):
-            empty = np.isnan(iou).all()
-            worst_class = None if empty else int(np.nanargmin(iou))
-            scores.append(ImageScore(name, float(mean_over_present(iou)), worst_class))
+        scores = [_score(name, iou) for name, iou in zip(self.names, _iou(self.areas()), strict=True)]
         return sorted(scores, key=lambda score: (np.isnan(score.mean_iou), score.mean_iou, score.name))
 
     def bootstrap_interval(
@@ -171,6 +171,12 @@ class PerImageScores:
         tail = (1 - confidence) / 2
         low, high = np.nanquantile(means, [tail, 1 - tail]) if not np.isnan(means).all() else (np.nan, np.nan)
         return float(low), float(high)
+
+
+def _score(name: str, iou: np.ndarray) -> ImageScore:
+    """Score of an image with the IoU `(K,)` of its classes."""
+    worst_class = None if np.isnan(iou).all() else int(np.nanargmin(iou))
+    return ImageScore(name, float(mean_over_present(iou)), worst_class)
 
 
 def _iou(areas: np.ndarray) -> np.ndarray:

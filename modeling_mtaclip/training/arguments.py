@@ -326,7 +326,8 @@ class MTAClipTrainingArguments(TrainingArguments):
             # Evaluation alone is not part of a schedule of steps.
             self.eval_strategy = self.save_strategy = "no"
             self.load_best_model_at_end = False
-        if self.report_to == "tensorboard" and not is_tensorboard_available():
+        if self.report_to == "tensorboard" and not (self.do_train and is_tensorboard_available()):
+            # Without training, TensorBoard's files would land in the working folder.
             self.report_to = "none"
         if self.dataloader_num_workers == 0:
             self.dataloader_persistent_workers = False

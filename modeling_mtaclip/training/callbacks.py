@@ -20,14 +20,20 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 EMA_FILE = "ema.safetensors"
+# What the progress bar shows, and what the log calls it.
+SHOWN_FIGURES = {"loss": "loss", "mIoU": "eval_mean_iou"}
 
 
 class BriefProgressCallback(ProgressCallback):
-    """Progress bar with the speed, and lines with the loss and its terms of the last layer; loggers get all terms."""
+    """Progress bar with the remaining time, loss, mean IoU and speed, and lines with the main figures of the log.
+
+    Loggers get all figures; the lines leave out the loss terms of the earlier layers and the IoU of each class.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._start: tuple[float, int] | None = None
+        self._latest: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -39,11 +45,18 @@ class BriefProgressCallback(ProgressCallback):
             seconds = time.monotonic() - self._start[0]
             images = (state.global_step - self._start[1]) * args.train_batch_size * args.world_size
             rate = images * args.gradient_accumulation_steps / seconds
-            self.training_bar.set_postfix_str(f"{rate:.2f} images/s", refresh=False)
+            figures = [f"{name} {self._latest[key]:.3g}" for name, key in SHOWN_FIGURES.items() if key in self._latest]
+            self.training_bar.set_postfix_str(", ".join([*figures, f"{rate:.2f} images/s"]), refresh=False)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        brief = {name: value for name, value in (logs or {}).items() if not name[-1].isdigit()}
+        logs = logs or {}
+        self._latest |= {key: logs[key] for key in SHOWN_FIGURES.values() if key in logs}
+        brief = {name: value for name, value in logs.items() if not _is_detail(name)}
         super().on_log(args, state, control, logs=brief, **kwargs)
+
+
+def _is_detail(name: str) -> bool:
+    return name.startswith("eval_iou_") or (name.startswith("loss_") and name[-1].isdigit())
 
 
 class EpochCallback(TrainerCallback):

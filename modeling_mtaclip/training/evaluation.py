@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, distributed
 
 from ..image_processing_mtaclip import MTAClipImageProcessor
-from ..metrics import MeanIoU, iou_figures
+from ..metrics import MeanIoU, PerImageScores, iou_figures
+from .findings import BestAndWorst, ContextUsage, make_thumbnail
 
 
 @dataclass
@@ -21,10 +23,14 @@ class EvaluationSample:
     Attributes:
         pixel_values (`Tensor` of shape `(3, H, W)`): prepared by the image processor, by itself.
         annotation (`Tensor` of shape `(height, width)`): int64, at its own size.
+        name (`str`): of the image, empty if it has none.
+        thumbnail (`PIL.Image.Image`, *optional*): the image, small enough to be kept.
     """
 
     pixel_values: Tensor
     annotation: Tensor
+    name: str = ""
+    thumbnail: Image.Image | None = None
 
 
 class EvaluationCollator:
@@ -42,7 +48,8 @@ class EvaluationCollator:
 
     def _prepare(self, example: Mapping[str, Any]) -> EvaluationSample:
         pixel_values = self.image_processor(example["image"], return_tensors="pt").pixel_values[0]
-        return EvaluationSample(pixel_values, torch.from_numpy(np.array(example["annotation"], dtype=np.int64)))
+        annotation = torch.from_numpy(np.array(example["annotation"], dtype=np.int64))
+        return EvaluationSample(pixel_values, annotation, example.get("name", ""), make_thumbnail(example["image"]))
 
 
 class SegmentationScores:
@@ -51,21 +58,45 @@ class SegmentationScores:
     Args:
         class_names (`Sequence[str]`): in the order of the label ids.
         ignore_index (`int`): label of pixels that don't count.
+
+    Attributes:
+        matrix (`Tensor` of shape `(K + 1, K + 1)`, *optional*): after `finish`, the confusion matrix.
+        per_image ([`PerImageScores`]): of each image by name.
+        extremes ([`BestAndWorst`]): the best and worst images.
+        contexts ([`ContextUsage`]): which prompt contexts are used.
     """
 
     def __init__(self, class_names: Sequence[str], ignore_index: int) -> None:
         self.class_names = list(class_names)
         self.metric = MeanIoU(num_labels=len(self.class_names), ignore_index=ignore_index)
         self.matrix: Tensor | None = None
+        self.per_image = PerImageScores(len(self.class_names), ignore_index)
+        self.extremes = BestAndWorst()
+        self.contexts = ContextUsage(len(self.class_names))
+        self._rank = _rank()
 
-    def add(self, prediction: Tensor, annotation: Tensor) -> None:
-        """Counts one image: two int64 label maps of the same size."""
-        self.metric.add(prediction=prediction, reference=annotation.to(prediction.device))
+    def add(
+        self, prediction: Tensor, annotation: Tensor, name: str = "", thumbnail: Image.Image | None = None
+    ) -> None:
+        """Counts one image: two int64 label maps of the same size, its name and a small version if there is one."""
+        annotation = annotation.to(prediction.device)
+        self.metric.add(prediction=prediction, reference=annotation)
+        score = self.per_image.add(prediction=prediction, reference=annotation, name=self._unique(name))
+        if thumbnail is not None:
+            self.extremes.add(score, thumbnail, annotation, prediction)
+
+    def _unique(self, name: str) -> str:
+        """The name, with a number where it is empty or taken."""
+        taken = not name or name in self.per_image
+        return f"{name or 'image'} ({self._rank}.{len(self.per_image) + 1})" if taken else name
 
     def finish(self) -> None:
         """Adds up the counts of all processes, which must all call this."""
         self.metric.synchronize()
         self.matrix = self.metric.confusion_matrix()
+        self.per_image.synchronize()
+        self.extremes.finish(self.per_image.scores())
+        self.contexts.finish()
 
     def summary(self) -> dict[str, float]:
         """`mean_iou`, `mean_accuracy`, `overall_accuracy`, and `constant_mean_iou`: the mean IoU of an imagined model
@@ -97,6 +128,10 @@ def constant_prediction(matrix: Tensor) -> Tensor:
     constant = torch.zeros_like(matrix)
     constant[:, annotated[:-1].argmax()] = annotated
     return constant
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 def _number(value: np.floating) -> float | None:

@@ -27,6 +27,7 @@ from .callbacks import (
     TerminationCallback,
 )
 from .evaluation import EvaluationCollator, EvaluationSample, SegmentationScores
+from .findings import ContextUsage
 from .optimization import parameter_groups, polynomial_schedule
 
 
@@ -144,7 +145,10 @@ class MTAClipTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, with the mean of every loss term since the last time, over all processes."""
+        """Logs, with the mean of every loss term since the last time over all processes, or the IoU of each class."""
+        if "eval_mean_iou" in logs:
+            figures = self.scores.per_class().items()
+            logs = logs | {f"eval_iou_{name}": each["iou"] for name, each in figures if each["iou"] is not None}
         if "loss" in logs and self._loss_count:
             sums = torch.stack(list(self._loss_sums.values())) / self._loss_count
             means = self.accelerator.reduce(sums, reduction="mean").tolist()
@@ -192,9 +196,9 @@ class MTAClipTrainer(Trainer):
         num_images = 0
         self.callback_handler.eval_dataloader = dataloader
         for samples in dataloader:
-            predictions = self._predict(model, samples)
+            predictions = self._predict(model, samples, scores.contexts)
             for sample, prediction in zip(samples, predictions, strict=True):
-                scores.add(prediction, sample.annotation)
+                scores.add(prediction, sample.annotation, sample.name, sample.thumbnail)
             num_images += len(samples)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         scores.finish()
@@ -204,7 +208,9 @@ class MTAClipTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
 
     @torch.no_grad()
-    def _predict(self, model: nn.Module, samples: list[EvaluationSample]) -> list[Tensor]:
+    def _predict(
+        self, model: nn.Module, samples: list[EvaluationSample], contexts: ContextUsage | None = None
+    ) -> list[Tensor]:
         """Label maps of the annotations' sizes; only images of one size share a forward pass, without padding."""
         predictions: dict[int, Tensor] = {}
         by_shape = sorted(range(len(samples)), key=lambda index: samples[index].pixel_values.shape)
@@ -213,6 +219,8 @@ class MTAClipTrainer(Trainer):
             pixel_values = torch.stack([samples[index].pixel_values for index in indices]).to(self.args.device)
             with self.compute_loss_context_manager():
                 outputs = model(pixel_values=pixel_values)
+            if contexts is not None:
+                contexts.add(outputs.class_queries_logits, outputs.mask_text_similarity)
             sizes = [tuple(samples[index].annotation.shape) for index in indices]
             maps = self.processing_class.post_process_semantic_segmentation(outputs, target_sizes=sizes)
             predictions |= dict(zip(indices, maps, strict=True))

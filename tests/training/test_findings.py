@@ -1,0 +1,145 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What evaluation keeps for the report, what loggers get, and what the progress bar shows."""
+
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from modeling_mtaclip.metrics import ImageScore
+from modeling_mtaclip.training.callbacks import BriefProgressCallback
+from modeling_mtaclip.training.findings import BestAndWorst, ContextUsage, shrink_labels
+from tests.tiny import CLASS_NAMES, tiny_model
+from tests.training.distributed_steps import evaluation_example, example
+from tests.training.test_trainer import trainer
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 5, 8, 40])
+def test_the_best_and_worst_images_are_kept(num_images):
+    scores = [ImageScore(f"image {index}", index // 3 / 20, 0) for index in range(num_images)]
+    scores.append(ImageScore("nothing annotated", math.nan, None))
+    in_order = sorted(scores[:-1], key=lambda score: (score.mean_iou, score.name))
+    random.Random(num_images).shuffle(scores)
+    kept = BestAndWorst(number=3)
+    labels = torch.zeros(4, 6, dtype=torch.long)
+    for score in scores:
+        kept.add(score, Image.new("RGB", (6, 4)), labels, labels)
+    kept.finish([*in_order, ImageScore("nothing annotated", math.nan, None)])
+    num_worst = min(3, num_images // 2)
+    assert [image.name for image in kept.worst] == [score.name for score in in_order[:num_worst]]
+    num_best = min(3, num_images - num_worst)
+    assert [image.name for image in kept.best] == [score.name for score in in_order[::-1][:num_best]]
+
+
+def test_shrunk_labels_are_those_at_the_centres():
+    labels = np.arange(24).reshape(4, 6)
+    assert shrink_labels(labels, (2, 3)).tolist() == [[7, 9, 11], [19, 21, 23]]
+    assert np.array_equal(shrink_labels(labels, (4, 6)), labels)
+
+
+def test_winning_contexts_are_counted_as_written_out():
+    num_contexts, num_labels = 3, 4
+    class_logits = torch.randn(5, 7, num_labels + 1)
+    similarity = torch.randn(5, num_contexts, 7, num_labels + 1)
+    usage = ContextUsage(num_labels)
+    for part in range(5):
+        usage.add(class_logits[part : part + 1], similarity[part : part + 1])
+    usage.finish()
+    counts = np.zeros((num_labels, num_contexts))
+    agreeing = np.zeros(num_labels)
+    for image in range(5):
+        for query in range(7):
+            label = int(class_logits[image, query].argmax())
+            if label < num_labels:
+                counts[label, int(similarity[image, :, query, label].argmax())] += 1
+                agreeing[label] += int(similarity[image, :, query].argmax()) % (num_labels + 1) == label
+    assert np.array_equal(usage.counts, counts)
+    assert np.array_equal(usage.agreeing, agreeing)
+
+
+def test_entropy_of_winning_contexts():
+    usage = ContextUsage(4)
+    usage.counts = np.array([[4, 4], [0, 8], [1, 3], [0, 0]])
+    expected = [1.0, 0.0, -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))]
+    assert usage.entropies()[:3] == pytest.approx(expected)
+    assert math.isnan(usage.entropies()[3])
+    assert np.isnan(ContextUsage(2).entropies()).all()
+
+
+def test_evaluation_finds_images_and_contexts(tmp_path):
+    examples = [evaluation_example(index) | {"name": f"number {index}"} for index in range(5)]
+    run = trainer(tmp_path, eval_dataset=examples)
+    run.evaluate()
+    names = {image.name for image in (*run.scores.extremes.best, *run.scores.extremes.worst)}
+    assert names == {example["name"] for example in examples}
+    assert len(run.scores.per_image) == 5
+    best = run.scores.extremes.best[0]
+    index = int(best.name.split()[1])
+    assert np.array_equal(best.truth, np.array(examples[index]["annotation"]))
+    assert np.array_equal(best.image, np.array(examples[index]["image"]))
+    assert np.array_equal(best.prediction, run.predict_image(examples[index]["image"]))
+    assert run.scores.contexts.counts.shape == (len(CLASS_NAMES), 3)
+
+
+def test_a_model_without_text_has_no_contexts(tmp_path):
+    model = tiny_model(text_branch=False, class_token_ids=None)
+    run = trainer(tmp_path, model, eval_dataset=[evaluation_example(0)])
+    run.evaluate()
+    assert run.scores.contexts.counts.shape == (len(CLASS_NAMES), 0)
+
+
+def test_tensorboard_gets_every_loss_term_and_the_iou_of_each_class(tmp_path):
+    examples = [example(index) for index in range(4)]
+    run = trainer(
+        tmp_path,
+        train_dataset=examples,
+        eval_dataset=[evaluation_example(0)],
+        report_to="tensorboard",
+        do_train=True,
+        do_eval=True,
+    )
+    run.train()
+    run.evaluate()
+    (folder,) = tmp_path.glob("runs/*")
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    tags = set(accumulator.Tags()["scalars"])
+    layers = ["", *(f"_{index}" for index in range(4))]
+    terms = [f"{term}{layer}" for term in ("cross_entropy", "mask", "dice", "contrastive") for layer in layers]
+    assert {f"train/loss_{term}" for term in terms} | {"train/loss", "train/learning_rate"} <= tags
+    present = [name for name, figures in run.scores.per_class().items() if figures["iou"] is not None]
+    assert {f"eval/iou_{name}" for name in present} | {"eval/mean_iou"} <= tags
+    history = {f"train/{key}": entry[key] for entry in run.state.log_history[:2] for key in entry}
+    for term in terms:
+        logged = accumulator.Scalars(f"train/loss_{term}")
+        assert [scalar.step for scalar in logged] == [1, 2]
+        assert logged[-1].value == pytest.approx(history[f"train/loss_{term}"])
+
+
+def test_evaluation_alone_leaves_no_log_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = trainer(tmp_path, eval_dataset=[evaluation_example(0)], report_to="tensorboard", do_eval=True)
+    run.evaluate()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_progress_bar_shows_loss_miou_speed_and_remaining_time(tmp_path, capsys):
+    run = trainer(
+        tmp_path,
+        train_dataset=[example(index) for index in range(4)],
+        eval_dataset=[evaluation_example(0)],
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        disable_tqdm=False,
+    )
+    assert any(isinstance(each, BriefProgressCallback) for each in run.callback_handler.callbacks)
+    run.train()
+    bars = capsys.readouterr().err
+    assert re.search(r"3/3 \[\d+:\d\d<00:00, .*loss \d.*, mIoU \d.*, [\d.]+ images/s", bars)
