@@ -17,7 +17,7 @@ import sys
 # reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from modeling_mtaclip.training import Run, parse_run_arguments, prepare_run
+from modeling_mtaclip.training import Run, TrainingStopped, parse_run_arguments, prepare_run
 
 
 def prepare() -> Run:
@@ -29,4 +29,8 @@ def prepare() -> Run:
 
 
 if __name__ == "__main__":
-    prepare().execute()
+    run = prepare()
+    try:
+        run.execute()
+    except TrainingStopped as stop:
+        sys.exit(f"run_seg.py: {stop}")

@@ -76,8 +76,8 @@ class TrainingExamples(Dataset):
         """Chooses the random choices of an epoch."""
         self._epoch[0] = epoch
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """An example: `pixel_values` `(3, h, w)` float32, `labels` `(h, w)` int64 and `point_seeds` `()` int64.
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        """An example: `pixel_values` `(3, h, w)` float32, `labels` `(h, w)` int64, `point_seeds` `()` int64, `names`.
 
         Raises:
             RuntimeError: more unusable files than allowed.
@@ -86,12 +86,13 @@ class TrainingExamples(Dataset):
         generator = random.Random(seed)
         while True:
             try:
-                image, labels = self.data.read(self.dataset[index])
+                example = self.dataset[index]
+                image, labels = self.data.read(example)
                 break
             except ValueError as error:
                 self._report(index, error)
                 index = generator.randrange(len(self.dataset))
-        return _augmented(self.augmentation, image, labels, generator, seed)
+        return _augmented(self.augmentation, image, labels, generator, seed) | {"names": example["name"]}
 
     def _report(self, index: int, error: ValueError) -> None:
         if not self._bad[index]:
@@ -141,7 +142,7 @@ class TrainingStream(IterableDataset):
         self._epoch[0] = epoch
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Examples as [`TrainingExamples`] gives them.
+        """Examples as [`TrainingExamples`] gives them, without `names`.
 
         Raises:
             RuntimeError: more unusable files than allowed.
@@ -215,9 +216,10 @@ class EvaluationStream(IterableDataset):
             yield _as_it_is(self.data, {column: values[0] for column, values in batch.items()})
 
 
-def collate_examples(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Stacks examples of [`TrainingExamples`] into a batch."""
-    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
+def collate_examples(examples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
+    """Stacks examples of [`TrainingExamples`] into a batch; `names` become a list."""
+    columns = {key: [example[key] for example in examples] for key in examples[0]}
+    return {key: values if key == "names" else torch.stack(values) for key, values in columns.items()}
 
 
 def _augmented(

@@ -4,6 +4,7 @@
 
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
 from .building import ModelParts, build_model, load_model
+from .checkpoints import TrainingStopped
 from .run import Run, prepare_run
 from .trainer import MTAClipTrainer
 
@@ -15,6 +16,7 @@ __all__ = [
     "ModelArguments",
     "ModelParts",
     "Run",
+    "TrainingStopped",
     "build_model",
     "load_model",
     "parse_run_arguments",

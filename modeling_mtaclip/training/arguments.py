@@ -15,10 +15,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
-from transformers.utils import logging
 
-
-logger = logging.get_logger(__name__)
 
 # What runs without a configuration file and without a data set: small enough for minutes on two CPU cores.
 # configs/toy.yaml is the same as a file.
@@ -389,46 +386,10 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
-    """The checkpoint folder that `--resume_from_checkpoint` stands for: a folder, or `last` for the run's newest.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
-    wanted = arguments.resume_from_checkpoint
-    if wanted is None or wanted.lower() == "false":
-        return None
-    if wanted.lower() not in ("last", "true"):
-        if not (Path(wanted) / "trainer_state.json").is_file():
-            raise ValueError(f"`resume_from_checkpoint`: {wanted!r} is no folder with a checkpoint of a run.")
-        return wanted
-    last = last_complete_checkpoint(Path(arguments.output_dir))
-    if last is None:
-        raise ValueError(
-            f"`resume_from_checkpoint`: there is no checkpoint in {arguments.output_dir!r} to resume from."
-        )
-    return str(last)
-
-
-def last_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that was saved to its end; the trainer's state is written last."""
-    steps = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-[0-9]*")}
-    for _, path in sorted(steps.items(), reverse=True):
-        try:
-            json.loads((path / "trainer_state.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            logger.warning("%s is incomplete and passed over.", path)
-            continue
-        return path
-    return None
-
-
 __all__ = [
     "DEFAULT_RUN",
     "DataArguments",
     "MTAClipTrainingArguments",
     "ModelArguments",
-    "checkpoint_to_resume",
-    "last_complete_checkpoint",
     "parse_run_arguments",
 ]

@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 from transformers import ProgressCallback, TrainerCallback
 from transformers.utils import logging
 
+from .checkpoints import TrainingStopped
+
 
 logger = logging.get_logger(__name__)
 
@@ -104,7 +106,7 @@ class FiniteGradientsCallback(TrainerCallback):
             return
         self.skipped_steps += 1
         if self.skipped_steps > self.max_skipped_steps:
-            raise RuntimeError(
+            raise TrainingStopped(
                 f"{self.skipped_steps} steps had NaN or infinite gradients, last step {state.global_step + 1}; "
                 f"`max_skipped_steps` is {self.max_skipped_steps}. Lower the learning rate, or look for broken "
                 "images; the log names the loss terms."
@@ -176,10 +178,9 @@ class AveragedWeightsCallback(TrainerCallback):
         averages = [self.averages[name] for name in parameters]
         torch._foreach_lerp_(averages, [value.detach() for value in parameters.values()], 1 - decay)
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.should_save:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            save_file({name: value.contiguous() for name, value in self.averages.items()}, folder / EMA_FILE)
+    def save(self, folder: str | Path) -> None:
+        """Writes the averages into a checkpoint."""
+        save_file({name: value.contiguous() for name, value in self.averages.items()}, Path(folder) / EMA_FILE)
 
     def load(self, folder: str | Path) -> None:
         """Takes the averages from a checkpoint.

@@ -28,8 +28,9 @@ from ..data import (
     load_segmentation_dataset,
 )
 from ..image_processing_mtaclip import MTAClipImageProcessor
-from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, checkpoint_to_resume
+from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments
 from .building import ModelParts, build_model, load_model
+from .checkpoints import checkpoint_to_resume
 from .reporting import save_comparison
 from .trainer import MTAClipTrainer
 

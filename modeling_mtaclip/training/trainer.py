@@ -4,17 +4,20 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import logging
 
 from .accumulation import SharedCriterion
@@ -26,6 +29,7 @@ from .callbacks import (
     FiniteGradientsCallback,
     TerminationCallback,
 )
+from .checkpoints import discard_failed_save, write_through
 from .evaluation import EvaluationCollator, EvaluationSample, SegmentationScores
 from .findings import ContextUsage
 from .optimization import parameter_groups, polynomial_schedule
@@ -37,10 +41,10 @@ logger = logging.get_logger(__name__)
 class MTAClipTrainer(Trainer):
     """Trains [`MTAClipForSemanticSegmentation`] with the paper's recipe.
 
-    Training examples are mappings with `pixel_values` and `labels` (and `point_seeds`). Evaluation examples are
-    mappings with `image` (PIL) and `annotation` (label map): each image is resized by the image processor alone, and
-    its prediction compared with the annotation at the annotation's own size, so that the scores depend neither on the
-    batch size nor on the number of processes.
+    Training examples are mappings with `pixel_values` and `labels` (and `point_seeds`, and `names` to tell broken
+    images by). Evaluation examples are mappings with `image` (PIL) and `annotation` (label map): each image is resized
+    by the image processor alone, and its prediction compared with the annotation at the annotation's own size, so that
+    the scores depend neither on the batch size nor on the number of processes.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`, *optional*): saved beside the model.
@@ -115,9 +119,10 @@ class MTAClipTrainer(Trainer):
         if self.args.freeze_backbone:
             # Its batch norms use and keep the statistics they came with.
             self.accelerator.unwrap_model(model).model.backbone.eval()
+        names = inputs.pop("names", None)
         outputs = model(**inputs, output_logits=False, output_auxiliary_predictions=False)
         if not outputs.loss.isfinite():
-            self._report_broken_loss(model, inputs, outputs.loss_components)
+            self._report_broken_loss(model, inputs, outputs.loss_components, names)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         for name, value in outputs.loss_components.items():
             self._loss_sums[name] = self._loss_sums.get(name, 0) + value
@@ -125,7 +130,9 @@ class MTAClipTrainer(Trainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     @torch.no_grad()
-    def _report_broken_loss(self, model: nn.Module, inputs: dict[str, Tensor], terms: dict[str, Tensor]) -> None:
+    def _report_broken_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], terms: dict[str, Tensor], names: list[str] | None
+    ) -> None:
         """Says which terms of the loss are NaN or infinite, and which images make them so."""
         broken_terms = [name for name, value in terms.items() if not value.isfinite()]
         images = []
@@ -134,8 +141,8 @@ class MTAClipTrainer(Trainer):
             loss = self.accelerator.unwrap_model(model)(**one, output_logits=False).loss
             if not loss.isfinite():
                 pixels = one["pixel_values"]
-                seed = f", point seed {int(one['point_seeds'])}" if "point_seeds" in one else ""
-                images.append(f"image {index} (pixel values from {pixels.min():g} to {pixels.max():g}{seed})")
+                name = index if names is None else names[index]
+                images.append(f"image {name} (pixel values from {pixels.min():g} to {pixels.max():g})")
         logger.warning(
             "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
             self.state.global_step + 1,
@@ -255,10 +262,35 @@ class MTAClipTrainer(Trainer):
             self.averages.copy_to_model()
         return output
 
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Saves a checkpoint whose last file says that it is complete.
+
+        Raises:
+            TrainingStopped: it can't be written, for example because the disk is full.
+        """
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise discard_failed_save(folder, error) from error
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save and self.tokenizer is not None:
+        if not self.args.should_save:
+            return
+        if self.tokenizer is not None:
             self.tokenizer.save_pretrained(output_dir or self.args.output_dir)
+        if self.averages is not None and self.is_in_train:
+            self.averages.save(output_dir or self.args.output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Saves every process's own state, and waits for all: the last file, written next, vouches for the others."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_through(Path(output_dir))
 
 
 class _Share(IterableDataset):

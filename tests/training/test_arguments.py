@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from modeling_mtaclip.training import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
-from modeling_mtaclip.training.arguments import DEFAULT_RUN, checkpoint_to_resume
+from modeling_mtaclip.training.arguments import DEFAULT_RUN
 
 
 @pytest.mark.parametrize("arguments_class", [ModelArguments, DataArguments, MTAClipTrainingArguments])
@@ -92,23 +92,3 @@ def test_bad_files_are_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         parse_run_arguments([str(path)])
-
-
-def test_last_checkpoint_of_the_run_is_found(tmp_path):
-    arguments = MTAClipTrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="last", report_to="none")
-    with pytest.raises(ValueError, match="there is no checkpoint in"):
-        checkpoint_to_resume(arguments)
-    for step in (5, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    (tmp_path / "checkpoint-100").mkdir()
-    (tmp_path / "checkpoint-99").mkdir()
-    (tmp_path / "checkpoint-99" / "trainer_state.json").write_text('{"epo')
-    assert checkpoint_to_resume(arguments) == str(tmp_path / "checkpoint-20")
-    arguments.resume_from_checkpoint = str(tmp_path / "checkpoint-5")
-    assert checkpoint_to_resume(arguments) == str(tmp_path / "checkpoint-5")
-    arguments.resume_from_checkpoint = str(tmp_path)
-    with pytest.raises(ValueError, match="is no folder with a checkpoint"):
-        checkpoint_to_resume(arguments)
-    arguments.resume_from_checkpoint = None
-    assert checkpoint_to_resume(arguments) is None

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modeling_mtaclip.data import collate_examples
 from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback
+from modeling_mtaclip.training.checkpoints import TrainingStopped
 from tests.tiny import tiny_model
 from tests.training.conftest import options
 from tests.training.distributed_steps import evaluation_example, example
@@ -94,20 +96,20 @@ def test_a_terminated_run_saves_and_exits(repository_dir, folder_data, tmp_path,
 
 
 def with_broken_image():
-    examples = [example(index) for index in range(6)]
+    examples = [example(index) | {"names": f"photo {index}"} for index in range(6)]
     examples[3]["pixel_values"][0, 5, 5] = float("nan")
-    return examples
+    return {"train_dataset": examples, "data_collator": collate_examples}
 
 
 def test_steps_with_broken_images_are_named_and_left_out(tmp_path, caplog):
     model = tiny_model()
-    run = trainer(tmp_path, model, train_dataset=with_broken_image(), max_steps=3, seed=1)
+    run = trainer(tmp_path, model, **with_broken_image(), max_steps=3, seed=1)
     with caplog.at_level(logging.WARNING):
         run.train()
     named = [record.getMessage() for record in caplog.records if "loss terms" in record.getMessage()]
     assert len(named) == 1
     assert "cross_entropy" in named[0]
-    assert "point seed 3)" in named[0]
+    assert "image photo 3 (" in named[0]
     assert " and image" not in named[0]
     assert sum("is left out" in record.getMessage() for record in caplog.records) == 1
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -115,8 +117,8 @@ def test_steps_with_broken_images_are_named_and_left_out(tmp_path, caplog):
 
 
 def test_too_many_broken_steps_are_an_error(tmp_path):
-    run = trainer(tmp_path, train_dataset=with_broken_image(), max_steps=3, max_skipped_steps=0)
-    with pytest.raises(RuntimeError, match="1 steps had NaN or infinite gradients"):
+    run = trainer(tmp_path, **with_broken_image(), max_steps=3, max_skipped_steps=0)
+    with pytest.raises(TrainingStopped, match="1 steps had NaN or infinite gradients"):
         run.train()
 
 

@@ -58,6 +58,9 @@ def test_a_split_batch_gives_the_steps_of_the_whole(
     assert [metrics[name] for name in scores] == [part_metrics[name] for name in scores]
 
 
+TRAINER_ARGUMENTS = ("train_dataset", "eval_dataset", "data_collator")
+
+
 def trainer(tmp_path, model=None, **options):
     defaults = {
         "output_dir": str(tmp_path),
@@ -71,7 +74,7 @@ def trainer(tmp_path, model=None, **options):
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    datasets = {name: options.pop(name) for name in ("train_dataset", "eval_dataset") if name in options}
+    datasets = {name: options.pop(name) for name in TRAINER_ARGUMENTS if name in options}
     return MTAClipTrainer(
         model=tiny_model() if model is None else model,
         args=MTAClipTrainingArguments(**(defaults | options)),

@@ -1,0 +1,194 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: which are complete, what a crash or a full disk in the middle of a save leaves, which is the best."""
+
+import errno
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_mtaclip.training import MTAClipTrainer, MTAClipTrainingArguments
+from modeling_mtaclip.training.callbacks import EMA_FILE
+from modeling_mtaclip.training.checkpoints import TrainingStopped, checkpoint_to_resume, last_complete_checkpoint
+from tests.tiny import tiny_model
+from tests.training.conftest import options
+from tests.training.distributed_steps import evaluation_example, example
+from tests.training.test_trainer import trainer
+
+
+EXAMPLES = [example(index) for index in range(6)]
+SAVE_EACH_STEP = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "ema_decay": 0.5, "warmup_steps": 0}
+
+
+def training(folder, **overrides):
+    torch.manual_seed(0)
+    return trainer(folder, tiny_model(), train_dataset=EXAMPLES, **(SAVE_EACH_STEP | overrides))
+
+
+class CrashError(BaseException):
+    """Ends a training like a killed process: nothing catches it."""
+
+
+def crash_in_save_of(run, step):
+    """Lets a training die when the model and the optimizer of a checkpoint are written, but not all of it."""
+    save = run._save_scaler
+
+    def crash(output_dir):
+        if run.state.global_step == step:
+            raise CrashError
+        save(output_dir)
+
+    run._save_scaler = crash
+
+
+def test_last_checkpoint_of_the_run_is_found(tmp_path):
+    arguments = MTAClipTrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="last", report_to="none")
+    with pytest.raises(ValueError, match="there is no checkpoint in"):
+        checkpoint_to_resume(arguments)
+    for step in (5, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-100").mkdir()
+    (tmp_path / "checkpoint-99").mkdir()
+    (tmp_path / "checkpoint-99" / "trainer_state.json").write_text('{"epo')
+    assert checkpoint_to_resume(arguments) == str(tmp_path / "checkpoint-20")
+    arguments.resume_from_checkpoint = str(tmp_path / "checkpoint-5")
+    assert checkpoint_to_resume(arguments) == str(tmp_path / "checkpoint-5")
+    arguments.resume_from_checkpoint = str(tmp_path)
+    with pytest.raises(ValueError, match="is no folder with a checkpoint"):
+        checkpoint_to_resume(arguments)
+    arguments.resume_from_checkpoint = None
+    assert checkpoint_to_resume(arguments) is None
+
+
+def test_a_crash_in_the_middle_of_a_save_leaves_the_checkpoint_before_usable(tmp_path):
+    whole = training(tmp_path / "whole")
+    whole.train()
+    crashed = training(tmp_path / "crashed", save_total_limit=1)
+    crash_in_save_of(crashed, step=3)
+    with pytest.raises(CrashError):
+        crashed.train()
+    assert (tmp_path / "crashed" / "checkpoint-3" / "optimizer.pt").is_file()
+    last = last_complete_checkpoint(tmp_path / "crashed")
+    assert last == tmp_path / "crashed" / "checkpoint-2"
+    resumed = training(tmp_path / "crashed")
+    resumed.train(resume_from_checkpoint=str(last))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+
+
+def test_a_checkpoint_that_is_written_anew_is_incomplete_until_its_end(tmp_path):
+    training(tmp_path, max_steps=3).train()
+    again = training(tmp_path)
+    crash_in_save_of(again, step=3)
+    with pytest.raises(CrashError):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_checkpoint_is_complete_only_with_its_averages(tmp_path, monkeypatch):
+    run = training(tmp_path)
+    found = []
+    save_state = type(run.state).save_to_json
+    monkeypatch.setattr(
+        type(run.state),
+        "save_to_json",
+        lambda state, path: (found.append(os.listdir(os.path.dirname(path))), save_state(state, path)),
+    )
+    run.train()
+    wanted = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", EMA_FILE}
+    assert len(found) == 4
+    assert all(wanted <= set(names) for names in found)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), RuntimeError("PytorchStreamWriter failed writing file")],
+)
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(tmp_path, error):
+    run = training(tmp_path, save_total_limit=1)
+    save = run._save_optimizer_and_scheduler
+
+    def fail(output_dir):
+        if run.state.global_step == 3:
+            raise error
+        save(output_dir)
+
+    run._save_optimizer_and_scheduler = fail
+    with pytest.raises(
+        TrainingStopped, match=r"checkpoint-3 could not be saved .* MiB free now.*checkpoint-2\."
+    ) as stop:
+        run.train()
+    assert str(error) in str(stop.value)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    resumed = training(tmp_path)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 4
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(repository_dir, folder_data, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    inside = ["unshare", "--map-root-user", "--mount", "bash", "-c"]
+    mount = f"mount -t tmpfs -o size=12m tmpfs {disk}"
+    if shutil.which("unshare") is None or subprocess.run([*inside, mount], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    script = [sys.executable, str(repository_dir / "scripts" / "run_seg.py"), "--use_cpu"]
+    settings = {"dataset_name": folder_data, "do_train": True, "eval_strategy": "no", "save_steps": 1}
+    settings |= {"load_best_model_at_end": False, "save_total_limit": 9, "max_steps": 20, "report_to": "none"}
+    environment = os.environ | {"PYTHONPATH": str(repository_dir)}
+    command = shlex.join([*script, *options(output_dir=disk, **settings)])
+    kept = tmp_path / "kept"
+    finished = subprocess.run(
+        [*inside, f"{mount} && {{ {command}; code=$?; cp -r {disk} {kept}; exit $code; }}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert finished.returncode == 1, finished.stderr
+    message = next(line for line in finished.stderr.splitlines() if "run_seg.py:" in line)
+    assert "could not be saved" in message
+    assert "Traceback" not in finished.stderr
+    last = last_complete_checkpoint(kept)
+    assert f"The last good checkpoint is {disk / last.name}." in message
+    assert len(list(kept.glob("checkpoint-*"))) == int(last.name.removeprefix("checkpoint-"))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_checkpoint_with_the_best_mean_iou_is_kept_and_loaded(tmp_path, monkeypatch, ema_decay):
+    scores = iter([0.2, 0.5, 0.4, 0.3])
+    run = training(
+        tmp_path,
+        ema_decay=ema_decay,
+        eval_dataset=[evaluation_example(0)],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        learning_rate=1e-2,
+    )
+    loop = MTAClipTrainer.evaluation_loop
+
+    def scripted(self, *args, **kwargs):
+        output = loop(self, *args, **kwargs)
+        output.metrics["eval_mean_iou"] = next(scores)
+        return output
+
+    monkeypatch.setattr(MTAClipTrainer, "evaluation_loop", scripted)
+    run.train()
+    assert run.state.best_global_step == 2
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    best, last = (load_file(tmp_path / f"checkpoint-{step}" / "model.safetensors") for step in (2, 4))
+    if ema_decay:
+        best |= load_file(tmp_path / "checkpoint-2" / EMA_FILE)
+    for name, value in run.model.state_dict().items():
+        assert torch.equal(value, best[name]), name
+    assert not torch.equal(best["class_predictor.weight"], last["class_predictor.weight"])
