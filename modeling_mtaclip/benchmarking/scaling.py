@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How time and memory grow with image side, classes, batch and contexts."""
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from .measuring import alternate, make_row, peak_memory
+from .measuring import alternate, in_fresh_process, make_row, peak_memory
 from .models import our_inference, our_training
 from .settings import Settings
 
@@ -30,8 +28,7 @@ def measure_scaling(settings: Settings) -> list[dict[str, Any]]:
         for field, value, point in _points(settings):
             place = {"field": field, "value": value}
             # A process of its own, so that what other points left in the memory doesn't matter.
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                seconds = pool.submit(_seconds, step, point).result()
+            seconds = in_fresh_process(_seconds, step, point)
             memory = peak_memory(workload, point)["peak"]
             case = f"scaling, {step}, {field} {value}"
             rows.append(make_row(case, "time", "s", {"ours": seconds}) | place)
