@@ -401,6 +401,8 @@ class MTAClipCriterion(nn.Module):
         return torch.cat((uncertain, uniform.expand(len(logits), -1)), dim=1)
 
 
+# Solved on the CPU, by code that no compiler sees into.
+@torch.compiler.disable
 def _assign(costs: Tensor, sizes: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Assigns queries to classes at the least cost, for each layer and image.
 

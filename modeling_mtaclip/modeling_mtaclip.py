@@ -569,6 +569,11 @@ class MTAClipTextModel(MTAClipPreTrainedModel):
         """
         if self.training or torch.is_grad_enabled():
             return self(return_dict=True).text_embeddings
+        return self._kept_text_embeddings()
+
+    # What is kept depends on versions of weights, which a compiled graph can't ask for.
+    @torch.compiler.disable
+    def _kept_text_embeddings(self) -> Tensor:
         key = self._cache_key()
         if self._cache is None or self._cache[0] != key:
             # Not an inference tensor: it may be used outside `torch.inference_mode` later.

@@ -48,8 +48,8 @@ SMALL_HEAD = {
 SMALL_TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 # Classes in an image, which lie in a grid of so many rows and columns.
 CLASSES_PER_IMAGE, GRID = 8, 4
-# Names have one to three tokens, as those of ADE20K have.
-TOKENS_PER_NAME = 3
+# How many of ADE20K's names, "none" included, have one, two and three tokens.
+NAMES_OF_LENGTH = {1: 121, 2: 27, 3: 3}
 POSTPROCESSED_SIZE, SMALL_POSTPROCESSED_SIZE = (1024, 2048), (64, 128)
 MASK_STRIDE = 4
 
@@ -81,7 +81,8 @@ def our_config(settings: Settings) -> MTAClipConfig:
 
 
 def _random_name(generator: random.Random, vocabulary: int) -> list[int]:
-    return [generator.randrange(vocabulary - 2) for _ in range(generator.randint(1, TOKENS_PER_NAME))]
+    (length,) = generator.choices([*NAMES_OF_LENGTH], weights=NAMES_OF_LENGTH.values())
+    return [generator.randrange(vocabulary - 2) for _ in range(length)]
 
 
 def our_model(settings: Settings) -> MTAClipForSemanticSegmentation:

@@ -1,0 +1,88 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The model under `torch.compile`: same numbers, a decoder in one graph, and no graph for each image size."""
+
+import pytest
+import torch
+
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def decoder_inputs(height=24, width=32):
+    torch.manual_seed(0)
+    sizes = [(height // stride, width // stride) for stride in (8, 4, 2)]
+    return {
+        "mask_features": torch.randn(2, 16, height, width, requires_grad=True),
+        "memories": [torch.randn(2, 32, *size, requires_grad=True) for size in sizes],
+        "text_embeddings": torch.randn(3, 4, 24, requires_grad=True),
+        "output_all_states": True,
+    }
+
+
+@pytest.mark.slow
+def test_decoder_is_one_graph():
+    decoder = tiny_model().train().model.decoder
+    inputs = decoder_inputs()
+    differentiable = [inputs["mask_features"], *inputs["memories"], inputs["text_embeddings"], *decoder.parameters()]
+    results = []
+    for decode in (decoder, torch.compile(decoder, fullgraph=True, backend="aot_eager")):
+        states = torch.stack(decode(**inputs))
+        direction = torch.linspace(-1, 1, states.numel()).view(states.shape)
+        gradients = torch.autograd.grad(states, differentiable, direction, allow_unused=True)
+        results.append([states, *(gradient for gradient in gradients if gradient is not None)])
+    assert len(results[0]) == len(results[1]) > 50
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_decoder_is_not_compiled_for_each_size():
+    decoder = tiny_model().model.decoder
+    compiled = torch.compile(decoder, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for size in ((24, 32), (40, 48)):
+            compiled(**decoder_inputs(*size))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for size in ((32, 24), (64, 64), (16, 80)):
+                inputs = decoder_inputs(*size)
+                torch.testing.assert_close(compiled(**inputs), decoder(**inputs))
+
+
+@pytest.mark.slow
+def test_inference():
+    model = tiny_model()
+    compiled = torch.compile(model, backend="aot_eager")
+    with torch.no_grad():
+        for size in ((64, 96), (96, 128)):
+            images = torch.randn(2, 3, *size)
+            expected, actual = model(images), compiled(images)
+            torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
+        model.model.text_model.contexts.add_(1)
+        torch.testing.assert_close(compiled(images).text_embeddings, model(images).text_embeddings)
+
+
+@pytest.mark.slow
+def test_training():
+    model = tiny_model().train()
+    batch = {
+        "pixel_values": torch.randn(2, 3, 64, 96),
+        "labels": torch.randint(0, 3, (2, 64, 96)),
+        "point_seeds": torch.arange(2),
+    }
+    # BatchNorm's statistics depend on how often the backbone ran.
+    model.model.backbone.eval()
+    results = []
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        loss = forward(**batch).loss
+        loss.backward()
+        results.append([loss, *(weight.grad.clone() for weight in model.parameters() if weight.requires_grad)])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4)
