@@ -77,6 +77,7 @@ def our_config(settings: Settings) -> MTAClipConfig:
         id2label=dict(enumerate(names)),
         class_token_ids=names | {"none": _random_name(generator, text.vocab_size)},
         num_prompt_contexts=settings.contexts,
+        semantic_loss_ignore_index=max(255, settings.classes),
     )
 
 
