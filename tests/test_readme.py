@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
-from transformers import AutoModelForSemanticSegmentation
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from modeling_mtaclip.data.scenes import make_scene
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
@@ -78,18 +79,39 @@ def test_command(user_folder, command):
         assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.model_type == "mtaclip"
 
 
-@pytest.mark.slow
-def test_first_command_trains_a_good_model(user_folder, tmp_path):
+@pytest.fixture(scope="module")
+def first_run(user_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which the README's first command has run, and what it printed."""
     install, train = INSTALL[0].split(" && ")
     assert install == 'pip install -e ".[train]"'
-    output = run(train.replace("scripts/", f"{user_folder}/scripts/"), tmp_path)
+    folder = tmp_path_factory.mktemp("first")
+    return folder / "outputs" / "scenes", run(train.replace("scripts/", f"{user_folder}/scripts/"), folder)
+
+
+@pytest.mark.slow
+def test_first_command_trains_a_good_model(first_run):
+    folder, output = first_run
     mean_iou, constant = map(
         float, re.search(r"mean  IoU ([\d.]+) \(constant prediction: ([\d.]+)\)", output).groups()
     )
     assert mean_iou >= 0.8
     assert constant < 0.2
-    with Image.open(next((tmp_path / "outputs" / "scenes" / "pictures").glob("*.png"))) as picture:
+    with Image.open(next((folder / "pictures").glob("*.png"))) as picture:
         assert picture.width > 1000
+
+
+@pytest.mark.slow
+def test_trained_model_sees_the_same_in_bfloat16(first_run):
+    model = AutoModelForSemanticSegmentation.from_pretrained(first_run[0]).eval()
+    processor = AutoImageProcessor.from_pretrained(first_run[0])
+    images = [make_scene(10_000 + index)[0] for index in range(16)]
+    inputs, sizes = processor(images, return_tensors="pt"), [image.size[::-1] for image in images]
+    maps = []
+    for enabled in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = model(**inputs)
+        maps.append(torch.stack(processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)))
+    assert (maps[0] == maps[1]).double().mean() > 0.99
 
 
 def test_ci_uses_the_second_command():
