@@ -330,6 +330,8 @@ class MTAClipTrainingArguments(TrainingArguments):
             self.dataloader_persistent_workers = False
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
+            # Else `bf16` would be refused.
+            self.use_cpu = True
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: images are prepared when they are read.")

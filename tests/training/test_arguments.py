@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 import yaml
 
 from modeling_mtaclip.training import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
@@ -51,6 +52,12 @@ def test_options_on_the_command_line_override_the_file(tmp_path, suffix):
     model, data, training = parse_run_arguments([str(path), "--dataset_name", "y", "--num_queries", "7"])
     assert (data.dataset_name, data.crop_size, training.learning_rate) == ("y", [64, 96], 3e-4)
     assert (model.num_queries, model.model_config) == (7, {"init_std": 0.1})
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
+def test_bfloat16_without_accelerator_is_for_the_cpu():
+    _, _, training = parse_run_arguments(["--bf16"])
+    assert (training.bf16, training.use_cpu) == (True, True)
 
 
 def test_evaluation_alone_has_no_schedule(tmp_path):
