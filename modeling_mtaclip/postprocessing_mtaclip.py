@@ -8,7 +8,7 @@ resized to the size that is asked for. (mmsegmentation and the authors' code do 
 rows, so that the scores of all classes never exist at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 # Floats in the largest tensor of a band, 16 MiB: larger ones leave the processor's cache.
 BAND_ELEMENTS = 2**22
+# On other devices, 256 MiB: there few large steps are faster than many small ones.
+DEVICE_BAND_ELEMENTS = 2**26
 
 
 def semantic_labels(
@@ -39,8 +41,10 @@ def semantic_labels(
     Returns:
         `Tensor` of shape `target_size`, int64, in 0 … K - 1.
     """
-    bands = _score_bands(class_queries_logits, masks_queries_logits, input_size, valid_size, target_size)
-    return torch.cat([band.argmax(dim=0) for band in bands])
+    source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
+    target_size = target_size or source.size
+    bands = row_bands([source], target_size)
+    return torch.cat([resized_scores(source, target_size, start, stop).argmax(dim=0) for start, stop in bands])
 
 
 def semantic_scores(
@@ -54,54 +58,90 @@ def semantic_scores(
 
     Arguments as in [`semantic_labels`].
     """
-    bands = _score_bands(class_queries_logits, masks_queries_logits, input_size, valid_size, target_size)
-    return torch.cat(list(bands), dim=1)
+    source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
+    target_size = target_size or source.size
+    bands = row_bands([source], target_size)
+    return torch.cat([resized_scores(source, target_size, start, stop) for start, stop in bands], dim=1)
 
 
-def _score_bands(
-    class_queries_logits: Tensor,
-    masks_queries_logits: Tensor,
-    input_size: tuple[int, int],
-    valid_size: tuple[int, int] | None,
-    target_size: tuple[int, int] | None,
-) -> Iterator[Tensor]:
-    """Scores of consecutive bands of rows of the result, `(K, rows, width)`."""
-    valid_size = valid_size or input_size
-    target_size = target_size or valid_size
-    class_probabilities = class_queries_logits.float().softmax(dim=-1)[:, :-1].T.contiguous()
-    masks = masks_queries_logits.float()
-    depth = max(class_probabilities.shape)
-    rows_per_band = max(1, BAND_ELEMENTS // (depth * max(input_size[1], target_size[1])))
-    # Of the input, a band needs more rows than of the result where the result is the smaller.
-    rows_per_band = max(1, int(rows_per_band * min(1.0, target_size[0] / valid_size[0])))
+class QueryScores:
+    """The scores that one forward pass gives to the pixels of its input, made for some rows at a time.
+
+    Args:
+        class_queries_logits, masks_queries_logits, input_size, valid_size: as in [`semantic_labels`].
+
+    Attributes:
+        size (`tuple[int, int]`): height and width of the scores, without padding.
+        floats_per_row (`int`): roughly the memory that one row needs while it is made.
+        device (`torch.device`): of the logits and the scores.
+    """
+
+    def __init__(
+        self,
+        class_queries_logits: Tensor,
+        masks_queries_logits: Tensor,
+        input_size: tuple[int, int],
+        valid_size: tuple[int, int] | None = None,
+    ) -> None:
+        self.class_probabilities = class_queries_logits.float().softmax(dim=-1)[:, :-1].T.contiguous()
+        self.masks = masks_queries_logits
+        self.input_size = input_size
+        self.size = valid_size or input_size
+        self.floats_per_row = max(self.class_probabilities.shape) * input_size[1]
+        self.device = masks_queries_logits.device
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Scores of the rows `start` … `stop - 1`, `(K, stop - start, width)`, float32."""
+        low, high, share = _source_rows(start, stop, self.input_size[0], self.masks.shape[1], self.device)
+        logits = torch.lerp(self.masks[:, low].float(), self.masks[:, high].float(), share)
+        probabilities = _resize_width(logits, self.input_size[1])[..., : self.size[1]].sigmoid()
+        return (self.class_probabilities @ probabilities.flatten(1)).unflatten(1, (stop - start, self.size[1]))
+
+
+def row_bands(sources: Sequence[QueryScores], target_size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """First and last row (exclusive) of bands of rows of the result that are small enough to be made at once.
+
+    Args:
+        sources (`Sequence`): [`QueryScores`] or others with its attributes, whose scores are needed together.
+        target_size (`tuple[int, int]`): height and width of the result.
+    """
+    rows_per_band = target_size[0]
+    for source in sources:
+        elements = BAND_ELEMENTS if source.device.type == "cpu" else DEVICE_BAND_ELEMENTS
+        floats_per_row = max(source.floats_per_row, source.floats_per_row // source.size[1] * target_size[1])
+        # A band needs more rows of the source than it has itself where the result is the smaller.
+        rows = elements // floats_per_row * min(1.0, target_size[0] / source.size[0])
+        rows_per_band = max(1, min(rows_per_band, int(rows)))
     for start in range(0, target_size[0], rows_per_band):
-        rows = torch.arange(start, min(start + rows_per_band, target_size[0]), device=masks.device)
-        if target_size == valid_size:
-            yield _input_scores(class_probabilities, masks, rows, input_size, valid_size[1])
-            continue
-        low, high, share = _source_rows(rows, target_size[0], valid_size[0])
-        first, last = int(low[0]), int(high[-1])
-        input_rows = torch.arange(first, last + 1, device=masks.device)
-        scores = _input_scores(class_probabilities, masks, input_rows, input_size, valid_size[1])
-        scores = torch.lerp(scores[:, low - first], scores[:, high - first], share)
-        yield _resize_width(scores, target_size[1])
+        yield start, min(start + rows_per_band, target_size[0])
 
 
-def _input_scores(
-    class_probabilities: Tensor, masks: Tensor, rows: Tensor, input_size: tuple[int, int], valid_width: int
-) -> Tensor:
-    """Scores of some rows of the model's input, `(K, len(rows), valid_width)`."""
-    low, high, share = _source_rows(rows, input_size[0], masks.shape[1])
-    logits = torch.lerp(masks[:, low], masks[:, high], share)
-    probabilities = _resize_width(logits, input_size[1])[..., :valid_width].sigmoid()
-    return (class_probabilities @ probabilities.flatten(1)).unflatten(1, (len(rows), valid_width))
+def resized_scores(source: QueryScores, target_size: tuple[int, int], start: int, stop: int) -> Tensor:
+    """Rows `start` … `stop - 1` of scores that are resized (bilinear) to `target_size`, `(K, stop - start, width)`.
+
+    Args:
+        source: [`QueryScores`] or another object with its attributes and `read`.
+        target_size (`tuple[int, int]`): height and width of the whole result.
+        start, stop (`int`): rows of the result.
+    """
+    if target_size == source.size:
+        return source.read(start, stop)
+    low, high, share = _source_rows(start, stop, target_size[0], source.size[0])
+    first, last = int(low[0]), int(high[-1])
+    scores = source.read(first, last + 1)
+    low, high, share = (each.to(source.device, non_blocking=True) for each in (low - first, high - first, share))
+    return _resize_width(torch.lerp(scores[:, low], scores[:, high], share), target_size[1])
 
 
-def _source_rows(rows: Tensor, size: int, source_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _source_rows(
+    start: int, stop: int, size: int, source_size: int, device: torch.device | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The two source rows that bilinear interpolation (align_corners=False) mixes into each row, and their shares."""
-    position = ((rows + 0.5) * (source_size / size) - 0.5).clamp(min=0)
+    position = ((torch.arange(start, stop) + 0.5) * (source_size / size) - 0.5).clamp(min=0)
     low = position.floor().long().clamp(max=source_size - 1)
-    return low, (low + 1).clamp(max=source_size - 1), (position - low)[:, None].float()
+    high = (low + 1).clamp(max=source_size - 1)
+    share = (position - low)[:, None].float()
+    return tuple(each.to(device, non_blocking=True) for each in (low, high, share))
 
 
 def _resize_width(maps: Tensor, width: int) -> Tensor:
@@ -110,4 +150,4 @@ def _resize_width(maps: Tensor, width: int) -> Tensor:
     return F.interpolate(maps[None], size=(maps.shape[1], width), mode="bilinear", align_corners=False)[0]
 
 
-__all__ = ["semantic_labels", "semantic_scores"]
+__all__ = ["QueryScores", "resized_scores", "row_bands", "semantic_labels", "semantic_scores"]

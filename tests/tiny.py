@@ -4,6 +4,7 @@
 
 from typing import Any
 
+import torch
 from transformers import CLIPTextConfig, ResNetConfig
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation
@@ -56,3 +57,14 @@ def tiny_config(**overrides: Any) -> MTAClipConfig:
 def tiny_model(**overrides: Any) -> MTAClipForSemanticSegmentation:
     """A model for [`tiny_config`], in evaluation mode."""
     return MTAClipForSemanticSegmentation(tiny_config(**overrides)).eval()
+
+
+@torch.no_grad()
+def varied_model(seed: int = 1) -> MTAClipForSemanticSegmentation:
+    """A tiny model that gives the parts of an image different classes, which fresh weights don't."""
+    torch.manual_seed(seed)
+    model = tiny_model()
+    pixel_values = torch.randn(1, 3, 12, 20).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+    model.class_predictor.weight.mul_(20)
+    model.class_predictor.bias.sub_(model(pixel_values).class_queries_logits.mean(dim=(0, 1)))
+    return model

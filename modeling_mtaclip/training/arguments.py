@@ -16,6 +16,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 
+from ..inference.options import MODES, STRIDE, WINDOW, InferenceOptions
+
 
 # What runs without a configuration file and without a data set: small enough for minutes on two CPU cores.
 # configs/toy.yaml is the same as a file.
@@ -312,6 +314,23 @@ class MTAClipTrainingArguments(TrainingArguments):
             "than the 1 that launchers set, else the cores shared among the processes."
         },
     )
+    inference_mode: str = field(
+        default="whole",
+        metadata={
+            "help": "How evaluation predicts images: whole, or by sliding windows.",
+            "choices": list(MODES),
+        },
+    )
+    window: list[int] = field(
+        default_factory=lambda: list(WINDOW),
+        metadata={"help": "Height and width of sliding windows; or one for both."},
+    )
+    stride: list[int] = field(
+        default_factory=lambda: list(STRIDE), metadata={"help": "Steps from window to window, down and to the right."}
+    )
+    tta: bool = field(
+        default=False, metadata={"help": "Evaluate with test-time augmentation: scales 0.5 to 1.75, and mirrored."}
+    )
     num_pictures: int = field(
         default=6, metadata={"help": "Side-by-side pictures (image, truth, prediction) to draw after evaluation."}
     )
@@ -340,6 +359,9 @@ class MTAClipTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
+        self.inference_options = InferenceOptions.from_arguments(
+            self.inference_mode, self.window, self.stride, self.tta, self.per_device_eval_batch_size
+        )
 
 
 def parse_run_arguments(

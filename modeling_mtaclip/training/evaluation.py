@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, distributed
 
 from ..image_processing_mtaclip import MTAClipImageProcessor
+from ..inference import PreparedImage, prepare_image
 from ..metrics import MeanIoU, PerImageScores, iou_figures
 from .findings import BestAndWorst, ContextUsage, make_thumbnail
 
@@ -21,13 +22,13 @@ class EvaluationSample:
     """One image, ready for the model, and its annotation as it is in the data set.
 
     Attributes:
-        pixel_values (`Tensor` of shape `(3, H, W)`): prepared by the image processor, by itself.
+        image ([`PreparedImage`]): prepared by the image processor, by itself.
         annotation (`Tensor` of shape `(height, width)`): int64, at its own size.
         name (`str`): of the image, empty if it has none.
         thumbnail (`PIL.Image.Image`, *optional*): the image, small enough to be kept.
     """
 
-    pixel_values: Tensor
+    image: PreparedImage
     annotation: Tensor
     name: str = ""
     thumbnail: Image.Image | None = None
@@ -38,18 +39,19 @@ class EvaluationCollator:
 
     Args:
         image_processor ([`MTAClipImageProcessor`]): the model's.
+        scales (`Sequence[float]`): at which the images are predicted.
     """
 
-    def __init__(self, image_processor: MTAClipImageProcessor) -> None:
-        self.image_processor = image_processor
+    def __init__(self, image_processor: MTAClipImageProcessor, scales: Sequence[float] = (1.0,)) -> None:
+        self.image_processor, self.scales = image_processor, scales
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> list[EvaluationSample]:
         return [self._prepare(example) for example in examples]
 
     def _prepare(self, example: Mapping[str, Any]) -> EvaluationSample:
-        pixel_values = self.image_processor(example["image"], return_tensors="pt").pixel_values[0]
+        image = prepare_image(example["image"], self.image_processor, self.scales)
         annotation = torch.from_numpy(np.array(example["annotation"], dtype=np.int64))
-        return EvaluationSample(pixel_values, annotation, example.get("name", ""), make_thumbnail(example["image"]))
+        return EvaluationSample(image, annotation, example.get("name", ""), make_thumbnail(example["image"]))
 
 
 class SegmentationScores:

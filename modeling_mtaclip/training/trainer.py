@@ -3,7 +3,7 @@
 """transformers' `Trainer` with MTA-CLIP's parameter groups, schedule, loss terms and exact evaluation."""
 
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import logging
 
+from ..inference import Segmenter
+from ..modeling_mtaclip import MTAClipForSemanticSegmentationOutput
 from .accumulation import SharedCriterion
 from .arguments import MTAClipTrainingArguments
 from .callbacks import (
@@ -30,7 +32,7 @@ from .callbacks import (
     TerminationCallback,
 )
 from .checkpoints import discard_failed_save, write_through
-from .evaluation import EvaluationCollator, EvaluationSample, SegmentationScores
+from .evaluation import EvaluationCollator, SegmentationScores
 from .findings import ContextUsage
 from .optimization import parameter_groups, polynomial_schedule
 
@@ -179,7 +181,7 @@ class MTAClipTrainer(Trainer):
         return DataLoader(
             dataset,
             batch_size=self.args.eval_batch_size,
-            collate_fn=EvaluationCollator(self.processing_class),
+            collate_fn=EvaluationCollator(self.processing_class, self.args.inference_options.scales),
             num_workers=self.args.dataloader_num_workers,
             **options,
         )
@@ -197,13 +199,15 @@ class MTAClipTrainer(Trainer):
         Arguments as for `transformers.Trainer.evaluation_loop`; `prediction_loss_only` and `ignore_keys` have no
         effect. The scores stay in `self.scores`.
         """
-        model = self.accelerator.unwrap_model(self.model).eval().to(self.args.device)
-        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        scores = SegmentationScores(names, model.config.semantic_loss_ignore_index)
+        config = self.accelerator.unwrap_model(self.model).config
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        scores = SegmentationScores(names, config.semantic_loss_ignore_index)
+        segmenter = self._segmenter(scores.contexts)
         num_images = 0
         self.callback_handler.eval_dataloader = dataloader
         for samples in dataloader:
-            predictions = self._predict(model, samples, scores.contexts)
+            sizes = [tuple(sample.annotation.shape) for sample in samples]
+            predictions = segmenter.predict([sample.image for sample in samples], sizes)
             for sample, prediction in zip(samples, predictions, strict=True):
                 scores.add(prediction, sample.annotation, sample.name, sample.thumbnail)
             num_images += len(samples)
@@ -214,24 +218,20 @@ class MTAClipTrainer(Trainer):
         num_images = int(self.accelerator.reduce(torch.tensor(num_images, device=self.args.device)))
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
 
-    @torch.no_grad()
-    def _predict(
-        self, model: nn.Module, samples: list[EvaluationSample], contexts: ContextUsage | None = None
-    ) -> list[Tensor]:
-        """Label maps of the annotations' sizes; only images of one size share a forward pass, without padding."""
-        predictions: dict[int, Tensor] = {}
-        by_shape = sorted(range(len(samples)), key=lambda index: samples[index].pixel_values.shape)
-        for _, group in groupby(by_shape, key=lambda index: samples[index].pixel_values.shape):
-            indices = list(group)
-            pixel_values = torch.stack([samples[index].pixel_values for index in indices]).to(self.args.device)
+    def _segmenter(self, contexts: ContextUsage | None = None) -> Segmenter:
+        """Predicts as the arguments say, in the precision of training."""
+        model = self.accelerator.unwrap_model(self.model).to(self.args.device)
+        if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
+            model = model.to(torch.bfloat16 if self.args.bf16_full_eval else torch.float16)
+
+        def forward(pixel_values: Tensor) -> MTAClipForSemanticSegmentationOutput:
             with self.compute_loss_context_manager():
                 outputs = model(pixel_values=pixel_values)
             if contexts is not None:
                 contexts.add(outputs.class_queries_logits, outputs.mask_text_similarity)
-            sizes = [tuple(samples[index].annotation.shape) for index in indices]
-            maps = self.processing_class.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-            predictions |= dict(zip(indices, maps, strict=True))
-        return [predictions[index] for index in range(len(samples))]
+            return outputs
+
+        return Segmenter(model, self.processing_class, self.args.inference_options, forward)
 
     def predict_image(self, image: Image.Image) -> np.ndarray:
         """Predicts one image as evaluation does.
@@ -239,10 +239,7 @@ class MTAClipTrainer(Trainer):
         Returns:
             `np.ndarray` of shape `(height, width)`: int64, class ids at the image's own size.
         """
-        model = self.accelerator.unwrap_model(self.model).eval()
-        pixel_values = self.processing_class(image, return_tensors="pt").pixel_values[0]
-        sample = EvaluationSample(pixel_values, torch.empty(image.height, image.width))
-        return self._predict(model, [sample])[0].cpu().numpy()
+        return self._segmenter()([image])[0].cpu().numpy()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates; in training with `ema_decay`, the averaged weights."""

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 from torch.utils.data import IterableDataset
 
 from modeling_mtaclip import MTAClipImageProcessor
+from modeling_mtaclip.inference import InferenceOptions, Segmenter
 from modeling_mtaclip.metrics import MeanIoU
 from modeling_mtaclip.training import MTAClipTrainer, MTAClipTrainingArguments
 from modeling_mtaclip.training.evaluation import SegmentationScores
-from tests.tiny import CLASS_NAMES, tiny_model
+from tests.tiny import CLASS_NAMES, tiny_model, varied_model
 from tests.training.distributed_steps import evaluation_example, example
 
 
@@ -126,6 +127,34 @@ def test_evaluation_is_at_the_size_of_the_annotation_for_any_batch_size(tmp_path
         metrics = run.evaluate()
         assert torch.equal(run.scores.matrix, matrix)
     assert metrics["eval_mean_iou"] == expected.compute()["mean_iou"]
+
+
+def test_evaluation_predicts_by_windows_or_with_augmentation_as_its_options_say(tmp_path):
+    model, examples = varied_model(), [evaluation_example(index) for index in range(3)]
+    processor = trainer(tmp_path).processing_class
+    whole = trainer(tmp_path, model, eval_dataset=examples)
+    whole.evaluate()
+    sliding = {"inference_mode": "slide", "window": [64], "stride": [32, 16]}
+    for arguments, options in (
+        (sliding, InferenceOptions("slide", (64, 64), (32, 16))),
+        ({"tta": True}, InferenceOptions(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True)),
+    ):
+        run = trainer(tmp_path, model, eval_dataset=examples, per_device_eval_batch_size=2, **arguments)
+        run.evaluate()
+        expected = MeanIoU(num_labels=len(CLASS_NAMES), ignore_index=255)
+        for each in examples:
+            (prediction,) = Segmenter(model, processor, options)([each["image"]])
+            expected.add(prediction=prediction, reference=np.array(each["annotation"]))
+            assert (run.predict_image(each["image"]) == prediction.numpy()).mean() > 0.999
+        difference = (run.scores.matrix - expected.confusion_matrix()).abs().sum()
+        assert difference <= 0.002 * run.scores.matrix.sum()
+        assert (run.scores.matrix - whole.scores.matrix).abs().sum() > 0.02 * run.scores.matrix.sum()
+
+
+def test_evaluation_in_half_precision(tmp_path):
+    run = trainer(tmp_path, tiny_model(), eval_dataset=[evaluation_example(0)], bf16_full_eval=True)
+    assert run.evaluate()["eval_mean_iou"] >= 0
+    assert next(run.model.parameters()).dtype == torch.bfloat16
 
 
 class Epochs(list):
