@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation
-from modeling_mtaclip.conversion import config_from_original, convert_original_state_dict, load_original_weights
+from modeling_mtaclip.conversion import config_from_original, convert_original_state_dict, load_checkpoint
 from modeling_mtaclip.loss_mtaclip import (
     classification_losses,
     contrastive_losses,
@@ -43,7 +43,7 @@ def original_config(folder):
 @pytest.fixture(scope="module")
 def model(folder, original_config):
     config = config_from_original(original_config)
-    state_dict, _ = convert_original_state_dict(load_original_weights(folder / "weights.safetensors"), config)
+    state_dict, _ = convert_original_state_dict(load_checkpoint(folder / "weights.safetensors").tensors, config)
     model = MTAClipForSemanticSegmentation(config)
     model.load_state_dict(state_dict)
     return model.eval()

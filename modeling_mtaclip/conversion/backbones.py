@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones of a run: their configuration by name, and weights from local files."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 from transformers.utils import logging
 
 from ..configuration_mtaclip import NUM_FEATURE_MAPS
+from .account import Part
+from .renaming import ConversionReport
 
 
 logger = logging.get_logger(__name__)
 
 STRIDES = (4, 8, 16, 32)
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+# What classifiers have beside their backbone.
+HEADS = {"classifier", "fc", "head", "layernorm", "norm", "pooler"}
+BACKBONE = "model.backbone."
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -83,29 +88,8 @@ def image_statistics(config: PreTrainedConfig | None) -> tuple[list[float], list
     return list(IMAGENET_MEAN), list(IMAGENET_STD)
 
 
-@dataclass
-class LoadedWeights:
-    """What [`load_backbone_weights`] did.
-
-    Attributes:
-        path (`str`): the file.
-        how (`str`): `"by name"` or `"in order"`.
-        used (`int`): number of tensors that were loaded.
-        left_out (`list[str]`): the file's other tensors, by their names there.
-    """
-
-    path: str
-    how: str
-    used: int
-    left_out: list[str]
-
-    def __str__(self) -> str:
-        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
-        return f"Backbone weights: {self.used} tensors from {self.path}, matched {self.how}{left_out}"
-
-
-def load_backbone_weights(backbone: nn.Module, source: str) -> LoadedWeights:
-    """Loads local weights into the backbone of a model that is already built.
+def backbone_weights_part(backbone: nn.Module, source: str) -> Part:
+    """Local weights for the backbone of a model.
 
     Tensors are matched by name; where the names differ throughout and the backbone is a timm model, in order, if
     number and shapes agree one by one with timm's whole classifier.
@@ -119,21 +103,24 @@ def load_backbone_weights(backbone: nn.Module, source: str) -> LoadedWeights:
     """
     path = _find_weights(source)
     weights = _read_weights(path)
-    inner = getattr(backbone, "_backbone", backbone)
-    target = inner.state_dict()
-    by_name = _match_by_name(weights, target)
-    how = "by name"
-    if by_name is None:
-        by_name, how = _match_in_order(backbone, weights, target, path), "in order"
-    for name, source_name in by_name.items():
+    inner = "_backbone." if hasattr(backbone, "_backbone") else ""
+    target = {name.removeprefix(inner): value for name, value in backbone.state_dict().items()}
+    matches, how = _match_by_name(weights, target), "by name"
+    if matches is None:
+        matches, how = _match_in_order(backbone, weights, target, path), "in order"
+    else:
+        _refuse_unknown(backbone, weights, matches, path)
+    for name, source_name in matches.items():
         if weights[source_name].shape != target[name].shape:
             raise ValueError(
                 f"{path}: the tensor {source_name!r} has the shape {tuple(weights[source_name].shape)}, but "
                 f"{name!r} of the backbone needs {tuple(target[name].shape)}. These weights belong to another model."
             )
-    inner.load_state_dict({name: weights[source_name] for name, source_name in by_name.items()}, strict=True)
-    left_out = [name for name in weights if name not in set(by_name.values())]
-    return LoadedWeights(str(path), how, len(by_name), left_out)
+    report = ConversionReport(used={theirs: [f"{BACKBONE}{inner}{name}"] for name, theirs in matches.items()})
+    report.left_out = {name: "not a part of the backbone" for name in weights if name not in report.used}
+    tensors = {f"{BACKBONE}{inner}{name}": weights[theirs] for name, theirs in matches.items()}
+    notes = dict.fromkeys(tensors, "matched in order") if how == "in order" else {}
+    return Part(str(path), tensors, report, rf"{re.escape(BACKBONE)}.+", notes=notes)
 
 
 def _find_weights(source: str) -> Path:
@@ -180,6 +167,29 @@ def _match_by_name(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     return None
 
 
+def _refuse_unknown(
+    backbone: nn.Module, weights: Mapping[str, Tensor], matches: Mapping[str, str], path: Path
+) -> None:
+    """Tensors beside the backbone's may be those of a head, but not those of a deeper backbone."""
+    name, theirs = next(iter(matches.items()))
+    prefix = theirs[: len(theirs) - len(name)]
+    known = set()
+    if isinstance(backbone.config, TimmBackboneConfig):
+        known = set(_import_timm().create_model(backbone.config.backbone, pretrained=False).state_dict())
+    unknown = [
+        each
+        for each in weights.keys() - set(matches.values())
+        if each.startswith(prefix)
+        and each.removeprefix(prefix) not in known
+        and each.removeprefix(prefix).split(".")[0] not in HEADS
+    ]
+    if unknown:
+        raise ValueError(
+            f"{path} has {len(unknown)} tensors that the backbone does not have, e.g. {sorted(unknown)[:3]}. These "
+            "weights belong to another model."
+        )
+
+
 def _match_in_order(
     backbone: nn.Module, weights: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path
 ) -> dict[str, str]:
@@ -203,22 +213,44 @@ def _match_in_order(
     return {name: order[name.replace(".", "_")] for name in target}
 
 
-def load_pretrained_backbone(backbone: nn.Module, name: str) -> None:
-    """Loads the weights that a backbone's name stands for: timm's from the Hub, or those of a transformers folder.
+def pretrained_backbone_part(backbone: nn.Module, name: str) -> Part:
+    """The weights that a backbone's name stands for: timm's from the Hub, or those of a transformers folder.
 
     Args:
         backbone (`nn.Module`): as `AutoBackbone` builds it.
         name (`str`): as for [`make_backbone_config`].
+
+    Raises:
+        ValueError: the weights are not there, or not complete.
     """
     if isinstance(backbone.config, TimmBackboneConfig):
-        config = backbone.config
+        state_dict, left_out = _pretrained_timm(backbone.config), {}
+    else:
+        state_dict, left_out = _pretrained_transformers(name, backbone.config.out_features)
+    report = ConversionReport({name: [f"{BACKBONE}{name}"] for name in state_dict}, left_out)
+    tensors = {f"{BACKBONE}{name}": value for name, value in state_dict.items()}
+    return Part(name, tensors, report, rf"{re.escape(BACKBONE)}.+")
+
+
+def _pretrained_timm(config: TimmBackboneConfig) -> dict[str, Tensor]:
+    try:
         pretrained = _import_timm().create_model(
             config.backbone, pretrained=True, features_only=True, out_indices=config.out_indices
         )
-        backbone._backbone.load_state_dict(pretrained.state_dict())
-    else:
-        pretrained = AutoBackbone.from_pretrained(name, out_features=backbone.config.out_features)
-        backbone.load_state_dict(pretrained.state_dict())
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"timm has no pretrained weights for {config.backbone!r} here: {error}") from error
+    return {f"_backbone.{name}": value for name, value in pretrained.state_dict().items()}
+
+
+def _pretrained_transformers(name: str, out_features: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        pretrained, info = AutoBackbone.from_pretrained(name, out_features=out_features, output_loading_info=True)
+    except OSError as error:
+        raise ValueError(f"No weights of a backbone could be loaded from {name!r}: {error}") from error
+    if info["missing_keys"]:
+        raise ValueError(f"{name!r} lacks the weights for {sorted(info['missing_keys'])[:5]} of the backbone.")
+    left_out = dict.fromkeys(sorted(info["unexpected_keys"]), "not a part of the backbone")
+    return pretrained.state_dict(), left_out
 
 
 def _import_timm() -> Any:
@@ -230,9 +262,10 @@ def _import_timm() -> Any:
 
 
 __all__ = [
-    "LoadedWeights",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "backbone_weights_part",
     "image_statistics",
-    "load_backbone_weights",
-    "load_pretrained_backbone",
     "make_backbone_config",
+    "pretrained_backbone_part",
 ]

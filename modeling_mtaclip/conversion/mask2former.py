@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import Mask2FormerConfig
 
 from ..configuration_mtaclip import MTAClipConfig
-from .renaming import ConversionReport, rename_tensors, split_packed_projection
+from .account import Part
+from .renaming import ConversionReport, leave_out, rename_tensors, split_packed_projection
 
 
 RENAMES = {
@@ -37,6 +38,17 @@ RENAMES = {
     r"class_predictor\.(\w+)": "class_predictor.{0}",
 }
 
+# Of our names, for which a Mask2Former has nothing, or nothing that is used.
+TEXT_QUERIES = {
+    r"model\.decoder\.(text_projection|query_layer_norm)\..+|model\.decoder\.text_query_positions": (
+        "Mask2Former has no text queries"
+    )
+}
+BACKBONE = {r"model\.backbone\..+": "the model has another backbone"}
+READS_BACKBONE = {
+    r"model\.pixel_decoder\.(input_projections|lateral_projection)\..+": "the model has another backbone to read"
+}
+
 LEFT_OUT = {r"criterion\.empty_weight": "class weights of the loss, which the config holds"}
 
 
@@ -46,6 +58,17 @@ def config_from_mask2former(original: Mask2FormerConfig, **overrides: Any) -> MT
     Args:
         original (`Mask2FormerConfig`): of the model.
         overrides: fields of [`MTAClipConfig`]; `text_branch` is `False` unless given here.
+
+    Raises:
+        ValueError: an architecture that ours does not have.
+    """
+    return MTAClipConfig(
+        **({"id2label": original.id2label, "text_branch": False} | fields_from_mask2former(original) | overrides)
+    )
+
+
+def fields_from_mask2former(original: Mask2FormerConfig) -> dict[str, Any]:
+    """The fields of [`MTAClipConfig`] for the architecture and losses of a Mask2Former, without its classes.
 
     Raises:
         ValueError: an architecture that ours does not have.
@@ -62,10 +85,8 @@ def config_from_mask2former(original: Mask2FormerConfig, **overrides: Any) -> MT
             f"Mask2Former with different `feature_size` ({original.feature_size}) and `hidden_dim` "
             f"({original.hidden_dim}) can't be converted."
         )
-    fields = {
+    return {
         "backbone_config": original.backbone_config,
-        "id2label": original.id2label,
-        "text_branch": False,
         "num_queries": original.num_queries,
         "hidden_size": original.hidden_dim,
         "mask_feature_size": original.mask_feature_size,
@@ -86,7 +107,6 @@ def config_from_mask2former(original: Mask2FormerConfig, **overrides: Any) -> MT
         "oversample_ratio": original.oversample_ratio,
         "importance_sample_ratio": original.importance_sample_ratio,
     }
-    return MTAClipConfig(**(fields | overrides))
 
 
 def convert_mask2former_state_dict(original: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ConversionReport]:
@@ -105,8 +125,34 @@ def convert_mask2former_state_dict(original: Mapping[str, Tensor]) -> tuple[dict
     return rename_tensors(original, RENAMES, LEFT_OUT, _reshape)
 
 
+def mask2former_part(source: str, original: Mapping[str, Tensor], with_backbone: bool = True) -> Part:
+    """Everything that a Mask2Former gives to a model; its class head is still for its own classes.
+
+    Args:
+        source (`str`): its folder or Hub id.
+        original (`Mapping[str, Tensor]`): its state dict.
+        with_backbone (`bool`): `False` where the model has another backbone; the layers that read the feature maps
+            of the backbone are then left out, too.
+
+    Raises:
+        ValueError: a tensor that is neither used nor known to be unused.
+    """
+    tensors, report = convert_mask2former_state_dict(original)
+    covers = r"model\.(backbone|pixel_decoder|decoder)\..+|class_predictor\..+"
+    if with_backbone:
+        return Part(source, tensors, report, covers, new=TEXT_QUERIES)
+    leave_out(tensors, report, BACKBONE | READS_BACKBONE)
+    covers = covers.replace("backbone|", "")
+    return Part(source, tensors, report, covers, new=TEXT_QUERIES | READS_BACKBONE)
+
+
 def _reshape(target: str, tensor: Tensor) -> dict[str, Tensor]:
     return split_packed_projection(target, tensor) if ".in_proj_" in target else {target: tensor}
 
 
-__all__ = ["config_from_mask2former", "convert_mask2former_state_dict"]
+__all__ = [
+    "config_from_mask2former",
+    "convert_mask2former_state_dict",
+    "fields_from_mask2former",
+    "mask2former_part",
+]

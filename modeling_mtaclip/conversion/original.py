@@ -5,43 +5,23 @@
 Every tensor of the original is accounted for: used, or left out for a stated reason; anything else is an error.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextConfig
+from transformers import CLIPTextConfig, PreTrainedTokenizerBase
 
-from ..configuration_mtaclip import MTAClipConfig
+from ..configuration_mtaclip import MTAClipConfig, tokenize_names
 from ..pixel_decoder_mtaclip import NUM_LEVELS
-from .renaming import ConversionReport, rename_tensors, split_packed_projection
+from .clip import OPENAI_TEXT_RENAMES, count_layers, openai_text_config, reshape_openai_text
+from .mmengine import Checkpoint
+from .renaming import ConversionReport, rename_tensors
 
 
 # Patterns of their names and ours; `{0}` is the pattern's first group.
 RENAMES = {
     r"contexts": "model.text_model.contexts",
-    r"text_encoder\.token_embedding\.weight": (
-        "model.text_model.text_encoder.text_model.embeddings.token_embedding.weight"
-    ),
-    r"text_encoder\.positional_embedding": (
-        "model.text_model.text_encoder.text_model.embeddings.position_embedding.weight"
-    ),
-    r"text_encoder\.transformer\.resblocks\.(\d+)\.attn\.(in_proj_weight|in_proj_bias|out_proj\.\w+)": (
-        "model.text_model.text_encoder.text_model.encoder.layers.{0}.self_attn.{1}"
-    ),
-    r"text_encoder\.transformer\.resblocks\.(\d+)\.ln_(\d)\.(\w+)": (
-        "model.text_model.text_encoder.text_model.encoder.layers.{0}.layer_norm{1}.{2}"
-    ),
-    r"text_encoder\.transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)": (
-        "model.text_model.text_encoder.text_model.encoder.layers.{0}.mlp.fc1.{1}"
-    ),
-    r"text_encoder\.transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)": (
-        "model.text_model.text_encoder.text_model.encoder.layers.{0}.mlp.fc2.{1}"
-    ),
-    r"text_encoder\.ln_final\.(\w+)": "model.text_model.text_encoder.text_model.final_layer_norm.{0}",
-    r"text_encoder\.text_projection": "model.text_model.text_encoder.text_projection.weight",
+    **{rf"text_encoder\.{name}": target for name, target in OPENAI_TEXT_RENAMES.items()},
     r"decode_head\.pixel_decoder\.input_convs\.(\d)\.conv\.(\w+)": "model.pixel_decoder.input_projections.{0}.0.{1}",
     r"decode_head\.pixel_decoder\.input_convs\.(\d)\.gn\.(\w+)": "model.pixel_decoder.input_projections.{0}.1.{1}",
     r"decode_head\.pixel_decoder\.level_encoding\.weight": "model.pixel_decoder.level_embed",
@@ -94,6 +74,7 @@ RENAMES = {
 }
 
 LEFT_OUT = {
+    r"data_preprocessor\..*": "mean and standard deviation of the images, which the image processor holds",
     r"gamma": "the original never uses it; the one that it uses is decode_head.gamma",
     r"decode_head\.visual_emb_proj\..*": "the original computes with it, but never uses the result",
     r"decode_head\.lang_embed\..*": "the original never uses it",
@@ -105,31 +86,120 @@ LEFT_OUT = {
 CONTRASTIVE_NEGATIVES = ("all_positive", "separate", "mix")
 
 
-def load_original_weights(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a `.safetensors` file, or of a `.pth` file (mmengine's `{"state_dict": ...}`, or plain).
+# Hyper-parameters that shapes of tensors don't tell: our name for them, where they stand in the configuration of a run,
+# and the authors' value.
+RUN_CONFIG_ENTRIES = {
+    "num_points": ("pixel_decoder.encoder.layer_cfg.self_attn_cfg.num_points", 4),
+    "decoder_heads": ("transformer_decoder.layer_cfg.self_attn_cfg.num_heads", 8),
+    "group_norm_groups": ("pixel_decoder.norm_cfg.num_groups", 32),
+    "query_loss_type": ("query_loss_type", 2),
+    "class_weights": ("loss_cls.class_weight", [1.0, 0.1]),
+    "class_weight": ("loss_cls.loss_weight", 2.0),
+    "contrastive_weight": ("loss_queries_wt", 1.0),
+    "mask_weight": ("loss_mask.loss_weight", 5.0),
+    "dice_weight": ("loss_dice.loss_weight", 5.0),
+    "train_num_points": ("train_cfg.num_points", 12544),
+    "oversample_ratio": ("train_cfg.oversample_ratio", 3.0),
+    "importance_sample_ratio": ("train_cfg.importance_sample_ratio", 0.75),
+    "match_costs": ("train_cfg.assigner.match_costs", []),
+}
+MATCH_COSTS = {"match_class": "ClassificationCost", "match_mask": "CrossEntropyLossCost", "match_dice": "DiceCost"}
+MATCH_WEIGHTS = {"match_class": 2.0, "match_mask": 5.0, "match_dice": 5.0}
+
+
+def describe_checkpoint(
+    checkpoint: Checkpoint, class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """The hyper-parameters of an original run, for [`config_from_original`], as far as its checkpoint tells.
+
+    Sizes are read from the tensors; what these don't tell, from the run's configuration in the checkpoint, or else it
+    is the authors' value.
+
+    Args:
+        checkpoint ([`Checkpoint`]): of the authors' code.
+        class_names (`Sequence[str]`): of the model that is wanted.
+        tokenizer (`PreTrainedTokenizerBase`): CLIP's.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file without a state dict, or that holds more than tensors and plain values.
+        ValueError: the checkpoint is not one of the authors' code.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: expected weights as .safetensors or .pth.")
-    if path.suffix == ".safetensors":
-        return load_file(path)
+    tensors = checkpoint.tensors
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        return _describe_sizes(tensors, _run_entries(checkpoint)) | _describe_names(class_names, tokenizer)
+    except KeyError as error:
         raise ValueError(
-            f"{path} can't be read safely: {error}. Keep its `state_dict` only, in a file of its own: "
-            'torch.save(torch.load(path, weights_only=False)["state_dict"], new_path), if you trust its origin.'
+            f"{checkpoint.source} is no checkpoint of the authors' MTA-CLIP code: it has no tensor {error}, but "
+            f"{sorted(tensors)[:3]}."
         ) from error
-    state_dict = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise ValueError(
-            f"{path} holds no state dict: expected names and tensors, or these under the key 'state_dict'."
-        )
-    return dict(state_dict)
+
+
+def _run_entries(checkpoint: Checkpoint) -> dict[str, Any]:
+    model = checkpoint.run_config.get("model") or {}
+    entries = {}
+    for name, (path, default) in RUN_CONFIG_ENTRIES.items():
+        value = model.get("decode_head")
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        entries[name] = default if value is None else value
+    return entries
+
+
+def _describe_names(class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    names = [*class_names, MTAClipConfig.no_object_name]
+    token_ids = tokenize_names(names, tokenizer)
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return {
+        "class_names": list(class_names),
+        "no_object_name": MTAClipConfig.no_object_name,
+        "class_token_ids": [[start, *token_ids[name], end] for name in names],
+    }
+
+
+def _describe_sizes(tensors: Mapping[str, Tensor], entries: Mapping[str, Any]) -> dict[str, Any]:
+    num_contexts, context_length, _ = tensors["contexts"].shape
+    num_queries, hidden_size = tensors["decode_head.query_feat.weight"].shape
+    encoder, decoder = "decode_head.pixel_decoder.encoder.layers.", "decode_head.transformer_decoder.layers."
+    offsets = len(tensors[f"{encoder}0.self_attn.sampling_offsets.bias"])
+    return {
+        "num_contexts": num_contexts,
+        "num_context_tokens": context_length,
+        "contrastive_negatives": entries["query_loss_type"],
+        "text": openai_text_config(tensors, "text_encoder.").to_dict(),
+        "backbone": _describe_backbone(tensors),
+        "num_queries": num_queries,
+        "hidden_size": hidden_size,
+        "mask_feature_size": len(tensors["decode_head.pixel_decoder.mask_feature.weight"]),
+        "pixel_decoder": {
+            "num_layers": count_layers(tensors, encoder),
+            "num_attention_heads": offsets // (2 * NUM_LEVELS * entries["num_points"]),
+            "num_levels": NUM_LEVELS,
+            "num_points": entries["num_points"],
+            "feedforward_dim": len(tensors[f"{encoder}0.ffn.layers.0.0.weight"]),
+            "group_norm_groups": entries["group_norm_groups"],
+            "hidden_size": hidden_size,
+        },
+        "decoder": {
+            "num_layers": count_layers(tensors, decoder),
+            "num_attention_heads": entries["decoder_heads"],
+            "feedforward_dim": len(tensors[f"{decoder}0.ffn.layers.0.0.weight"]),
+            "activation": "relu",
+            "dropout": 0,
+        },
+        "loss": _describe_losses(entries),
+    }
+
+
+def _describe_losses(entries: Mapping[str, Any]) -> dict[str, Any]:
+    costs = {str(cost["type"]).removeprefix("mmdet."): cost.get("weight", 1.0) for cost in entries["match_costs"]}
+    matching = {name: costs.get(cost, MATCH_WEIGHTS[name]) for name, cost in MATCH_COSTS.items()}
+    copied = ("class_weight", "contrastive_weight", "mask_weight", "dice_weight")
+    copied += ("oversample_ratio", "importance_sample_ratio")
+    return {name: entries[name] for name in copied} | matching | {
+        "no_object_weight": entries["class_weights"][-1],
+        "num_points": entries["train_num_points"],
+        "temperature": 1.0,
+        "supervises_initial_prediction": False,
+    }
 
 
 def config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
@@ -247,10 +317,6 @@ def convert_original_state_dict(
 
 
 def _reshape(target: str, tensor: Tensor, config: MTAClipConfig) -> dict[str, Tensor]:
-    if ".in_proj_" in target:
-        return split_packed_projection(target, tensor)
-    if target == "model.text_model.text_encoder.text_projection.weight":
-        return {target: tensor.T.contiguous()}
     if target == "model.decoder.query_positions":
         mask_positions, text_positions = tensor.tensor_split([config.num_queries])
         return {
@@ -259,7 +325,7 @@ def _reshape(target: str, tensor: Tensor, config: MTAClipConfig) -> dict[str, Te
                 0, (config.num_prompt_contexts, -1)
             ).clone(),
         }
-    return {target: tensor}
+    return reshape_openai_text(target, tensor)
 
 
-__all__ = ["config_from_original", "convert_original_state_dict", "load_original_weights"]
+__all__ = ["config_from_original", "convert_original_state_dict"]

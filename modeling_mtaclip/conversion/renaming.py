@@ -78,6 +78,30 @@ def split_packed_projection(target: str, tensor: Tensor) -> dict[str, Tensor]:
     }
 
 
+def keep_shape(target: str, tensor: Tensor) -> dict[str, Tensor]:
+    """For [`rename_tensors`]: the tensor as it is."""
+    return {target: tensor}
+
+
+def leave_out(tensors: dict[str, Tensor], report: ConversionReport, reasons: Mapping[str, str]) -> None:
+    """Takes converted tensors back, in place.
+
+    Args:
+        tensors (`dict[str, Tensor]`): by our names.
+        report ([`ConversionReport`]): of them.
+        reasons (`Mapping[str, str]`): regular expressions of our names, and why they are left out.
+    """
+    for original, targets in list(report.used.items()):
+        reason = next(
+            (reason for pattern, reason in reasons.items() if all(re.fullmatch(pattern, name) for name in targets)),
+            None,
+        )
+        if reason is not None:
+            report.left_out[original] = reason
+            for name in report.used.pop(original):
+                del tensors[name]
+
+
 def _rename(name: str, renames: Mapping[str, str]) -> str | None:
     for pattern, target in renames.items():
         match = re.fullmatch(pattern, name)
@@ -86,4 +110,4 @@ def _rename(name: str, renames: Mapping[str, str]) -> str | None:
     return None
 
 
-__all__ = ["ConversionReport", "rename_tensors", "split_packed_projection"]
+__all__ = ["ConversionReport", "keep_shape", "leave_out", "rename_tensors", "split_packed_projection"]
