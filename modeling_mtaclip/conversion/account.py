@@ -7,7 +7,7 @@ have given, a shape that doesn't fit.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class Part:
         covers (`str`): regular expression of the model's tensors that the part has to give, all of them.
         new (`dict[str, str]`): regular expressions of tensors within these that it need not give, and the reasons.
         notes (`dict[str, str]`): for tensors that are only a part of the source's, which one.
+        new_classes (`list[str]`): classes that the source does not have.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Part:
     covers: str
     new: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    new_classes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -72,11 +74,13 @@ class WeightAccount:
         loaded (`dict[str, LoadedTensor]`): by the model's names.
         new (`dict[str, str]`): the model's other tensors, which keep their initial values, and why.
         left_out (`dict[str, dict[str, str]]`): by source, its tensors that are not used, and why.
+        new_classes (`list[str]`): classes whose slices of loaded tensors are new.
     """
 
     loaded: dict[str, LoadedTensor] = field(default_factory=dict)
     new: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    new_classes: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """How many tensors were loaded from each source, are new, and were left out."""
@@ -90,20 +94,19 @@ class WeightAccount:
     def __str__(self) -> str:
         lines = [f"Weights: {self.summary()}."]
         for source in dict.fromkeys(tensor.source for tensor in self.loaded.values()):
-            lines.append(f"From {source}:")
             rows = {
                 (name, *tensor.names): tensor.note for name, tensor in self.loaded.items() if tensor.source == source
             }
+            lines.append(f"From {source}:")
             lines += [
                 f"  {name} <- {' + '.join(names)}{note and f' ({note})'}"
                 for (name, *names), note in _draw_together(rows)
             ]
-        if self.new:
-            lines.append("New:")
-            lines += [f"  {name}: {reason}" for (name,), reason in _draw_together({(n,): r for n, r in self.new.items()})]
-        for source, names in self.left_out.items():
-            lines.append(f"Left out of {source}:")
-            lines += [f"  {name}: {reason}" for (name,), reason in _draw_together({(n,): r for n, r in names.items()})]
+        reasons = {"New": self.new} | {f"Left out of {source}": names for source, names in self.left_out.items()}
+        for title, names in reasons.items():
+            rows = {(name,): reason for name, reason in names.items()}
+            lines += [f"{title}:"] if rows else []
+            lines += [f"  {name}: {reason}" for (name,), reason in _draw_together(rows)]
         return "\n".join(lines)
 
 
@@ -123,6 +126,7 @@ def load_parts(model: nn.Module, parts: Sequence[Part]) -> WeightAccount:
         _check_part(part, target, account.loaded)
         tensors |= part.tensors
         account.loaded |= _origins(part)
+        account.new_classes += part.new_classes
     account.new = {name: _reason_for_new(name, parts) for name in target if name not in tensors}
     account.left_out = _left_out(parts)
     model.load_state_dict(tensors, strict=False)
@@ -184,41 +188,61 @@ def _left_out(parts: Sequence[Part]) -> dict[str, dict[str, str]]:
     for source in dict.fromkeys(part.source for part in parts):
         reports = [part.report for part in parts if part.source == source]
         used = {name for report in reports for name in report.used}
-        names = {
-            name: reason for report in reports for name, reason in report.left_out.items() if name not in used
-        }
+        names = {name: reason for report in reports for name, reason in report.left_out.items() if name not in used}
         if names:
             left_out[source] = names
     return left_out
 
 
 def _draw_together(rows: Mapping[tuple[str, ...], str]) -> list[tuple[tuple[str, ...], str]]:
-    """Unites rows of names that differ in their last number only, which becomes `{0-5}` or `{0,2,4}`."""
-    groups: dict[tuple, list[tuple[int | None, ...]]] = {}
-    for names, text in rows.items():
-        templates, numbers = zip(*(_split_last_number(name) for name in names), strict=True)
-        groups.setdefault((templates, text), []).append(numbers)
-    united = []
-    for (templates, text), members in groups.items():
-        columns = zip(templates, zip(*members, strict=True), strict=True)
-        united.append((tuple(template.format(_ranges(numbers)) for template, numbers in columns), text))
+    """Unites rows of names that differ in one place: `layers.{0-5}.fc1.{weight,bias}` stands for twelve names."""
+    united = list(rows.items())
+    for find_place in (_last_number, _last_number_but_one, lambda words: len(words) - 1):
+        groups: dict[tuple, list[tuple[str, ...]]] = {}
+        for names, text in united:
+            templates, values = zip(*(_take_out(name, find_place) for name in names), strict=True)
+            groups.setdefault((templates, text), []).append(values)
+        united = [
+            (
+                tuple(
+                    template.replace("\0", _unite(column))
+                    for template, column in zip(templates, zip(*members, strict=True), strict=True)
+                ),
+                text,
+            )
+            for (templates, text), members in groups.items()
+        ]
     return united
 
 
-def _split_last_number(name: str) -> tuple[str, int | None]:
-    match = re.fullmatch(r"(.*\.)(\d+)((?:\.[^.\d][^.]*)*)", name)
-    if match is None:
-        return name, None
-    return f"{match[1]}{{}}{match[3]}", int(match[2])
+def _take_out(name: str, find_place: Callable[[list[str]], int | None]) -> tuple[str, str]:
+    """A name with a gap at the place, and what stood there."""
+    words = name.split(".")
+    place = find_place(words)
+    if place is None:
+        return name, ""
+    value, words[place] = words[place], "\0"
+    return ".".join(words), value
 
 
-def _ranges(numbers: Sequence[int | None]) -> str:
-    if len(numbers) == 1:
-        return str(numbers[0])
-    first, last = numbers[0], numbers[-1]
-    if list(numbers) == list(range(first or 0, (last or 0) + 1)):
-        return f"{{{first}-{last}}}"
-    return f"{{{','.join(map(str, numbers))}}}"
+def _last_number(words: list[str], from_end: int = 1) -> int | None:
+    numbers = [index for index, word in enumerate(words) if re.fullmatch(r"\d+|\{[\d,-]+\}", word)]
+    return numbers[-from_end] if len(numbers) >= from_end else None
+
+
+def _last_number_but_one(words: list[str]) -> int | None:
+    return _last_number(words, from_end=2)
+
+
+def _unite(values: Sequence[str]) -> str:
+    """What stands in one place of several names, in braces if there are different ones."""
+    if len(set(values)) == 1:
+        return values[0]
+    if all(value.isdecimal() for value in values):
+        first, last = int(values[0]), int(values[-1])
+        if [int(value) for value in values] == list(range(first, last + 1)):
+            return f"{{{first}-{last}}}"
+    return f"{{{','.join(values)}}}"
 
 
 __all__ = ["LoadedTensor", "Part", "WeightAccount", "load_parts"]

@@ -39,6 +39,12 @@ def _synonyms(names: Sequence[str]) -> list[list[str]]:
     return [[" ".join(name.split()) for name in each.casefold().replace("_", " ").split(",")] for each in names]
 
 
+def new_classes(names: Sequence[str], source_names: Sequence[str]) -> list[str]:
+    """The classes of `names` that are not among those of a source."""
+    matches = match_classes(names, source_names)
+    return [name for index, name in enumerate(names) if index not in matches]
+
+
 def move_classes(
     tensors: dict[str, Tensor], initial: Mapping[str, Tensor], names: Sequence[str], source_names: Sequence[str]
 ) -> dict[str, str]:
@@ -57,19 +63,19 @@ def move_classes(
         return {}
     matches = match_classes(names, source_names)
     rows, source_rows = [*matches, len(names)], [*matches.values(), len(source_names)]
-    new = [name for index, name in enumerate(names) if index not in matches]
     unused = [name for index, name in enumerate(source_names) if index not in matches.values()]
+    note = (
+        f"no object and {len(matches)} classes by name; "
+        f"new: {', '.join(new_classes(names, source_names)) or 'none'}; not used: {', '.join(unused) or 'none'}"
+    )
     notes = {}
     for name, dim in PER_CLASS.items():
         if name in tensors:
             merged = initial[name].movedim(dim, 0).clone()
             merged[rows] = tensors[name].movedim(dim, 0)[source_rows].to(merged.dtype)
             tensors[name] = merged.movedim(0, dim)
-            notes[name] = (
-                f"no object and {len(matches)} classes by name; new: {', '.join(new) or 'none'}; "
-                f"not used: {', '.join(unused) or 'none'}"
-            )
+            notes[name] = note
     return notes
 
 
-__all__ = ["PER_CLASS", "match_classes", "move_classes"]
+__all__ = ["PER_CLASS", "match_classes", "move_classes", "new_classes"]

@@ -8,6 +8,7 @@ dict saved from one has the same names.
 
 import zipfile
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
     PreTrainedModel,
 )
 
@@ -30,6 +30,7 @@ from .renaming import keep_shape, rename_tensors, split_packed_projection
 
 
 TEXT_ENCODER = "model.text_model.text_encoder"
+TEXT_LAYER = f"{TEXT_ENCODER}.text_model.encoder.layers.{{0}}"
 POSITIONS = f"{TEXT_ENCODER}.text_model.embeddings.position_embedding.weight"
 TEXT_PROJECTION = f"{TEXT_ENCODER}.text_projection.weight"
 
@@ -37,16 +38,10 @@ TEXT_PROJECTION = f"{TEXT_ENCODER}.text_projection.weight"
 OPENAI_TEXT_RENAMES = {
     r"token_embedding\.weight": f"{TEXT_ENCODER}.text_model.embeddings.token_embedding.weight",
     r"positional_embedding": POSITIONS,
-    r"transformer\.resblocks\.(\d+)\.attn\.(in_proj_weight|in_proj_bias|out_proj\.\w+)": (
-        f"{TEXT_ENCODER}.text_model.encoder.layers.{{0}}.self_attn.{{1}}"
-    ),
-    r"transformer\.resblocks\.(\d+)\.ln_(\d)\.(\w+)": (
-        f"{TEXT_ENCODER}.text_model.encoder.layers.{{0}}.layer_norm{{1}}.{{2}}"
-    ),
-    r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)": f"{TEXT_ENCODER}.text_model.encoder.layers.{{0}}.mlp.fc1.{{1}}",
-    r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)": (
-        f"{TEXT_ENCODER}.text_model.encoder.layers.{{0}}.mlp.fc2.{{1}}"
-    ),
+    r"transformer\.resblocks\.(\d+)\.attn\.(in_proj_\w+|out_proj\.\w+)": f"{TEXT_LAYER}.self_attn.{{1}}",
+    r"transformer\.resblocks\.(\d+)\.ln_(\d)\.(\w+)": f"{TEXT_LAYER}.layer_norm{{1}}.{{2}}",
+    r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)": f"{TEXT_LAYER}.mlp.fc1.{{1}}",
+    r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)": f"{TEXT_LAYER}.mlp.fc2.{{1}}",
     r"ln_final\.(\w+)": f"{TEXT_ENCODER}.text_model.final_layer_norm.{{0}}",
     r"text_projection": TEXT_PROJECTION,
 }
@@ -59,15 +54,11 @@ CONSTANTS = {
 VISUAL_HALF = {
     r"visual\..+|vision_model\..+|visual_projection\..+": "the visual half of CLIP: the backbone is another one"
 }
-TEXT_HALF = {
-    r"(?:text_model|text_projection)\..+|token_embedding\.weight|positional_embedding|text_projection|ln_final\..+"
-    r"|transformer\..+": "the text half of CLIP: the text encoder is another one"
-}
 
 
 @dataclass
 class ClipWeights:
-    """A CLIP model, or its text half or visual half.
+    """A CLIP model, or one of its halves.
 
     Attributes:
         source (`str`): the file, folder or Hub id.
@@ -107,9 +98,6 @@ def load_clip(name_or_path: str) -> ClipWeights:
     if isinstance(config, CLIPTextConfig):
         tensors = load_complete(CLIPTextModelWithProjection, name_or_path).state_dict()
         return ClipWeights(name_or_path, False, tensors, text_config=config)
-    if isinstance(config, CLIPVisionConfig):
-        tensors = load_complete(CLIPVisionModelWithProjection, name_or_path).state_dict()
-        return ClipWeights(name_or_path, False, tensors, vision_config=config)
     raise ValueError(
         f"{name_or_path!r} holds a model of the type {config.model_type!r}; a CLIP model was expected, like "
         "openai/clip-vit-base-patch16."
@@ -199,6 +187,24 @@ def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
+def clip_text_config(clip: ClipWeights, num_positions: int | None) -> CLIPTextConfig:
+    """Configures the text encoder of a CLIP model, with the first `num_positions` of its positions, or all.
+
+    Raises:
+        ValueError: the model has no text half, or fewer positions.
+    """
+    if clip.text_config is None:
+        raise ValueError(f"{clip.source!r} is a CLIP model without text half. Give another one as text encoder.")
+    config = deepcopy(clip.text_config)
+    if num_positions is not None:
+        if not 0 < num_positions <= config.max_position_embeddings:
+            raise ValueError(
+                f"`text_positions` is {num_positions}, but {clip.source!r} has {config.max_position_embeddings}."
+            )
+        config.max_position_embeddings = num_positions
+    return config
+
+
 def text_encoder_part(clip: ClipWeights, num_positions: int) -> Part:
     """The text encoder from a CLIP model, its position table cut to the first `num_positions`."""
     renames = OPENAI_TEXT_RENAMES if clip.is_openai else TEXT_RENAMES
@@ -224,6 +230,7 @@ def reshape_openai_text(target: str, tensor: Tensor) -> dict[str, Tensor]:
 __all__ = [
     "OPENAI_TEXT_RENAMES",
     "ClipWeights",
+    "clip_text_config",
     "count_layers",
     "load_clip",
     "load_complete",

@@ -86,22 +86,23 @@ LEFT_OUT = {
 CONTRASTIVE_NEGATIVES = ("all_positive", "separate", "mix")
 
 
-# Hyper-parameters that shapes of tensors don't tell: our name for them, where they stand in the configuration of a run,
-# and the authors' value.
+# Hyper-parameters that shapes of tensors don't tell: our name for them, where they stand in the `model` of a run's
+# configuration, and the authors' value.
 RUN_CONFIG_ENTRIES = {
-    "num_points": ("pixel_decoder.encoder.layer_cfg.self_attn_cfg.num_points", 4),
-    "decoder_heads": ("transformer_decoder.layer_cfg.self_attn_cfg.num_heads", 8),
-    "group_norm_groups": ("pixel_decoder.norm_cfg.num_groups", 32),
-    "query_loss_type": ("query_loss_type", 2),
-    "class_weights": ("loss_cls.class_weight", [1.0, 0.1]),
-    "class_weight": ("loss_cls.loss_weight", 2.0),
-    "contrastive_weight": ("loss_queries_wt", 1.0),
-    "mask_weight": ("loss_mask.loss_weight", 5.0),
-    "dice_weight": ("loss_dice.loss_weight", 5.0),
-    "train_num_points": ("train_cfg.num_points", 12544),
-    "oversample_ratio": ("train_cfg.oversample_ratio", 3.0),
-    "importance_sample_ratio": ("train_cfg.importance_sample_ratio", 0.75),
-    "match_costs": ("train_cfg.assigner.match_costs", []),
+    "text_heads": ("text_encoder.transformer_heads", None),
+    "num_points": ("decode_head.pixel_decoder.encoder.layer_cfg.self_attn_cfg.num_points", 4),
+    "decoder_heads": ("decode_head.transformer_decoder.layer_cfg.self_attn_cfg.num_heads", 8),
+    "group_norm_groups": ("decode_head.pixel_decoder.norm_cfg.num_groups", 32),
+    "query_loss_type": ("decode_head.query_loss_type", 2),
+    "class_weights": ("decode_head.loss_cls.class_weight", [1.0, 0.1]),
+    "class_weight": ("decode_head.loss_cls.loss_weight", 2.0),
+    "contrastive_weight": ("decode_head.loss_queries_wt", 1.0),
+    "mask_weight": ("decode_head.loss_mask.loss_weight", 5.0),
+    "dice_weight": ("decode_head.loss_dice.loss_weight", 5.0),
+    "train_num_points": ("decode_head.train_cfg.num_points", 12544),
+    "oversample_ratio": ("decode_head.train_cfg.oversample_ratio", 3.0),
+    "importance_sample_ratio": ("decode_head.train_cfg.importance_sample_ratio", 0.75),
+    "match_costs": ("decode_head.train_cfg.assigner.match_costs", []),
 }
 MATCH_COSTS = {"match_class": "ClassificationCost", "match_mask": "CrossEntropyLossCost", "match_dice": "DiceCost"}
 MATCH_WEIGHTS = {"match_class": 2.0, "match_mask": 5.0, "match_dice": 5.0}
@@ -125,19 +126,19 @@ def describe_checkpoint(
     """
     tensors = checkpoint.tensors
     try:
-        return _describe_sizes(tensors, _run_entries(checkpoint)) | _describe_names(class_names, tokenizer)
+        sizes = _describe_sizes(tensors, _run_entries(checkpoint))
     except KeyError as error:
         raise ValueError(
             f"{checkpoint.source} is no checkpoint of the authors' MTA-CLIP code: it has no tensor {error}, but "
             f"{sorted(tensors)[:3]}."
         ) from error
+    return sizes | _describe_names(class_names, tokenizer)
 
 
 def _run_entries(checkpoint: Checkpoint) -> dict[str, Any]:
-    model = checkpoint.run_config.get("model") or {}
     entries = {}
     for name, (path, default) in RUN_CONFIG_ENTRIES.items():
-        value = model.get("decode_head")
+        value = checkpoint.run_config.get("model")
         for key in path.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
         entries[name] = default if value is None else value
@@ -159,12 +160,14 @@ def _describe_sizes(tensors: Mapping[str, Tensor], entries: Mapping[str, Any]) -
     num_contexts, context_length, _ = tensors["contexts"].shape
     num_queries, hidden_size = tensors["decode_head.query_feat.weight"].shape
     encoder, decoder = "decode_head.pixel_decoder.encoder.layers.", "decode_head.transformer_decoder.layers."
+    text = openai_text_config(tensors, "text_encoder.")
+    text.num_attention_heads = entries["text_heads"] or text.num_attention_heads
     offsets = len(tensors[f"{encoder}0.self_attn.sampling_offsets.bias"])
     return {
         "num_contexts": num_contexts,
         "num_context_tokens": context_length,
         "contrastive_negatives": entries["query_loss_type"],
-        "text": openai_text_config(tensors, "text_encoder.").to_dict(),
+        "text": text.to_dict(),
         "backbone": _describe_backbone(tensors),
         "num_queries": num_queries,
         "hidden_size": hidden_size,
@@ -189,20 +192,28 @@ def _describe_sizes(tensors: Mapping[str, Tensor], entries: Mapping[str, Any]) -
     }
 
 
+def _describe_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {"channels": [len(tensors[f"backbone.layer{s}.0.bn3.weight"]) for s in (1, 2, 3, 4)]}
+
+
 def _describe_losses(entries: Mapping[str, Any]) -> dict[str, Any]:
     costs = {str(cost["type"]).removeprefix("mmdet."): cost.get("weight", 1.0) for cost in entries["match_costs"]}
     matching = {name: costs.get(cost, MATCH_WEIGHTS[name]) for name, cost in MATCH_COSTS.items()}
     copied = ("class_weight", "contrastive_weight", "mask_weight", "dice_weight")
     copied += ("oversample_ratio", "importance_sample_ratio")
-    return {name: entries[name] for name in copied} | matching | {
-        "no_object_weight": entries["class_weights"][-1],
-        "num_points": entries["train_num_points"],
-        "temperature": 1.0,
-        "supervises_initial_prediction": False,
-    }
+    return (
+        {name: entries[name] for name in copied}
+        | matching
+        | {
+            "no_object_weight": entries["class_weights"][-1],
+            "num_points": entries["train_num_points"],
+            "temperature": 1.0,
+            "supervises_initial_prediction": False,
+        }
+    )
 
 
-def config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
+def config_from_original(original: Mapping[str, Any], **overrides: Any) -> MTAClipConfig:
     """Our config for the hyper-parameters of an original run, with the authors' behaviour where ours differs.
 
     The model has no backbone: it takes the `feature_maps` of the original's.
@@ -210,13 +221,14 @@ def config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
     Args:
         original (`Mapping[str, Any]`): hyper-parameters, class names and token ids (start token first, padded behind
             the end token, which has the largest id), as in the project's reference files.
+        overrides: fields of [`MTAClipConfig`].
 
     Raises:
         ValueError: a missing entry, or a choice that we don't know.
     """
     try:
         _check_architecture(original)
-        return _config_from_original(original)
+        return MTAClipConfig(**(_fields_from_original(original) | overrides))
     except KeyError as error:
         raise ValueError(f"The original's config has no entry {error}.") from error
 
@@ -234,7 +246,7 @@ def _check_architecture(original: Mapping[str, Any]) -> None:
             raise ValueError(f"The original's `{name}` is {value!r}; only {expected!r} can be converted.")
 
 
-def _config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
+def _fields_from_original(original: Mapping[str, Any]) -> dict[str, Any]:
     text, encoder, decoder, loss = (original[key] for key in ("text", "pixel_decoder", "decoder", "loss"))
     negatives = original["contrastive_negatives"]
     if isinstance(negatives, int):
@@ -242,16 +254,16 @@ def _config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
     names = [*original["class_names"], original["no_object_name"]]
     end = max(max(ids) for ids in original["class_token_ids"])
     start = original["class_token_ids"][0][0]
-    return MTAClipConfig(
-        id2label=dict(enumerate(original["class_names"])),
-        no_object_name=original["no_object_name"],
-        class_token_ids={
+    return {
+        "id2label": dict(enumerate(original["class_names"])),
+        "no_object_name": original["no_object_name"],
+        "class_token_ids": {
             name: list(ids[1 : ids.index(end)]) for name, ids in zip(names, original["class_token_ids"], strict=True)
         },
-        prompt_start_token_id=start,
-        prompt_end_token_id=end,
-        feature_channels=list(original["backbone"]["channels"]),
-        text_config=CLIPTextConfig(
+        "prompt_start_token_id": start,
+        "prompt_end_token_id": end,
+        "feature_channels": list(original["backbone"]["channels"]),
+        "text_config": CLIPTextConfig(
             vocab_size=text["vocab_size"],
             hidden_size=text["hidden_size"],
             num_hidden_layers=text["num_hidden_layers"],
@@ -265,36 +277,36 @@ def _config_from_original(original: Mapping[str, Any]) -> MTAClipConfig:
             eos_token_id=end,
             pad_token_id=0,
         ),
-        num_prompt_contexts=original["num_contexts"],
-        prompt_length=original["num_context_tokens"],
-        contrastive_negatives=negatives,
-        num_queries=original["num_queries"],
-        hidden_size=original["hidden_size"],
-        mask_feature_size=original["mask_feature_size"],
-        encoder_layers=encoder["num_layers"],
-        encoder_attention_heads=encoder["num_attention_heads"],
-        encoder_feedforward_dim=encoder["feedforward_dim"],
-        encoder_num_points=encoder["num_points"],
-        encoder_norm_groups=encoder["group_norm_groups"],
-        decoder_layers=decoder["num_layers"],
-        decoder_attention_heads=decoder["num_attention_heads"],
-        decoder_feedforward_dim=decoder["feedforward_dim"],
-        class_weight=loss["class_weight"],
-        no_object_weight=loss["no_object_weight"],
-        contrastive_weight=loss["contrastive_weight"],
-        contrastive_temperature=loss["temperature"],
-        mask_weight=loss["mask_weight"],
-        dice_weight=loss["dice_weight"],
-        train_num_points=loss["num_points"],
-        oversample_ratio=loss["oversample_ratio"],
-        importance_sample_ratio=loss["importance_sample_ratio"],
-        match_class_weight=loss["match_class"],
-        match_mask_weight=loss["match_mask"],
-        match_dice_weight=loss["match_dice"],
-        supervise_initial_prediction=loss["supervises_initial_prediction"],
-        mask_loss_normalizer="class_weights",
-        ignored_pixels="background",
-    )
+        "num_prompt_contexts": original["num_contexts"],
+        "prompt_length": original["num_context_tokens"],
+        "contrastive_negatives": negatives,
+        "num_queries": original["num_queries"],
+        "hidden_size": original["hidden_size"],
+        "mask_feature_size": original["mask_feature_size"],
+        "encoder_layers": encoder["num_layers"],
+        "encoder_attention_heads": encoder["num_attention_heads"],
+        "encoder_feedforward_dim": encoder["feedforward_dim"],
+        "encoder_num_points": encoder["num_points"],
+        "encoder_norm_groups": encoder["group_norm_groups"],
+        "decoder_layers": decoder["num_layers"],
+        "decoder_attention_heads": decoder["num_attention_heads"],
+        "decoder_feedforward_dim": decoder["feedforward_dim"],
+        "class_weight": loss["class_weight"],
+        "no_object_weight": loss["no_object_weight"],
+        "contrastive_weight": loss["contrastive_weight"],
+        "contrastive_temperature": loss["temperature"],
+        "mask_weight": loss["mask_weight"],
+        "dice_weight": loss["dice_weight"],
+        "train_num_points": loss["num_points"],
+        "oversample_ratio": loss["oversample_ratio"],
+        "importance_sample_ratio": loss["importance_sample_ratio"],
+        "match_class_weight": loss["match_class"],
+        "match_mask_weight": loss["match_mask"],
+        "match_dice_weight": loss["match_dice"],
+        "supervise_initial_prediction": loss["supervises_initial_prediction"],
+        "mask_loss_normalizer": "class_weights",
+        "ignored_pixels": "background",
+    }
 
 
 def convert_original_state_dict(

@@ -21,13 +21,10 @@ from .backbones import (
     make_backbone_config,
     pretrained_backbone_part,
 )
-from .classes import move_classes
+from .classes import move_classes, new_classes
 from .clip import (
     ClipWeights,
-    clip_backbone_config,
-    clip_backbone_part,
     clip_text_config,
-    is_clip,
     load_clip,
     load_complete,
     text_encoder_part,
@@ -90,9 +87,8 @@ def from_pretrained_parts(
         tokenizer (`str` or `PreTrainedTokenizerBase`, *optional*): CLIP's; by default the one beside `text_encoder`,
             for `.pt` files that of openai/clip-vit-base-patch16.
         text_positions (`int`, *optional*): cuts the text encoder's position table to the first so many.
-        backbone (`str`, *optional*): CLIP like `text_encoder`, whose visual half is used with its weights, or else a
-            name as for `--backbone` of run_seg.py, which by itself has random weights unless it is a folder. By
-            default the one of `mask2former`, else a ResNet-50.
+        backbone (`str`, *optional*): as for `--backbone` of run_seg.py; by itself it has random weights unless it is a
+            folder. By default the one of `mask2former`, else transformers' ResNet-50.
         backbone_config (`Mapping[str, Any]`, *optional*): fields of the backbone's configuration.
         backbone_weights (`str`, *optional*): `"pretrained"` for the weights that the name stands for (timm's or
             transformers'), a file of weights, or an installed package that contains one.
@@ -125,25 +121,19 @@ def from_pretrained_parts(
 
 @dataclass
 class _Sources:
-    """The models to take parts from, and their names; a CLIP model that gives both halves is read once."""
+    """The models to take parts from, and their names."""
 
     text_encoder: str | None
     backbone: str | None
     mask2former: str | None
     clip_text: ClipWeights | None
-    clip_visual: ClipWeights | None
     decoder: Mask2FormerForUniversalSegmentation | None
 
     @classmethod
     def load(cls, text_encoder: str | None, backbone: str | None, mask2former: str | None) -> "_Sources":
         clip_text = None if text_encoder is None else load_clip(text_encoder)
-        clip_visual = None
-        if backbone is not None and backbone == text_encoder:
-            clip_visual = clip_text
-        elif backbone is not None and is_clip(backbone):
-            clip_visual = load_clip(backbone)
         decoder = None if mask2former is None else load_complete(Mask2FormerForUniversalSegmentation, mask2former)
-        return cls(text_encoder, backbone, mask2former, clip_text, clip_visual, decoder)
+        return cls(text_encoder, backbone, mask2former, clip_text, decoder)
 
     def class_names(self) -> list[str]:
         if self.decoder is None:
@@ -154,9 +144,7 @@ class _Sources:
     def fields(self, backbone_config: Mapping[str, Any] | None, text_positions: int | None) -> dict[str, Any]:
         """Fields of [`MTAClipConfig`] that the sources determine."""
         fields = {} if self.decoder is None else fields_from_mask2former(self.decoder.config)
-        if self.clip_visual is not None:
-            fields["backbone_config"] = clip_backbone_config(self.clip_visual, backbone_config)
-        elif self.backbone is not None:
+        if self.backbone is not None:
             fields["backbone_config"] = make_backbone_config(self.backbone, backbone_config)
         if self.clip_text is not None:
             fields["text_config"] = clip_text_config(self.clip_text, text_positions)
@@ -170,18 +158,17 @@ class _Sources:
         if self.decoder is not None:
             parts.append(self._mask2former_part(model))
         backbone = model.model.backbone
-        if self.clip_visual is not None:
-            parts.append(clip_backbone_part(self.clip_visual))
-        elif self.backbone is not None and (backbone_weights == "pretrained" or Path(self.backbone).is_dir()):
-            parts.append(pretrained_backbone_part(backbone, self.backbone))
         if backbone_weights not in (None, "pretrained"):
             parts.append(backbone_weights_part(backbone, backbone_weights))
+        elif self.backbone is not None and (backbone_weights == "pretrained" or Path(self.backbone).is_dir()):
+            parts.append(pretrained_backbone_part(backbone, self.backbone))
         return parts
 
     def _mask2former_part(self, model: MTAClipForSemanticSegmentation) -> Part:
         part = mask2former_part(self.mask2former, self.decoder.state_dict(), with_backbone=self.backbone is None)
         names = model.config.class_names_with_no_object()[:-1]
         part.notes |= move_classes(part.tensors, model.state_dict(), names, self.class_names())
+        part.new_classes = new_classes(names, self.class_names())
         return part
 
 
@@ -235,11 +222,29 @@ def _from_original(
     names = list(class_names or source_names)
     tokenizer = _load_tokenizer(tokenizer or CLIP_TOKENIZER, None)
     config = config_from_original(describe_checkpoint(checkpoint, names, tokenizer), **fields)
+    model, account = build_original(checkpoint, config, source_names)
+    return _with_processor(model, tokenizer, account, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def build_original(
+    checkpoint: Checkpoint, config: MTAClipConfig, class_names: Sequence[str]
+) -> tuple[MTAClipForSemanticSegmentation, WeightAccount]:
+    """Makes a model from a checkpoint of the authors' code.
+
+    Args:
+        checkpoint ([`Checkpoint`]): of the authors' code.
+        config ([`MTAClipConfig`]): of the model.
+        class_names (`Sequence[str]`): of the checkpoint, in the order of its label ids.
+
+    Raises:
+        ValueError: a tensor that is missing, doesn't fit, or is unknown.
+    """
     model = MTAClipForSemanticSegmentation(config)
     tensors, report = convert_original_state_dict(checkpoint.tensors, config)
-    notes = move_classes(tensors, model.state_dict(), names, source_names)
-    account = load_parts(model, [Part(checkpoint.source, tensors, report, covers=".+", notes=notes)])
-    return _with_processor(model, tokenizer, account, IMAGENET_MEAN, IMAGENET_STD)
+    names = config.class_names_with_no_object()[:-1]
+    notes = move_classes(tensors, model.state_dict(), names, class_names)
+    part = Part(checkpoint.source, tensors, report, ".+", notes=notes, new_classes=new_classes(names, class_names))
+    return model, load_parts(model, [part])
 
 
 def _original_class_names(checkpoint: Checkpoint, class_names: Sequence[str] | None) -> Sequence[str]:
@@ -254,4 +259,4 @@ def _original_class_names(checkpoint: Checkpoint, class_names: Sequence[str] | N
     return names
 
 
-__all__ = ["CLIP_TOKENIZER", "ModelParts", "from_pretrained_parts"]
+__all__ = ["CLIP_TOKENIZER", "ModelParts", "build_original", "from_pretrained_parts"]

@@ -72,12 +72,23 @@ class ModelArguments:
         default=None,
         metadata={"help": "Folder or Hub id of an MTA-CLIP model to start from. Without it a new model is made."},
     )
-    backbone: str = field(
-        default="resnet50",
+    mask2former: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of a Mask2Former of transformers, from which a new model takes pixel decoder, "
+            "decoder, mask queries and classes of the same names, and the backbone, unless `--backbone` is given "
+            "(facebook/mask2former-swin-tiny-ade-semantic)."
+        },
+    )
+    original_checkpoint: str | None = field(
+        default=None, metadata={"help": "Checkpoint (.pth) of the authors' code, from which a new model takes all."}
+    )
+    backbone: str | None = field(
+        default=None,
         metadata={
             "help": "Backbone of a new model: a timm model (tf_efficientnet_lite0), a model type of transformers "
             "(resnet, swin, convnext, ...) with `--backbone_config`, or the folder or Hub id of a transformers "
-            "backbone."
+            "backbone. By default resnet50."
         },
     )
     backbone_config: str | None = field(
@@ -95,8 +106,19 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Folder or Hub id of a CLIP model, whose text encoder and tokenizer a new model uses "
-            "(openai/clip-vit-base-patch16). Without it both are small and made for the run, the encoder random."
+            "(openai/clip-vit-base-patch16), or a .pt file of OpenAI's (RN50.pt). Without it both are small and made "
+            "for the run, the encoder random."
         },
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id of CLIP's tokenizer, if it isn't beside `--text_encoder`; for files that of "
+            "openai/clip-vit-base-patch16 by default."
+        },
+    )
+    text_positions: int | None = field(
+        default=None, metadata={"help": "Keep only the first so many positions of the text encoder's 77."}
     )
     text_hidden_size: int = field(
         default=128, metadata={"help": "Width of the random text encoder that is made without `--text_encoder`."}
@@ -138,11 +160,19 @@ class ModelArguments:
         self.model_config = _json_mapping("model_config", self.model_config)
         if self.model_name_or_path is None:
             return
-        if self.backbone_weights is not None or self.text_encoder is not None:
+        sources = ("backbone_weights", "text_encoder", "mask2former", "original_checkpoint")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if given:
             raise ValueError(
-                "`backbone_weights` and `text_encoder` are for new models, but `model_name_or_path` "
-                f"({self.model_name_or_path}) brings all weights. Leave them out."
+                f"{given} are for new models, but `model_name_or_path` ({self.model_name_or_path}) brings all "
+                "weights. Leave them out."
             )
+
+    @property
+    def names_whole_model(self) -> bool:
+        """Whether the options name a model that may need no training."""
+        wholes = (self.model_name_or_path, self.mask2former, self.original_checkpoint)
+        return any(whole is not None for whole in wholes)
 
 
 def _json_mapping(name: str, value: str | dict | None) -> dict[str, Any]:
@@ -395,7 +425,7 @@ def parse_run_arguments(
 
 def _names_data_or_model(arguments: list[str]) -> bool:
     names = {argument.split("=")[0].replace("-", "_").lstrip("_") for argument in arguments}
-    return bool(names & {"dataset_name", "model_name_or_path"})
+    return bool(names & {"dataset_name", "model_name_or_path", "mask2former", "original_checkpoint"})
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -4,22 +4,16 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
-import torch
-from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..configuration_mtaclip import MTAClipConfig, tokenize_names
-from ..conversion.backbones import (
-    image_statistics,
-    load_backbone_weights,
-    load_pretrained_backbone,
-    make_backbone_config,
-)
-from ..conversion.tokenization import load_text_config, load_tokenizer, make_tokenizer, small_text_config
+from ..conversion.classes import move_classes, new_classes
+from ..conversion.parts import ModelParts, from_pretrained_parts
+from ..conversion.tokenization import load_tokenizer, make_tokenizer, small_text_config
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .arguments import ModelArguments
@@ -40,21 +34,7 @@ CONFIG_FIELDS = (
     "train_num_points",
     "text_branch",
 )
-
-
-@dataclass
-class ModelParts:
-    """What is saved together.
-
-    Attributes:
-        model ([`MTAClipForSemanticSegmentation`]): in training mode when it is to be trained.
-        image_processor ([`MTAClipImageProcessor`]): for images of the model.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the class names.
-    """
-
-    model: MTAClipForSemanticSegmentation
-    image_processor: MTAClipImageProcessor
-    tokenizer: PreTrainedTokenizerBase | None
+DEFAULT_BACKBONE = "resnet50"
 
 
 def build_model(
@@ -68,64 +48,52 @@ def build_model(
         size (`dict[str, int]`, *optional*): `shortest_edge` and `longest_edge` to which the image processor resizes;
             `None`: images keep their size.
 
+    Returns:
+        [`ModelParts`]: the model in training mode, and what belongs to it.
+
     Raises:
         ValueError: something is not available, or does not fit.
     """
-    backbone_config = make_backbone_config(arguments.backbone, arguments.backbone_config)
-    tokenizer, text_config = _make_text_parts(arguments, class_names)
-    config = MTAClipConfig.from_labels(
-        list(class_names),
-        tokenizer,
-        backbone_config=backbone_config,
-        text_config=text_config,
-        **{name: getattr(arguments, name) for name in CONFIG_FIELDS},
+    gives_sizes = arguments.mask2former is not None or arguments.original_checkpoint is not None
+    parts = from_pretrained_parts(
+        class_names,
+        text_encoder=arguments.text_encoder,
+        text_positions=arguments.text_positions,
+        backbone=arguments.backbone or (None if gives_sizes else DEFAULT_BACKBONE),
+        backbone_config=arguments.backbone_config or None,
+        backbone_weights=arguments.backbone_weights,
+        mask2former=arguments.mask2former,
+        original=arguments.original_checkpoint,
+        **_text_parts(arguments, class_names),
+        **_config_fields(arguments, only_chosen=gives_sizes),
         **arguments.model_config,
     )
-    model = MTAClipForSemanticSegmentation(config)
-    _load_backbone(model, arguments)
-    if arguments.text_encoder is not None and arguments.text_branch:
-        _load_text_encoder(model, arguments.text_encoder)
-    mean, std = image_statistics(model.config.backbone_config)
-    processor = MTAClipImageProcessor(
-        **_size_options(size),
-        image_mean=arguments.image_mean or mean,
-        image_std=arguments.image_std or std,
-        ignore_index=config.semantic_loss_ignore_index,
+    processor = parts.image_processor
+    processor.image_mean = arguments.image_mean or processor.image_mean
+    processor.image_std = arguments.image_std or processor.image_std
+    processor.do_resize = size is not None
+    processor.size = size or processor.size
+    parts.model.train()
+    return parts
+
+
+def _config_fields(arguments: ModelArguments, only_chosen: bool) -> dict[str, Any]:
+    """Fields of the model's config; defaults must not override the sizes of a source."""
+    defaults = {option.name: option.default for option in fields(arguments)}
+    chosen = {name: getattr(arguments, name) for name in CONFIG_FIELDS}
+    return {name: value for name, value in chosen.items() if not only_chosen or value != defaults[name]}
+
+
+def _text_parts(arguments: ModelArguments, class_names: Sequence[str]) -> dict[str, Any]:
+    if arguments.text_encoder is not None or arguments.original_checkpoint is not None or not arguments.text_branch:
+        return {"tokenizer": arguments.tokenizer}
+    logger.warning(
+        "No `--text_encoder` was given: the run uses a small text encoder with random weights, to which class "
+        "names mean nothing. Give a CLIP model, e.g. --text_encoder openai/clip-vit-base-patch16, for real use."
     )
-    return ModelParts(model.train(), processor, tokenizer)
-
-
-def _size_options(size: dict[str, int] | None) -> dict[str, Any]:
-    return {"do_resize": False} if size is None else {"do_resize": True, "size": size}
-
-
-def _make_text_parts(arguments: ModelArguments, class_names: Sequence[str]) -> tuple[PreTrainedTokenizerBase, Any]:
-    if arguments.text_encoder is not None:
-        return load_tokenizer(arguments.text_encoder), load_text_config(arguments.text_encoder)
-    if arguments.text_branch:
-        logger.warning(
-            "No `--text_encoder` was given: the run uses a small text encoder with random weights, to which class "
-            "names mean nothing. Give a CLIP model, e.g. --text_encoder openai/clip-vit-base-patch16, for real use."
-        )
     tokenizer = make_tokenizer([*class_names, MTAClipConfig.no_object_name])
-    return tokenizer, small_text_config(tokenizer, arguments.text_hidden_size, arguments.text_layers)
-
-
-def _load_backbone(model: MTAClipForSemanticSegmentation, arguments: ModelArguments) -> None:
-    backbone = model.model.backbone
-    if arguments.backbone_weights == "pretrained":
-        load_pretrained_backbone(backbone, arguments.backbone)
-    elif arguments.backbone_weights is not None:
-        logger.warning("%s", load_backbone_weights(backbone, arguments.backbone_weights))
-    elif Path(arguments.backbone).is_dir():
-        load_pretrained_backbone(backbone, arguments.backbone)
-
-
-def _load_text_encoder(model: MTAClipForSemanticSegmentation, name_or_path: str) -> None:
-    text_model = model.model.text_model
-    source = CLIPTextModelWithProjection.from_pretrained(name_or_path)
-    text_model.text_encoder.load_state_dict(source.state_dict())
-    text_model.freeze_text_encoder()
+    text_config = small_text_config(tokenizer, arguments.text_hidden_size, arguments.text_layers)
+    return {"tokenizer": tokenizer, "text_config": text_config}
 
 
 def load_model(
@@ -154,7 +122,7 @@ def load_model(
     if names == list(class_names):
         tokenizer = _load_tokenizer_if_there(name_or_path)
     elif adapt:
-        tokenizer = load_tokenizer(name_or_path)
+        tokenizer = load_tokenizer(name_or_path) if model.config.text_branch else None
         model = with_classes(model, class_names, tokenizer).train()
     else:
         raise ValueError(
@@ -171,34 +139,27 @@ def _load_tokenizer_if_there(name_or_path: str) -> PreTrainedTokenizerBase | Non
         return None
 
 
-@torch.no_grad()
 def with_classes(
-    model: MTAClipForSemanticSegmentation, class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    model: MTAClipForSemanticSegmentation, class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
 ) -> MTAClipForSemanticSegmentation:
     """Copies a model to other classes: what belongs to a class moves with its name, new classes start anew.
 
     Args:
         model ([`MTAClipForSemanticSegmentation`]): stays as it is.
         class_names (`Sequence[str]`): the new classes.
-        tokenizer (`PreTrainedTokenizerBase`): of the model's text encoder.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the model's text encoder, if it has one.
     """
     config = deepcopy(model.config)
     config.id2label = dict(enumerate(class_names))
-    config.class_token_ids = tokenize_names([*class_names, config.no_object_name], tokenizer)
+    if tokenizer is not None:
+        config.class_token_ids = tokenize_names([*class_names, config.no_object_name], tokenizer)
     adapted = MTAClipForSemanticSegmentation(config)
-    old_names, new_names = (each.class_names_with_no_object() for each in (model.config, config))
-    kept = [(new, old_names.index(name)) for new, name in enumerate(new_names) if name in old_names]
-    new_rows, old_rows = (list(rows) for rows in zip(*kept, strict=True))
+    old_names = model.config.class_names_with_no_object()[:-1]
     weights = model.state_dict()
-    per_class = {"class_predictor.weight": 0, "class_predictor.bias": 0, "model.decoder.text_query_positions": 1}
-    for name, dim in per_class.items():
-        if name in weights:
-            merged = adapted.state_dict()[name].movedim(dim, 0)
-            merged[new_rows] = weights[name].movedim(dim, 0)[old_rows]
-            weights[name] = merged.movedim(0, dim)
+    move_classes(weights, adapted.state_dict(), class_names, old_names)
     adapted.load_state_dict(weights)
-    new = [name for name in class_names if name not in old_names]
-    logger.warning("The model was given other classes; these start with new weights: %s.", new or "none")
+    new = new_classes(class_names, old_names) or "none"
+    logger.warning("The model was given other classes; these start with new weights: %s.", new)
     return adapted
 
 

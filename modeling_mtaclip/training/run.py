@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 from transformers.trainer_utils import has_length
 
+from ..conversion import WeightAccount
 from ..data import (
     Augmentation,
     EvaluationExamples,
@@ -113,7 +114,7 @@ def prepare_run(
     """
     dataset_name = Path(data_arguments.dataset_name).name
     training_arguments.output_dir = training_arguments.output_dir.replace("{dataset_name}", dataset_name)
-    if not training_arguments.do_train and model_arguments.model_name_or_path is None:
+    if not (training_arguments.do_train or model_arguments.names_whole_model):
         raise ValueError("Evaluation without training needs a trained model: give `--model_name_or_path`.")
     checkpoint = checkpoint_to_resume(training_arguments)
     if training_arguments.device.type == "cpu":
@@ -134,6 +135,8 @@ def prepare_run(
     if training_arguments.do_train:
         data.check("train", data_arguments.check_data)
     parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments.do_train)
+    if parts.account is not None:
+        _report_account(parts.account, training_arguments)
     if training_arguments.do_train:
         augmentation = _augmentation(data_arguments, parts.image_processor)
         seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
@@ -178,6 +181,17 @@ def _load_parts(
     # The size with which a model was trained is part of it, unless it is trained anew.
     size = data_arguments.size if do_train else None
     return load_model(model_arguments.model_name_or_path, class_names, adapt=do_train, size=size)
+
+
+def _report_account(account: WeightAccount, arguments: MTAClipTrainingArguments) -> None:
+    new = [*account.new, *account.new_classes]
+    if new and not arguments.do_train:
+        raise ValueError(
+            f"Evaluation without training needs a trained model, but {len(new)} weights or classes are new, e.g. "
+            f"{new[:3]}. Train first; `--text_branch False` makes a model of a Mask2Former alone."
+        )
+    if account.loaded and arguments.process_index == 0:
+        print(account, flush=True)
 
 
 def _augmentation(arguments: DataArguments, image_processor: MTAClipImageProcessor) -> Augmentation:

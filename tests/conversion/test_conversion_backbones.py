@@ -5,9 +5,11 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from transformers import AutoBackbone, ResNetConfig, TimmBackboneConfig
 
-from modeling_mtaclip.conversion.backbones import image_statistics, load_backbone_weights, make_backbone_config
+from modeling_mtaclip.conversion.account import load_parts
+from modeling_mtaclip.conversion.backbones import backbone_weights_part, image_statistics, make_backbone_config
 
 
 timm = pytest.importorskip("timm")
@@ -56,16 +58,21 @@ def timm_backbone(name, out_indices=(1, 2, 3, 4)):
     return AutoBackbone.from_config(TimmBackboneConfig(backbone=name, out_indices=list(out_indices)))
 
 
+def load_weights(backbone, source):
+    whole = nn.ModuleDict({"model": nn.ModuleDict({"backbone": backbone})})
+    return load_parts(whole, [backbone_weights_part(backbone, str(source))])
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_weights_of_a_timm_classifier_load_by_name(tmp_path, name):
     source = timm.create_model(name)
     path = tmp_path / "weights.safetensors"
     save_file({f"module.{key}": value for key, value in source.state_dict().items()}, path)
     backbone = AutoBackbone.from_config(make_backbone_config(name))
-    loaded = load_backbone_weights(backbone, str(path))
-    assert loaded.how == "by name"
-    assert loaded.used == len(backbone.state_dict())
-    assert all("fc" in left or "head" in left for left in loaded.left_out)
+    account = load_weights(backbone, path)
+    assert len(account.loaded) == len(backbone.state_dict())
+    assert not account.new
+    assert {left.removeprefix("module.").split(".")[0] for left in account.left_out[str(path)]} <= {"fc", "head"}
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = source.eval().forward_intermediates(images, intermediates_only=True)[-4:]
@@ -81,9 +88,12 @@ def test_weights_of_a_package_load_in_timms_order():
     whole = timm.create_model("tf_efficientnet_lite0")
     whole.load_state_dict(dict(zip(whole.state_dict(), source.values(), strict=True)))
     backbone = timm_backbone("tf_efficientnet_lite0")
-    loaded = load_backbone_weights(backbone, LITE0)
-    assert (loaded.how, loaded.used) == ("in order", 288)
-    assert loaded.left_out == [name for name in source if name.startswith(("_conv_head", "_bn1.", "_fc"))]
+    account = load_weights(backbone, LITE0)
+    assert {tensor.note for tensor in account.loaded.values()} == {"matched in order"}
+    assert len(account.loaded) == 288
+    assert list(account.left_out[str(path)]) == [
+        name for name in source if name.startswith(("_conv_head", "_bn1.", "_fc"))
+    ]
     for name, value in backbone._backbone.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name]), name
 
@@ -95,30 +105,35 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
 
     torch.save({"state_dict": dict(list(renamed.items())[:-1])}, path)
     with pytest.raises(ValueError, match=r"no tensor 'conv1.weight'.* has 121 tensors where timm's resnet18 has 122"):
-        load_backbone_weights(timm_backbone("resnet18"), str(path))
+        load_weights(timm_backbone("resnet18"), path)
 
     torch.save({"state_dict": renamed | {"x5": torch.zeros(3)}}, path)
     with pytest.raises(ValueError, match=r"'x5' has the shape \(3,\) where timm's"):
-        load_backbone_weights(timm_backbone("resnet18"), str(path))
+        load_weights(timm_backbone("resnet18"), path)
 
     torch.save(whole | {"conv1.weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"'conv1.weight' has the shape \(3,\), but .* \(64, 3, 7, 7\)"):
-        load_backbone_weights(timm_backbone("resnet18"), str(path))
+        load_weights(timm_backbone("resnet18"), path)
+
+    deeper = timm.create_model("resnet34").state_dict()
+    torch.save(deeper, path)
+    with pytest.raises(ValueError, match=r"96 tensors that the backbone does not have, e.g. \['layer1.2"):
+        load_weights(timm_backbone("resnet18"), path)
 
     torch.save([1, 2], path)
     with pytest.raises(ValueError, match="holds no state dict"):
-        load_backbone_weights(timm_backbone("resnet18"), str(path))
+        load_weights(timm_backbone("resnet18"), path)
     path.write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="could not be read as a file of weights"):
-        load_backbone_weights(timm_backbone("resnet18"), str(path))
+        load_weights(timm_backbone("resnet18"), path)
 
 
 def test_sources_that_do_not_exist_are_refused():
     backbone = timm_backbone("resnet18")
     with pytest.raises(ValueError, match=r"'nowhere.pth' are neither a file nor an installed package"):
-        load_backbone_weights(backbone, "nowhere.pth")
+        load_weights(backbone, "nowhere.pth")
     with pytest.raises(ValueError, match="The package 'pytest' contains 0 files of weights"):
-        load_backbone_weights(backbone, "pytest")
+        load_weights(backbone, "pytest")
 
 
 def test_only_timm_backbones_load_in_order(tmp_path):
@@ -132,4 +147,4 @@ def test_only_timm_backbones_load_in_order(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({f"x{index}": value for index, value in enumerate(backbone.state_dict().values())}, path)
     with pytest.raises(ValueError, match="Convert its names to those of ResNetBackbone"):
-        load_backbone_weights(backbone, str(path))
+        load_weights(backbone, path)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
-from modeling_mtaclip.conversion import load_original_weights
+from modeling_mtaclip.conversion import load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def test_conversion(repository_dir, reference, tmp_path, kind):
         torch.save({"meta": {"epoch": 3}, "state_dict": state_dict}, checkpoint)
     result = convert(repository_dir, checkpoint, reference / "config.json", tmp_path / "model")
     assert result.returncode == 0, result.stderr
-    assert "decode_head.lang_embed.weight: the original never uses it" in result.stdout
-    assert "contexts -> model.text_model.contexts" in result.stdout
+    assert "decode_head.lang_embed.{bias,weight}: the original never uses it" in result.stdout
+    assert "model.text_model.contexts <- contexts" in result.stdout
     model = MTAClipForSemanticSegmentation.from_pretrained(tmp_path / "model")
     MTAClipImageProcessor.from_pretrained(tmp_path / "model")
     expected = load_file(reference / "io.safetensors")
@@ -67,10 +67,10 @@ def test_missing_and_unexpected_tensors(repository_dir, reference, tmp_path, nam
 
 def test_files_without_weights(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
-        load_original_weights(tmp_path / "absent.pth")
+        load_checkpoint(tmp_path / "absent.pth")
     torch.save({"meta": {"epoch": 1}}, tmp_path / "empty.pth")
     with pytest.raises(ValueError, match="holds no state dict"):
-        load_original_weights(tmp_path / "empty.pth")
+        load_checkpoint(tmp_path / "empty.pth")
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="can't be read safely"):
-        load_original_weights(tmp_path / "broken.pth")
+        load_checkpoint(tmp_path / "broken.pth")

@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, A
 
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
+from tests.conversion.sources import save_clip_folder, save_mask2former_folder
 from tests.training.conftest import draw_folder, options
 
 
@@ -151,7 +152,7 @@ def test_bad_data_is_refused_before_training(folder_data, tmp_path, spoil, messa
         ({"do_eval": True}, "Evaluation without training needs a trained model"),
         ({"backbone": "resnet5x", "backbone_config": None}, "There is no backbone 'resnet5x'"),
         ({"backbone_weights": "nowhere.pth"}, "neither a file nor an installed package"),
-        ({"text_encoder": "nowhere"}, "No tokenizer could be loaded from 'nowhere'"),
+        ({"text_encoder": "nowhere"}, "No CLIP model could be read from 'nowhere'"),
         ({"model_name_or_path": "nowhere"}, "No MTA-CLIP model could be loaded from 'nowhere'"),
         ({"resume_from_checkpoint": "last"}, "there is no checkpoint in"),
         ({"hidden_size": 48}, r"`hidden_size` \(48\) must be a multiple"),
@@ -184,6 +185,59 @@ def test_a_trained_model_takes_other_classes_for_training_alone(folder_data, tmp
     assert torch.equal(new.model.decoder.mask_queries, old.model.decoder.mask_queries)
     assert new.config.class_token_ids["road"] == old.config.class_token_ids["road"]
     assert len(new.config.class_token_ids["zebra"]) == 5
+
+
+SOURCE_SIZES = ("backbone", "backbone_config", "hidden_size", "mask_feature_size", "encoder_layers", "decoder_layers")
+FROM_SOURCES = dict.fromkeys([*SOURCE_SIZES, "num_queries"])
+
+
+def test_a_run_starts_from_clip_and_mask2former_and_prints_where_weights_come_from(folder_data, tmp_path, capsys):
+    save_clip_folder(tmp_path / "clip")
+    source = save_mask2former_folder(tmp_path / "mask2former", ["road", "meadow", "sky"])
+    sources = {"mask2former": tmp_path / "mask2former", "text_encoder": tmp_path / "clip", "text_positions": 18}
+    run = prepare(tmp_path, **FROM_SOURCES, **sources, max_steps=1, eval_strategy="no", save_strategy="no")
+    printed = capsys.readouterr().out
+    assert f"From {tmp_path / 'mask2former'}:\n  model.backbone." in printed
+    assert "(the first 18 of 20 positions)" in printed
+    model = run.trainer.model
+    assert model.config.num_queries == 7
+    assert model.config.text_config.max_position_embeddings == 18
+    ours, theirs = model.class_predictor.weight, source.class_predictor.weight
+    assert torch.equal(ours[SCENE_CLASSES.index("sky")], theirs[2])
+    assert run.trainer.train().training_loss > 0
+
+
+def test_a_mask2former_is_evaluated_as_it_is_and_not_with_new_weights(folder_data, tmp_path):
+    source = save_mask2former_folder(tmp_path / "mask2former", list(SCENE_CLASSES))
+    options_of_both = FROM_SOURCES | {"mask2former": tmp_path / "mask2former", "do_eval": True}
+    run = prepare(tmp_path, **options_of_both, text_branch=False)
+    example = run.trainer.eval_dataset[0]
+    labels = run.trainer.predict_image(example["image"])
+    pixel_values = run.trainer.processing_class(example["image"], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        outputs = source(pixel_values)
+    masks = torch.nn.functional.interpolate(outputs.masks_queries_logits, pixel_values.shape[-2:], mode="bilinear")
+    classes = outputs.class_queries_logits.softmax(-1)[..., :-1]
+    scores = torch.einsum("bqk,bqhw->bkhw", classes, masks.sigmoid())[0]
+    height, width = example["annotation"].shape
+    expected = scores[:, :height, :width].argmax(0)
+    assert len(expected.unique()) > 1
+    assert (torch.as_tensor(labels) == expected).float().mean() > 0.999
+    with pytest.raises(ValueError, match=r"needs a trained model, but \d+ weights or classes are new"):
+        prepare(tmp_path, **options_of_both)
+
+
+def test_text_branch_false_trains_saves_and_takes_other_classes(folder_data, tmp_path):
+    run = prepare(tmp_path, text_branch=False, max_steps=2, num_pictures=0)
+    metrics = run.execute()
+    assert metrics["train_loss"] > 0
+    assert not any("text" in name or "contrastive" in name for name in run.trainer.model.state_dict())
+    (folder_data / "classes.json").write_text(json.dumps([*SCENE_CLASSES[1:], "zebra"]))
+    saved = {"model_name_or_path": str(tmp_path / "out"), "text_branch": None}
+    model = prepare(tmp_path, **saved).trainer.model
+    assert model.config.text_branch is False
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(model.class_predictor.weight[0], weights["class_predictor.weight"][1])
 
 
 def test_options_reach_model_data_and_processor(folder_data, tmp_path):

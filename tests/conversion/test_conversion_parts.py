@@ -1,0 +1,332 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Models from CLIP, Mask2Former and the authors' checkpoints: their numbers, and the account of tensors."""
+
+import itertools
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextModelWithProjection
+
+from modeling_mtaclip.conversion import from_pretrained_parts, load_checkpoint
+from modeling_mtaclip.conversion.classes import match_classes
+from tests.conversion.sources import (
+    NAMES,
+    NUM_POSITIONS,
+    TOKENIZER,
+    make_open_clip,
+    openai_state_dict,
+    save_clip_folder,
+    save_mask2former_folder,
+    save_mmengine,
+    save_torchscript,
+)
+
+
+TINY = {
+    "hidden_size": 32,
+    "mask_feature_size": 16,
+    "encoder_layers": 1,
+    "encoder_feedforward_dim": 32,
+    "decoder_layers": 2,
+    "decoder_feedforward_dim": 32,
+    "num_queries": 5,
+    "prompt_length": 4,
+    "num_prompt_contexts": 2,
+}
+TINY_BACKBONE = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+RANDOM_RESNET = {"backbone": "resnet", "backbone_config": TINY_BACKBONE}
+TEXT_ENCODER = "model.text_model.text_encoder."
+
+
+def expand(name):
+    """All names that a line of the account stands for."""
+    pieces = re.split(r"(\{[^}]*\})", name)
+    choices = []
+    for piece in pieces:
+        numbers = re.fullmatch(r"\{(\d+)-(\d+)\}", piece)
+        if numbers:
+            choices.append([str(number) for number in range(int(numbers[1]), int(numbers[2]) + 1)])
+        else:
+            choices.append(piece.strip("{}").split(",") if piece.startswith("{") else [piece])
+    return ["".join(choice) for choice in itertools.product(*choices)]
+
+
+def read_account(text):
+    """The names of an account by section, as printed."""
+    sections, section = {}, None
+    for line in text.splitlines()[1:]:
+        if not line.startswith("  "):
+            section = sections.setdefault(line.rstrip(":"), [])
+        else:
+            section += expand(re.split(r" <- |: ", line.strip())[0])
+    return sections
+
+
+def assert_complete(parts, sources):
+    """Every tensor of the model and of the sources is in the printed account, once."""
+    printed = read_account(str(parts.account))
+    ours = [names for title, names in printed.items() if title == "New" or title.startswith("From ")]
+    assert sorted(itertools.chain(*ours)) == sorted(parts.model.state_dict())
+    for source, names in sources.items():
+        used = [name for each in parts.account.loaded.values() if each.source == source for name in each.names]
+        assert set(used).isdisjoint(printed.get(f"Left out of {source}", []))
+        assert sorted({*used, *printed.get(f"Left out of {source}", [])}) == sorted(names)
+
+
+@pytest.fixture(scope="module")
+def openai(tmp_path_factory):
+    """An OpenAI model with a ResNet, its tensors, and its two files."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("openai")
+    model = make_open_clip("resnet")
+    state_dict = openai_state_dict(model)
+    torch.save(state_dict, folder / "state_dict.pt")
+    save_torchscript(state_dict, folder / "RN50.pt")
+    model.load_state_dict({name: state_dict[name].float() for name in model.state_dict()})
+    return model, state_dict, folder
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("clip")
+    return save_clip_folder(folder), str(folder)
+
+
+@pytest.fixture(scope="module")
+def mask2former(tmp_path_factory):
+    torch.manual_seed(3)
+    folder = tmp_path_factory.mktemp("mask2former")
+    return save_mask2former_folder(folder, ["wall", "Sky", "road, route"]), str(folder)
+
+
+def prompts():
+    """Token ids of the names as a whole CLIP text encoder reads them."""
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(TOKENIZER(name.replace("_", " "))["input_ids"]) for name in NAMES], batch_first=True
+    )
+
+
+@pytest.mark.parametrize("file", ["RN50.pt", "state_dict.pt"])
+def test_text_encoder_of_openais_files(openai, file):
+    model, state_dict, folder = openai
+    source = str(folder / file)
+    parts = from_pretrained_parts(NAMES, text_encoder=source, tokenizer=TOKENIZER, **RANDOM_RESNET, **TINY)
+    text_encoder = parts.model.model.text_model.text_encoder
+    tokens = torch.nn.functional.pad(prompts(), (0, NUM_POSITIONS - prompts().shape[1]))
+    with torch.no_grad():
+        torch.testing.assert_close(text_encoder(tokens).text_embeds, model.encode_text(tokens), rtol=0, atol=1e-5)
+    assert_complete(parts, {source: state_dict})
+    assert not any(parameter.requires_grad for parameter in text_encoder.parameters())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_text_encoder_of_a_clip_folder(clip, tmp_path, whole):
+    model, source = clip
+    if not whole:
+        source = str(tmp_path)
+        half = CLIPTextModelWithProjection.from_pretrained(clip[1])
+        half.save_pretrained(source)
+        TOKENIZER.save_pretrained(source)
+    parts = from_pretrained_parts(NAMES, text_encoder=source, **RANDOM_RESNET, **TINY)
+    with torch.no_grad():
+        actual = parts.model.model.text_model.text_encoder(prompts()).text_embeds
+        expected = model.get_text_features(prompts())
+    torch.testing.assert_close(actual, getattr(expected, "pooler_output", expected), rtol=0, atol=1e-6)
+    assert parts.model.config.class_token_ids["swimming_pool"] == TOKENIZER("swimming pool")["input_ids"][1:-1]
+    assert_complete(parts, {source: half.state_dict() if not whole else model.state_dict()})
+
+
+def test_position_table_is_cut(clip):
+    model, source = clip
+    parts = from_pretrained_parts(NAMES, text_encoder=source, text_positions=14, **RANDOM_RESNET, **TINY)
+    table = model.text_model.embeddings.position_embedding.weight
+    name = f"{TEXT_ENCODER}text_model.embeddings.position_embedding.weight"
+    assert torch.equal(parts.model.state_dict()[name], table[:14])
+    assert f"(the first 14 of {NUM_POSITIONS} positions)" in str(parts.account)
+    whole = from_pretrained_parts(NAMES, text_encoder=source, **RANDOM_RESNET, **TINY).model.model.text_model
+    whole.contexts.data = parts.model.model.text_model.contexts.data
+    with torch.no_grad():
+        torch.testing.assert_close(parts.model.model.text_model().text_embeddings, whole().text_embeddings)
+    with pytest.raises(ValueError, match=f"`text_positions` is 21, but .* has {NUM_POSITIONS}"):
+        from_pretrained_parts(NAMES, text_encoder=source, text_positions=21, **RANDOM_RESNET, **TINY)
+    with pytest.raises(ValueError, match="at most 1 fit"):
+        from_pretrained_parts(NAMES, text_encoder=source, text_positions=7, **RANDOM_RESNET, **TINY)
+
+
+def test_whole_mask2former_without_text_computes_the_same(mask2former):
+    model, source = mask2former
+    parts = from_pretrained_parts(mask2former=source, text_branch=False)
+    assert list(parts.model.config.id2label.values()) == ["wall", "Sky", "road, route"]
+    assert parts.tokenizer is None
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected, actual = model(images), parts.model(images)
+    torch.testing.assert_close(actual.class_queries_logits, expected.class_queries_logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(actual.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-4)
+    assert_complete(parts, {source: model.state_dict()})
+    assert not parts.account.new
+    assert parts.account.left_out == {
+        source: {"criterion.empty_weight": "class weights of the loss, which the config holds"}
+    }
+
+
+def test_mask2former_with_text_and_other_classes(mask2former, clip):
+    model, source = mask2former
+    parts = from_pretrained_parts(NAMES, mask2former=source, text_encoder=clip[1], prompt_length=4)
+    weights, theirs = parts.model.state_dict(), model.state_dict()
+    for ours, other in ((0, 2), (1, 1), (3, 3)):
+        assert torch.equal(weights["class_predictor.bias"][ours], theirs["class_predictor.bias"][other])
+        assert torch.equal(weights["class_predictor.weight"][ours], theirs["class_predictor.weight"][other])
+    note = "no object and 2 classes by name; new: swimming_pool; not used: wall"
+    assert parts.account.loaded["class_predictor.bias"].note == note
+    assert torch.equal(
+        weights["model.decoder.mask_queries"], theirs["model.transformer_module.queries_features.weight"]
+    )
+    assert_complete(parts, {source: theirs, clip[1]: clip[0].state_dict()})
+    new = {name.split(".")[0] if name.startswith("text_head") else name.split(".")[2] for name in parts.account.new}
+    assert new == {"contexts", "text_query_positions", "text_projection", "query_layer_norm", "text_head"}
+    outputs = parts.model.train()(torch.randn(1, 3, 64, 64), labels=torch.randint(0, 3, (1, 64, 64)))
+    outputs.loss.backward()
+
+
+def test_mask2former_with_another_backbone(mask2former):
+    model, source = mask2former
+    parts = from_pretrained_parts(NAMES, mask2former=source, text_branch=False, **RANDOM_RESNET)
+    assert_complete(parts, {source: model.state_dict()})
+    new = {name.split(".", 3)[2] for name in parts.account.new if "pixel_decoder" in name}
+    assert new == {"input_projections", "lateral_projection"}
+    assert parts.model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("names", "source_names", "expected"),
+    [
+        (["sky", "Road"], ["road", "sky"], {0: 1, 1: 0}),
+        (["screen", "crt_screen", "screen"], ["screen", "door", "screen"], {0: 0, 2: 2}),
+        (["route", "road"], ["road, route", "path"], {0: 0}),
+        (["door", "double door"], ["door, double door", "double door"], {0: 0, 1: 1}),
+        (["door"], ["doorframe"], {}),
+    ],
+)
+def test_classes_are_matched_by_name_then_by_synonym(names, source_names, expected):
+    assert match_classes(names, source_names) == expected
+
+
+@pytest.fixture(scope="module")
+def original(shared_dir, tmp_path_factory):
+    """The reference model in the form in which mmengine saves it, and what it computes."""
+    folder = shared_dir / "reference" / "mtaclip_tiny"
+    weights = load_file(folder / "weights.safetensors")
+    # The reference's vocabulary is cut to eleven tokens; the order of the names here gives the same tokens.
+    names = ["wall", "building", "sky", "floor", "road", "swimming pool"]
+    path = save_mmengine(weights, tmp_path_factory.mktemp("original") / "iter_160000.pth", names)
+    return path, weights, names, load_file(folder / "io.safetensors")
+
+
+class ReferenceTokenizer:
+    """The reference's eleven tokens."""
+
+    bos_token_id, eos_token_id = 9, 10
+    words = {"road": 1, "building": 2, "sky": 3, "wall": 4, "pool": 5, "floor": 6, "swimming": 7, "none": 8}  # noqa: RUF012
+
+    def __call__(self, text, add_special_tokens):
+        return {"input_ids": [self.words[word] for word in text.lower().split()]}
+
+
+def test_checkpoints_of_mmengine_are_read_without_running_code(original):
+    path, weights, names, _ = original
+    with pytest.raises(Exception, match=r"Weights only load failed"):
+        torch.load(path, weights_only=True)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint.class_names == names
+    assert checkpoint.run_config["model"]["decode_head"]["query_loss_type"] == 1
+    assert checkpoint.tensors.keys() == weights.keys()
+
+
+def test_original_checkpoint(original):
+    path, weights, names, expected = original
+    parts = from_pretrained_parts(original=path, tokenizer=ReferenceTokenizer(), encoder_norm_groups=32)
+    config = parts.model.config
+    assert list(config.id2label.values()) == names
+    losses = (config.class_weight, config.no_object_weight, config.dice_weight, config.train_num_points)
+    assert losses == (1.5, 0.2, 4.0, 100)
+    assert (config.match_class_weight, config.match_mask_weight, config.match_dice_weight) == (3.0, 5.0, 6.0)
+    assert config.contrastive_negatives == "separate"
+    with torch.no_grad():
+        outputs = parts.model(feature_maps=[expected[f"backbone.feat{index}"] for index in range(4)])
+    torch.testing.assert_close(outputs.text_embeddings, expected["text_embeddings"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs.class_queries_logits, expected["layer3.cls_pred"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(outputs.masks_queries_logits, expected["layer3.mask_pred"], rtol=0, atol=1e-4)
+    assert_complete(parts, {str(path): weights})
+    assert not parts.account.new
+
+
+def test_original_checkpoint_with_other_classes(original):
+    path, weights, _, _ = original
+    parts = from_pretrained_parts(["Sky", "pool", "wall"], original=path, tokenizer=ReferenceTokenizer())
+    ours, theirs = (
+        parts.model.state_dict(),
+        weights["decode_head.query_embed_decoder.weight"][10:].unflatten(0, (3, 7)),
+    )
+    positions = ours["model.decoder.text_query_positions"]
+    for index, other in ((0, 2), (2, 0), (3, 6)):
+        assert torch.equal(positions[:, index], theirs[:, other])
+        assert torch.equal(ours["class_predictor.bias"][index], weights["decode_head.cls_embed.bias"][other])
+    assert not torch.equal(positions[:, 1], theirs[:, 5])
+
+
+def test_what_cannot_be_explained_is_an_error(openai, clip, mask2former, original, tmp_path):
+    options = {"tokenizer": TOKENIZER, **RANDOM_RESNET, **TINY}
+    torch.save(openai[1] | {"surprise": torch.zeros(2)}, tmp_path / "more.pt")
+    with pytest.raises(ValueError, match=r"1 tensors of the checkpoint are unknown, e.g. \['surprise \(2,\)'\]"):
+        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "more.pt"), **options)
+    torch.save({name: value for name, value in openai[1].items() if name != "ln_final.bias"}, tmp_path / "less.pt")
+    with pytest.raises(ValueError, match=r"less.pt lacks the tensors for \['model.*final_layer_norm.bias'\]"):
+        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "less.pt"), **options)
+
+    weights = clip[0].state_dict()
+    clip[0].save_pretrained(tmp_path / "clip", state_dict=weights | {"surprise": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"is no complete CLIPModel: 1 unexpected tensors, e.g. \['surprise'\]"):
+        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "clip"), **options)
+
+    weights = mask2former[0].state_dict()
+    del weights["class_predictor.bias"]
+    mask2former[0].save_pretrained(tmp_path / "mask2former", state_dict=weights)
+    with pytest.raises(ValueError, match=r"1 missing tensors, e.g. \['class_predictor.bias'\]"):
+        from_pretrained_parts(mask2former=str(tmp_path / "mask2former"), text_branch=False)
+    with pytest.raises(ValueError, match=r"mask_query_positions has \(7, 32\) where the model has \(9, 32\)"):
+        from_pretrained_parts(mask2former=mask2former[1], text_branch=False, num_queries=9)
+
+    tensors = original[1] | {"decode_head.surprise": torch.zeros(2)}
+    path = save_mmengine(tensors, tmp_path / "more.pth", original[2])
+    with pytest.raises(ValueError, match=r"unknown, e.g. \['decode_head.surprise \(2,\)'\]"):
+        from_pretrained_parts(original=path, tokenizer=ReferenceTokenizer())
+
+
+def test_sources_that_do_not_fit_are_refused(openai, clip, original, tmp_path):
+    with pytest.raises(ValueError, match="No CLIP model could be read from 'nowhere'"):
+        from_pretrained_parts(NAMES, text_encoder="nowhere")
+    with pytest.raises(ValueError, match="give `text_encoder`"):
+        from_pretrained_parts(NAMES)
+    with pytest.raises(ValueError, match="`class_names` is missing"):
+        from_pretrained_parts(text_encoder=clip[1])
+    with pytest.raises(ValueError, match=r"gives a whole model, but \['text_encoder'\]"):
+        from_pretrained_parts(original=original[0], text_encoder=clip[1])
+    visual = {name: value for name, value in openai[1].items() if name.startswith("visual.")}
+    torch.save(visual, tmp_path / "visual.pt")
+    with pytest.raises(ValueError, match="without text half"):
+        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "visual.pt"), tokenizer=TOKENIZER)
+    torch.save(original[1], tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match="does not name its classes: give the 6 `class_names`"):
+        from_pretrained_parts(NAMES, original=tmp_path / "plain.pth", tokenizer=ReferenceTokenizer())
+    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="no CLIP model by OpenAI's names"):
+        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "other.pt"), tokenizer=TOKENIZER)
+    with pytest.raises(ValueError, match=r"no checkpoint of the authors' MTA-CLIP code: it has no tensor 'contexts'"):
+        from_pretrained_parts(NAMES, original=tmp_path / "other.pt", tokenizer=ReferenceTokenizer())
+    with pytest.raises(ValueError, match="could not be read as TorchScript or as a state dict"):
+        from_pretrained_parts(NAMES, text_encoder=__file__, tokenizer=TOKENIZER)
