@@ -139,9 +139,10 @@ def save_mask2former_folder(folder: Path, names: Sequence[str]) -> Mask2FormerFo
     )
     model = Mask2FormerForUniversalSegmentation(config).eval()
     with torch.no_grad():
-        # Freshly made, all masks are nearly the same, so that one class is predicted everywhere.
-        model.class_predictor.weight.normal_()
-        model.model.pixel_level_module.decoder.mask_projection.weight.normal_(std=3)
+        # Freshly made, offsets of the pixel decoder would not depend on the image, and all classes be as likely.
+        model.class_predictor.bias.normal_()
+        for layer in model.model.pixel_level_module.decoder.encoder.layers:
+            layer.self_attn.sampling_offsets.weight.normal_(std=0.3)
     model.save_pretrained(folder)
     return model
 
