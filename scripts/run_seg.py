@@ -17,20 +17,24 @@ import sys
 # reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from modeling_mtaclip.training import Run, TrainingStopped, parse_run_arguments, prepare_run
+from modeling_mtaclip.training import TrainingStopped, dry_run, parse_run_arguments, prepare_run
 
 
-def prepare() -> Run:
-    """Turns bad options and bad data into a message instead of a traceback."""
+def main() -> None:
+    """Turns bad options, bad data and a training that can't go on into a message instead of a traceback."""
     try:
-        return prepare_run(*parse_run_arguments(sys.argv[1:]))
+        model_arguments, data_arguments, training_arguments = parse_run_arguments(sys.argv[1:])
+        if training_arguments.dry_run:
+            dry_run(model_arguments, data_arguments, training_arguments)
+            return
+        run = prepare_run(model_arguments, data_arguments, training_arguments)
     except ValueError as error:
         sys.exit(f"run_seg.py: {error}")
-
-
-if __name__ == "__main__":
-    run = prepare()
     try:
         run.execute()
     except TrainingStopped as stop:
         sys.exit(f"run_seg.py: {stop}")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
 from .building import ModelParts, build_model, load_model
 from .checkpoints import TrainingStopped
+from .dry_run import dry_run
 from .run import Run, prepare_run
 from .trainer import MTAClipTrainer
 
@@ -18,6 +19,7 @@ __all__ = [
     "Run",
     "TrainingStopped",
     "build_model",
+    "dry_run",
     "load_model",
     "parse_run_arguments",
     "prepare_run",

@@ -6,6 +6,7 @@ The defaults are those of the paper's ADE20K run (ResNet-50, 512×512 crops).
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -284,6 +285,13 @@ class MTAClipTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.01, metadata={"help": "Gradients are scaled down to this norm."})
     max_steps: int = field(default=160_000, metadata={"help": "Training steps; -1: as `--num_train_epochs` says."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Images per device and step in training."})
+    total_train_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images per step of all devices together: sets `--gradient_accumulation_steps`, so that a run is "
+            "the same on 1 process or many."
+        },
+    )
     per_device_eval_batch_size: int = field(
         default=1, metadata={"help": "Images per device and step in evaluation; the result does not depend on it."}
     )
@@ -325,6 +333,13 @@ class MTAClipTrainingArguments(TrainingArguments):
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every trainable parameter has a gradient."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Only try the run: load all, take two steps, evaluate one image, and print parameters, memory, "
+            "expected time and what is missing. Nothing is downloaded or saved."
+        },
     )
     freeze_backbone: bool = field(
         default=False, metadata={"help": "Leave the backbone as it is, its batch norms' statistics included."}
@@ -381,6 +396,8 @@ class MTAClipTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False
             # Else `bf16` would be refused.
             self.use_cpu = True
+        if self.total_train_batch_size is not None:
+            self.gradient_accumulation_steps = self._accumulation_steps()
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: images are prepared when they are read.")
@@ -392,6 +409,15 @@ class MTAClipTrainingArguments(TrainingArguments):
         self.inference_options = InferenceOptions.from_arguments(
             self.inference_mode, self.window, self.stride, self.tta, self.per_device_eval_batch_size
         )
+
+    def _accumulation_steps(self) -> int:
+        at_once = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
+        if self.total_train_batch_size % at_once:
+            raise ValueError(
+                f"`total_train_batch_size` ({self.total_train_batch_size}) must be a multiple of "
+                f"`per_device_train_batch_size` times the number of processes ({at_once})."
+            )
+        return self.total_train_batch_size // at_once
 
 
 def parse_run_arguments(

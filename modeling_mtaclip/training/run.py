@@ -105,9 +105,16 @@ class Run:
 
 
 def prepare_run(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: MTAClipTrainingArguments,
+    data: SegmentationData | None = None,
 ) -> Run:
     """Loads and checks everything that a run needs.
+
+    Args:
+        model_arguments, data_arguments, training_arguments: as of [`parse_run_arguments`].
+        data ([`SegmentationData`], *optional*): in place of the data set that the arguments name.
 
     Raises:
         ValueError: options, data or weights that don't fit, named.
@@ -120,13 +127,14 @@ def prepare_run(
     if training_arguments.device.type == "cpu":
         torch.set_num_threads(_num_threads(training_arguments.cpu_threads))
     set_seed(training_arguments.seed)
-    data = load_segmentation_dataset(
-        data_arguments.dataset_name,
-        data_arguments.data_dir,
-        data_arguments.image_column,
-        data_arguments.annotation_column,
-        data_arguments.streaming,
-    )
+    if data is None:
+        data = load_segmentation_dataset(
+            data_arguments.dataset_name,
+            data_arguments.data_dir,
+            data_arguments.image_column,
+            data_arguments.annotation_column,
+            data_arguments.streaming,
+        )
     train_dataset, eval_dataset = None, None
     if training_arguments.do_eval:
         evaluation_class = EvaluationStream if data_arguments.streaming else EvaluationExamples

@@ -44,6 +44,14 @@ def test_a_named_data_set_starts_from_the_papers_recipe():
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 16
 
 
+@pytest.mark.parametrize(("num_processes", "accumulation"), [(1, 8), (4, 2), (8, 1)])
+def test_the_whole_batch_is_the_same_on_any_number_of_processes(monkeypatch, num_processes, accumulation):
+    monkeypatch.setattr(MTAClipTrainingArguments, "world_size", num_processes)
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    arguments = MTAClipTrainingArguments(total_train_batch_size=16, per_device_train_batch_size=2, report_to="none")
+    assert arguments.gradient_accumulation_steps == accumulation
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 def test_options_on_the_command_line_override_the_file(tmp_path, suffix):
     path = tmp_path / f"config{suffix}"
@@ -78,6 +86,7 @@ def test_evaluation_alone_has_no_schedule(tmp_path):
         (["--model_name_or_path", "x", "--text_encoder", "y"], "are for new models"),
         (["--backbone_lr_factor", "-1"], "`backbone_lr_factor` must not be negative, got -1"),
         (["--remove_unused_columns", "True"], "`remove_unused_columns` must be False"),
+        (["--total_train_batch_size", "16", "--per_device_train_batch_size", "3"], r"must be a multiple of .* \(3\)"),
         (["--no_such_option", "1"], "no_such_option"),
     ],
 )
