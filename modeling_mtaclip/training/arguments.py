@@ -376,6 +376,13 @@ class MTAClipTrainingArguments(TrainingArguments):
     tta: bool = field(
         default=False, metadata={"help": "Evaluate with test-time augmentation: scales 0.5 to 1.75, and mirrored."}
     )
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "License of the weights in the model card, by the Hub's names, e.g. apache-2.0."},
+    )
+    report: bool = field(
+        default=True, metadata={"help": "Write report.html after evaluation: curves, classes, images, prompts."}
+    )
     num_pictures: int = field(
         default=6, metadata={"help": "Side-by-side pictures (image, truth, prediction) to draw after evaluation."}
     )
@@ -449,6 +456,18 @@ def parse_run_arguments(
     return model, data, training
 
 
+def changed_options(arguments: Any) -> dict[str, Any]:
+    """The options of a dataclass that differ from their defaults, tokens excepted."""
+    # What the dataclass makes of its defaults counts as a default too.
+    defaults = type(arguments)()
+    values = {option.name: getattr(arguments, option.name) for option in fields(arguments) if option.init}
+    return {
+        name: value
+        for name, value in values.items()
+        if value != getattr(defaults, name) and not name.endswith("_token")
+    }
+
+
 def _names_data_or_model(arguments: list[str]) -> bool:
     names = {argument.split("=")[0].replace("-", "_").lstrip("_") for argument in arguments}
     return bool(names & {"dataset_name", "model_name_or_path", "mask2former", "original_checkpoint"})
@@ -471,5 +490,6 @@ __all__ = [
     "DataArguments",
     "MTAClipTrainingArguments",
     "ModelArguments",
+    "changed_options",
     "parse_run_arguments",
 ]

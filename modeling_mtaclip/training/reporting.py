@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
+
+from .examination import ExaminedImage
 
 
 IGNORED_COLOR = (255, 255, 255)
@@ -31,31 +32,23 @@ def colorize(label_map: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndar
 
 
 def save_comparison(
-    path: str | Path,
-    image: Image.Image,
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    class_names: Sequence[str],
-    palette: Sequence[Sequence[int]],
-    title: str = "",
+    path: str | Path, examined: ExaminedImage, class_names: Sequence[str], palette: Sequence[Sequence[int]]
 ) -> None:
     """Draws image, truth and prediction side by side.
 
     Args:
         path (`str` or `Path`): the picture, in a format that its suffix names.
-        image (`PIL.Image.Image`): the photograph.
-        truth (`np.ndarray` of shape `(height, width)`): its label map; ids without a class are white.
-        prediction (`np.ndarray` of shape `(height, width)`): the predicted label map.
+        examined ([`ExaminedImage`]): the image and its label maps; ids without a class are white.
         class_names (`Sequence[str]`): in the order of the ids.
         palette (`Sequence[Sequence[int]]`): their colours, 0 … 255.
-        title (`str`): above the picture.
     """
+    truth, prediction = examined.truth, examined.prediction
     height, width = truth.shape
     figure = Figure(figsize=(12, 4 * height / width + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 3)
     panels = {
-        "image": np.asarray(image.convert("RGB")),
+        "image": np.asarray(examined.image.convert("RGB")),
         "truth": colorize(truth, palette),
         "prediction": colorize(prediction, palette),
     }
@@ -70,8 +63,6 @@ def save_comparison(
         if 0 <= index < len(class_names)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(8, max(1, len(handles))), frameon=False)
-    if title:
-        figure.suptitle(title)
     figure.savefig(path, dpi=110)
 
 

@@ -29,11 +29,18 @@ from ..data import (
     load_segmentation_dataset,
 )
 from ..image_processing_mtaclip import MTAClipImageProcessor
-from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments
+from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options
 from .building import ModelParts, build_model, load_model
 from .checkpoints import checkpoint_to_resume
+from .examination import ExaminedImage
+from .model_card import public_options
+from .report import ReportContent, write_report
 from .reporting import save_comparison
 from .trainer import MTAClipTrainer
+
+
+# How many images the report's masks and class texts are from.
+NUM_EXAMINED_IMAGES = 12
 
 
 @dataclass
@@ -62,13 +69,19 @@ class Run:
             metrics |= self.trainer.train(resume_from_checkpoint=self.checkpoint).metrics
             if self.trainer.termination.terminated:
                 sys.exit("The run was told to stop. Go on with its options and --resume_from_checkpoint last.")
-            self.trainer.save_model()
+            # Not `save_model()`, which would push the model before it is evaluated.
+            self.trainer.save_model(_internal_call=True)
             self.trainer.save_state()
         if args.do_eval:
             metrics |= self.trainer.evaluate()
+            metrics["eval_mean_iou_interval"] = self.trainer.scores.per_image.bootstrap_interval()
             metrics["classes"] = self.trainer.scores.per_class()
         if self.trainer.is_world_process_zero():
             self._report(metrics)
+        if args.do_train:
+            self.trainer.create_model_card()
+            if args.push_to_hub:
+                self.trainer.push_to_hub()
         return metrics
 
     def _report(self, metrics: dict[str, Any]) -> None:
@@ -77,7 +90,7 @@ class Run:
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
         print()
         if "classes" in metrics:
-            self._save_pictures(folder / "pictures")
+            examined = self._examine_images(folder / "pictures")
             for name, figures in metrics["classes"].items():
                 if figures["iou"] is not None:
                     print(f"{name:>24}  IoU {figures['iou']:.4f}")
@@ -86,22 +99,43 @@ class Run:
                 f"{metrics['eval_constant_mean_iou']:.4f}), pixel accuracy {metrics['eval_overall_accuracy']:.4f}"
             )
         if self.trainer.args.do_train:
-            print(f"Model, image processor and tokenizer: {folder}")
+            print(f"Model, image processor, tokenizer and model card: {folder}")
         print(f"Metrics: {folder / 'metrics.json'}")
         if "classes" in metrics and self.trainer.args.num_pictures:
             print(f"Pictures: {folder / 'pictures'}")
+        if "classes" in metrics and self.trainer.args.report:
+            self._write_report(folder / "report.html", metrics, examined)
+            print(f"Report: {folder / 'report.html'}")
 
-    def _save_pictures(self, folder: Path) -> None:
+    def _examine_images(self, folder: Path) -> list[ExaminedImage]:
+        """Saves pictures of some images and returns small versions of these and of what the report needs more."""
+        args = self.trainer.args
+        number = max(args.num_pictures, NUM_EXAMINED_IMAGES) if args.report else args.num_pictures
+        examples = list(_spread(self.trainer.eval_dataset, number))
+        num_pictures = min(args.num_pictures, len(examples))
+        pictured = np.linspace(0, len(examples) - 1, num_pictures).round().astype(int).tolist()
         folder.mkdir(exist_ok=True)
-        for example in _spread(self.trainer.eval_dataset, self.trainer.args.num_pictures):
-            save_comparison(
-                folder / f"{Path(example['name']).stem.replace(' ', '_')}.png",
-                example["image"],
-                example["annotation"],
-                self.trainer.predict_image(example["image"]),
-                self.data.class_names,
-                self.data.palette,
-            )
+        small = []
+        for place, example in enumerate(examples):
+            examined = self.trainer.examine_image(example)
+            if place in pictured:
+                path = folder / f"{Path(examined.name).stem.replace(' ', '_')}.png"
+                save_comparison(path, examined, self.data.class_names, self.data.palette)
+            small.append(examined.shrunk())
+        return small
+
+    def _write_report(self, path: Path, metrics: dict[str, Any], examined: list[ExaminedImage]) -> None:
+        trainer = self.trainer
+        content = ReportContent(
+            title=f"MTA-CLIP: {path.absolute().parent.name}",
+            metrics=metrics,
+            scores=trainer.scores,
+            palette=self.data.palette,
+            history=trainer.state.log_history,
+            examined=examined,
+            options=trainer.options,
+        )
+        write_report(path, content)
 
 
 def prepare_run(
@@ -152,6 +186,9 @@ def prepare_run(
         train_dataset = training_class(
             data, "train", augmentation, seed, data_arguments.max_train_samples, data_arguments.max_bad_share
         )
+    options = {"dataset_name": data_arguments.dataset_name}
+    for part in (model_arguments, data_arguments, training_arguments):
+        options |= changed_options(part)
     trainer = MTAClipTrainer(
         model=parts.model,
         args=training_arguments,
@@ -160,6 +197,7 @@ def prepare_run(
         data_collator=collate_examples,
         processing_class=parts.image_processor,
         tokenizer=parts.tokenizer,
+        options=public_options(options),
     )
     return Run(trainer, data, checkpoint)
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' `Trainer` with MTA-CLIP's parameter groups, schedule, loss terms and exact evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from .callbacks import (
 )
 from .checkpoints import discard_failed_save, write_through
 from .evaluation import EvaluationCollator, SegmentationScores
+from .examination import ExaminedImage, examine_image
 from .findings import ContextUsage
+from .model_card import CardContent, as_list, size_in_words, write_model_card
 from .optimization import parameter_groups, polynomial_schedule
 
 
@@ -50,14 +52,22 @@ class MTAClipTrainer(Trainer):
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`, *optional*): saved beside the model.
+        options (`Mapping[str, Any]`, *optional*): of the run, for the model card.
         kwargs: as for `transformers.Trainer`; `processing_class` is the image processor.
     """
 
     args: MTAClipTrainingArguments
 
-    def __init__(self, *args: Any, tokenizer: PreTrainedTokenizerBase | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.tokenizer = tokenizer
+        self.options = options or {}
         self.scores: SegmentationScores | None = None
         # Losses are normalised over the accumulated batch; the criterion has no weights.
         self.model.criterion = SharedCriterion(self.model.config)
@@ -241,6 +251,14 @@ class MTAClipTrainer(Trainer):
         """
         return self._segmenter()([image])[0].cpu().numpy()
 
+    def examine_image(self, example: Mapping[str, Any]) -> ExaminedImage:
+        """Predicts an evaluation example as evaluation does, and looks at its masks in the image as a whole."""
+        prediction = self.predict_image(example["image"])
+        with self.compute_loss_context_manager():
+            return examine_image(
+                self.accelerator.unwrap_model(self.model).eval(), self.processing_class, example, prediction
+            )
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates; in training with `ema_decay`, the averaged weights."""
         if self.averages is None or not self.is_in_train:
@@ -272,6 +290,43 @@ class MTAClipTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise discard_failed_save(folder, error) from error
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | Sequence[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the model card into the output folder; `push_to_hub` does so before it uploads the folder.
+
+        Arguments as for `transformers.Trainer.create_model_card`, of which `tasks`, `dataset_tags` and `dataset_args`
+        have no effect: the task is fixed, and the data set is the run's.
+        """
+        if not self.is_world_process_zero():
+            return
+        model = self.accelerator.unwrap_model(self.model)
+        datasets = {"training": self.train_dataset, "validation": self.eval_dataset}
+        content = CardContent(
+            model_id=self.hub_model_id or self.args.hub_model_id or model_name or Path(self.args.output_dir).name,
+            config=model.config,
+            num_parameters=model.num_parameters(),
+            options=self.options,
+            history=self.state.log_history,
+            num_images={name: len(images) for name, images in datasets.items() if has_length(images)},
+            image_size=size_in_words(self.processing_class),
+            license=license or self.args.hub_license,
+            tags=as_list(tags),
+            language=language,
+            datasets=as_list(dataset),
+            base_models=as_list(finetuned_from),
+        )
+        path = Path(self.args.output_dir) / "README.md"
+        if not write_model_card(path, content):
+            logger.warning("%s is left as it is: it was not written by a training run.", path)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

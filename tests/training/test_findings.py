@@ -83,7 +83,7 @@ def test_evaluation_finds_images_and_contexts(tmp_path):
     index = int(best.name.split()[1])
     assert np.array_equal(best.truth, np.array(examples[index]["annotation"]))
     assert np.array_equal(best.image, np.array(examples[index]["image"]))
-    assert np.array_equal(best.prediction, run.predict_image(examples[index]["image"]))
+    assert np.array_equal(best.prediction, run.examine_image(examples[index]).prediction)
     assert run.scores.contexts.counts.shape == (len(CLASS_NAMES), 3)
 
 
