@@ -13,11 +13,16 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoTokenizer, CLIPTextConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .backbone_mtaclip import FEATURE_STRIDES, register_backbones
+
+
+# Wherever this config can be loaded, the backbones that it may name must be known.
+register_backbones()
 
 CONTRASTIVE_NEGATIVES = ("mix", "separate", "all_positive")
 MASK_LOSS_NORMALIZERS = ("num_masks", "class_weights")
 IGNORED_PIXELS = ("exclude", "background")
-NUM_FEATURE_MAPS = 4
+NUM_FEATURE_MAPS = len(FEATURE_STRIDES)
 
 
 @strict
@@ -31,7 +36,9 @@ class MTAClipConfig(PreTrainedConfig):
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone that `AutoBackbone` builds (timm's through `TimmBackboneConfig`), set up to return four
-            feature maps at strides 4, 8, 16 and 32. Defaults to a ResNet-50, unless `feature_channels` is given.
+            feature maps, either at strides 4, 8, 16 and 32, or all at the same stride (vision transformers), for which
+            a feature pyramid is added. Channels and strides are read from it. Defaults to a ResNet-50, unless
+            `feature_channels` is given.
         feature_channels (`list[int]`, *optional*):
             Channels of the four feature maps of a model without a backbone, which is called with `feature_maps` only.
         text_config (`CLIPTextConfig` or `dict`, *optional*):

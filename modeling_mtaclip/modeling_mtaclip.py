@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoBackbone, AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -24,8 +24,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATI
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
+from .backbone_mtaclip import MTAClipFeaturePyramid, build_backbone, enlarge_images
 from .configuration_mtaclip import NUM_FEATURE_MAPS, MTAClipConfig
 from .loss_mtaclip import MTAClipCriterion
 from .pixel_decoder_mtaclip import (
@@ -395,6 +396,8 @@ class MTAClipPreTrainedModel(PreTrainedModel):
         for module in model.modules():
             if isinstance(module, MTAClipTextModel):
                 module.freeze_text_encoder()
+            elif isinstance(module, MTAClipModel):
+                module.freeze_unused_parameters()
         return loaded
 
     def train(self, mode: bool = True) -> "MTAClipPreTrainedModel":
@@ -422,13 +425,15 @@ class MTAClipPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            super()._init_weights(module)
         elif isinstance(module, MTAClipDeformableAttention):
             init.zeros_(module.sampling_offsets.weight)
             init.copy_(module.sampling_offsets.bias, module.initial_offsets())
@@ -618,33 +623,46 @@ class MTAClipModel(MTAClipPreTrainedModel):
         config ([`MTAClipConfig`]): the architecture and the class names.
 
     Raises:
-        ValueError: class names without token ids, or a backbone that does not return four feature maps.
+        ValueError: class names without token ids, or a backbone that can't be used.
     """
 
     _keys_to_ignore_on_load_unexpected = (r"^class_predictor\.", r"^text_head\.")
 
     def __init__(self, config: MTAClipConfig) -> None:
         super().__init__(config)
-        self.backbone = None
-        channels = config.feature_channels
+        self.backbone, self.feature_pyramid = None, None
+        self.feature_channels = config.feature_channels
         if config.backbone_config is not None:
             if config.backbone_config._attn_implementation == "sdpa":
                 # Asked for by name, it is an error for a convolutional backbone; it is the default where it exists.
                 config.backbone_config._attn_implementation = None
-            self.backbone = AutoBackbone.from_config(config.backbone_config)
-            channels = self.backbone.channels
-        if len(channels) != NUM_FEATURE_MAPS:
-            raise ValueError(
-                f"The backbone returns {len(channels)} feature maps (channels {list(channels)}), but "
-                f"{NUM_FEATURE_MAPS} are needed, at strides 4, 8, 16 and 32. Set `out_features` or `out_indices` in "
-                '`backbone_config`, e.g. `out_features=["stage1", "stage2", "stage3", "stage4"]`.'
-            )
-        self.pixel_decoder = MTAClipPixelDecoder(config, list(channels))
+            self.backbone, shapes = build_backbone(config.backbone_config)
+            self.feature_channels, self.map_shapes = shapes.channels, shapes
+            if shapes.single_stride is not None:
+                self.feature_pyramid = MTAClipFeaturePyramid(shapes.channels, shapes.single_stride)
+        self.pixel_decoder = MTAClipPixelDecoder(config, list(self.feature_channels))
         if config.text_branch:
             texts = MTAClipStoredTexts if config.stored_text_embeddings else MTAClipTextModel
             self.text_model = texts(config)
         self.decoder = MTAClipMaskTextDecoder(config)
         self.post_init()
+        self.freeze_unused_parameters()
+        self._prepare_recording()
+
+    def freeze_unused_parameters(self) -> None:
+        """Takes the backbone's parameters on which no feature map depends out of training."""
+        for name in self.map_shapes.unused_parameters if self.backbone is not None else ():
+            self.backbone.get_parameter(name).requires_grad_(False)
+
+    def _prepare_recording(self) -> None:
+        """Installs the hooks that record hidden states and attentions, not in the backbone, which has its own.
+
+        Left to its first use, it would install those of the backbone a second time. Many backbones take their feature
+        maps from what their hooks record, and would silently return other layers' maps from then on.
+        """
+        backbone, self.backbone = self.backbone, None
+        maybe_install_capturing_hooks(self)
+        self.backbone = backbone
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -700,15 +718,22 @@ class MTAClipModel(MTAClipPreTrainedModel):
                     f"{tuple(pixel_values.shape)}."
                 )
             pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
-            return list(self.backbone(pixel_values).feature_maps)
-        expected = self.config.feature_channels if self.backbone is None else self.backbone.channels
+            return self._backbone_maps(pixel_values)
+        expected = list(self.feature_channels)
         got = [tuple(maps.shape) for maps in feature_maps]
-        if [shape[1] for shape in got] != list(expected):
+        if [shape[1] for shape in got] != expected:
             raise ValueError(
-                f"`feature_maps` must be {NUM_FEATURE_MAPS} maps with {list(expected)} channels, from stride 4 to "
+                f"`feature_maps` must be {NUM_FEATURE_MAPS} maps with {expected} channels, from stride 4 to "
                 f"stride 32; got the shapes {got}."
             )
         return list(feature_maps)
+
+    def _backbone_maps(self, pixel_values: Tensor) -> list[Tensor]:
+        images = enlarge_images(pixel_values, self.map_shapes.image_divisor)
+        maps = list(self.backbone(images).feature_maps)
+        if self.map_shapes.channels_last:
+            maps = [each.permute(0, 3, 1, 2) for each in maps]
+        return maps if self.feature_pyramid is None else self.feature_pyramid(maps, pixel_values.shape[-2:])
 
 
 class MTAClipTextHead(nn.Module):

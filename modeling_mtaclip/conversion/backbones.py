@@ -12,21 +12,38 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoBackbone, AutoConfig, PreTrainedConfig, TimmBackboneConfig
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 from transformers.utils import logging
 
-from ..configuration_mtaclip import NUM_FEATURE_MAPS
+from ..backbone_mtaclip import FEATURE_STRIDES, CLIPResNetBackboneConfig, CLIPViTBackboneConfig, spread_stages
 from .account import Part
 from .renaming import ConversionReport
 
 
 logger = logging.get_logger(__name__)
 
-STRIDES = (4, 8, 16, 32)
+# CLIP's image encoders; the fields are those of OpenAI's checkpoints.
+CLIP_BACKBONES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "clip_rn50": (CLIPResNetBackboneConfig, {"width": 64, "layers": [3, 4, 6, 3]}),
+    "clip_rn101": (CLIPResNetBackboneConfig, {"width": 64, "layers": [3, 4, 23, 3]}),
+    "clip_vit_base_patch16": (CLIPViTBackboneConfig, {"patch_size": 16}),
+    "clip_vit_large_patch14": (
+        CLIPViTBackboneConfig,
+        {
+            "patch_size": 14,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+        },
+    ),
+}
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # What classifiers have beside their backbone.
 HEADS = {"classifier", "fc", "head", "layernorm", "norm", "pooler"}
 BACKBONE = "model.backbone."
+CLIP_MODEL_TYPES = {config_class.model_type for config_class, _ in CLIP_BACKBONES.values()}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -34,22 +51,27 @@ def make_backbone_config(name: str, overrides: Mapping[str, Any] | None = None) 
     """Configures a backbone that returns four feature maps.
 
     Args:
-        name (`str`): a folder or Hub id with the configuration of a transformers backbone, a model type of
-            transformers (`resnet`, `swin`, `convnext`, …) for its default configuration, or a timm model.
+        name (`str`): one of CLIP's image encoders (`clip_rn50`, `clip_rn101`, `clip_vit_base_patch16`,
+            `clip_vit_large_patch14`), a folder or Hub id with the configuration of a transformers backbone, a model
+            type of transformers (`resnet`, `swin`, `convnext`, `dinov2`, …) for its default configuration, or a timm
+            model.
         overrides (`Mapping[str, Any]`, *optional*): fields of the backbone's configuration.
 
     Raises:
-        ValueError: no such backbone, or it has no maps at the strides 4, 8, 16 and 32.
+        ValueError: no such backbone, or it has no maps at the strides 4, 8, 16 and 32, nor all at one stride.
     """
     overrides = dict(overrides or {})
+    if name in CLIP_BACKBONES:
+        config_class, fields = CLIP_BACKBONES[name]
+        return config_class(**(fields | overrides))
     if name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name != TimmBackboneConfig.model_type:
         config = AutoConfig.for_model(name, **overrides)
     elif Path(name).is_dir() or ("/" in name and not name.startswith("timm/")):
         config = AutoConfig.from_pretrained(name, **overrides)
     else:
         return _timm_config(name.removeprefix("timm/"), overrides)
-    if len(getattr(config, "out_features", None) or ()) != NUM_FEATURE_MAPS:
-        config.out_features = config.stage_names[-NUM_FEATURE_MAPS:]
+    if len(getattr(config, "out_features", None) or ()) != len(FEATURE_STRIDES):
+        config.out_features = spread_stages(config.stage_names)
     return config
 
 
@@ -58,29 +80,44 @@ def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
     if not timm.is_model(name):
         similar = timm.list_models(f"*{name}*")[:5]
         raise ValueError(
-            f"There is no backbone {name!r}: it is neither a folder, nor a model type of transformers "
-            f"({', '.join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES)[:6])}, …), nor a timm model"
+            f"There is no backbone {name!r}: it is neither one of CLIP's ({', '.join(CLIP_BACKBONES)}), nor a folder, "
+            f"nor a model type of transformers ({', '.join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES)[:6])}, …), nor a "
+            f"timm model"
             f"{f' (similar ones: {similar})' if similar else ''}."
         )
     if "out_indices" not in overrides:
-        reductions = timm.create_model(name, features_only=True, pretrained=False).feature_info.reduction()
-        # Of several maps with the same stride the deepest knows most.
-        deepest = {reduction: index for index, reduction in enumerate(reductions)}
-        if not set(STRIDES) <= deepest.keys():
-            raise ValueError(
-                f"The timm model {name!r} returns feature maps at the strides {reductions}, but the strides "
-                f"{list(STRIDES)} are needed. Choose a hierarchical backbone, like resnet50 or convnext_tiny."
-            )
-        overrides["out_indices"] = [deepest[stride] for stride in STRIDES]
+        overrides["out_indices"] = _timm_stages(name)
     return TimmBackboneConfig(backbone=name, **overrides)
+
+
+def _timm_stages(name: str) -> list[int]:
+    with torch.device("meta"):
+        # Without indices, timm's transformers tell of their last three layers only.
+        info = _import_timm().create_model(name, features_only=True, pretrained=False).feature_info
+    reductions = [stage["reduction"] for stage in info.info]
+    if len(set(reductions)) == 1 and len(reductions) >= len(FEATURE_STRIDES):
+        stage_names = [str(index) for index in range(len(reductions))]
+        return [int(stage) for stage in spread_stages(stage_names)]
+    # Of several maps with the same stride the deepest knows most.
+    deepest = {reduction: index for index, reduction in enumerate(reductions)}
+    if not set(FEATURE_STRIDES) <= deepest.keys():
+        raise ValueError(
+            f"The timm model {name!r} returns feature maps at the strides {reductions}, but the strides "
+            f"{list(FEATURE_STRIDES)} or four times the same are needed. Choose a hierarchical backbone, like "
+            "resnet50 or convnext_tiny, or a vision transformer."
+        )
+    return [deepest[stride] for stride in FEATURE_STRIDES]
 
 
 def image_statistics(config: PreTrainedConfig | None) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the images that a backbone's pretrained weights expect, in [0, 1].
 
     Args:
-        config (`PreTrainedConfig`, *optional*): of the backbone; ImageNet's values for all but timm's models.
+        config (`PreTrainedConfig`, *optional*): of the backbone; ImageNet's values for all but CLIP's image encoders
+            and timm's models.
     """
+    if getattr(config, "model_type", None) in CLIP_MODEL_TYPES:
+        return list(OPENAI_CLIP_MEAN), list(OPENAI_CLIP_STD)
     if isinstance(config, TimmBackboneConfig):
         pretrained = _import_timm().get_pretrained_cfg(config.backbone)
         if pretrained is not None:

@@ -87,8 +87,9 @@ class ModelArguments:
     backbone: str | None = field(
         default=None,
         metadata={
-            "help": "Backbone of a new model: a timm model (tf_efficientnet_lite0), a model type of transformers "
-            "(resnet, swin, convnext, ...) with `--backbone_config`, or the folder or Hub id of a transformers "
+            "help": "Backbone of a new model: CLIP's (clip_rn50, clip_rn101, clip_vit_base_patch16, "
+            "clip_vit_large_patch14), a timm model (tf_efficientnet_lite0), a model type of transformers (resnet, "
+            "swin, convnext, dinov2, ...) with `--backbone_config`, or the folder or Hub id of a transformers "
             "backbone. By default resnet50."
         },
     )

@@ -45,11 +45,46 @@ def test_folder_of_a_transformers_backbone(tmp_path):
 def test_unusable_names_are_refused():
     with pytest.raises(ValueError, match=r"no backbone 'resnet5x'"):
         make_backbone_config("resnet5x")
-    with pytest.raises(ValueError, match=r"'vit_tiny_patch16_224' returns feature maps at the strides \[16"):
-        make_backbone_config("vit_tiny_patch16_224")
+    with pytest.raises(ValueError, match=r"'levit_128' returns feature maps at the strides \[16, 32, 64\]"):
+        make_backbone_config("levit_128")
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("clip_vit_base_patch16", [4, 6, 8, 12]),
+        ("clip_vit_large_patch14", [8, 12, 16, 24]),
+        ("dinov2", [4, 6, 8, 12]),
+        ("dinov3_vit", [4, 6, 8, 12]),
+        ("vit_tiny_patch16_224", [3, 5, 7, 11]),  # timm counts from 0
+    ],
+)
+def test_vision_transformers_return_maps_of_layers_spread_over_the_depth(name, layers):
+    assert make_backbone_config(name).out_indices == layers
+
+
+@pytest.mark.parametrize(
+    ("name", "original"),
+    [
+        ("clip_rn50", "RN50"),
+        ("clip_rn101", "RN101"),
+        ("clip_vit_base_patch16", "ViT-B-16"),
+        ("clip_vit_large_patch14", "ViT-L-14"),
+    ],
+)
+def test_clip_encoders_have_the_sizes_of_the_originals(name, original):
+    open_clip = pytest.importorskip("open_clip")
+    with torch.device("meta"):
+        ours = AutoBackbone.from_config(make_backbone_config(name))
+        config = open_clip.get_model_config(original)
+        theirs = open_clip.model._build_vision_tower(config["embed_dim"], config["vision_cfg"])
+    left_out = ("attnpool.", "ln_post.", "proj")
+    expected = sum(value.numel() for key, value in theirs.named_parameters() if not key.startswith(left_out))
+    assert sum(value.numel() for value in ours.parameters()) == expected
 
 
 def test_image_statistics_are_those_of_the_weights():
+    assert image_statistics(make_backbone_config("clip_rn50"))[0] == [0.48145466, 0.4578275, 0.40821073]
     assert image_statistics(make_backbone_config("tf_efficientnet_lite0")) == ([0.5] * 3, [0.5] * 3)
     assert image_statistics(None)[0] == [0.485, 0.456, 0.406]
 

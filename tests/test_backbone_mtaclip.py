@@ -1,0 +1,314 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every family of backbones runs, trains, is saved and loaded; CLIP's are those of open_clip and transformers."""
+
+import re
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model
+from torch.nn import functional as F
+from transformers import (
+    AutoBackbone,
+    BeitConfig,
+    CLIPVisionModel,
+    ConvNextConfig,
+    Dinov2Config,
+    DINOv3ViTConfig,
+    HieraConfig,
+    ResNetConfig,
+    SwinConfig,
+    TimmBackboneConfig,
+)
+
+from modeling_mtaclip import MTAClipForSemanticSegmentation
+from modeling_mtaclip.backbone_mtaclip import (
+    CLIPResNetBackbone,
+    CLIPResNetBackboneConfig,
+    CLIPViTBackbone,
+    CLIPViTBackboneConfig,
+    MTAClipFeaturePyramid,
+    build_backbone,
+    spread_stages,
+)
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
+SIZE = (75, 101)
+
+CONFIGS = {
+    "clip_resnet": lambda: CLIPResNetBackboneConfig(width=8, layers=[1, 2, 1, 1]),
+    "clip_vit_patch16": lambda: CLIPViTBackboneConfig(**VIT, patch_size=16, image_size=64),
+    "clip_vit_patch14": lambda: CLIPViTBackboneConfig(**VIT, patch_size=14, image_size=56),
+    "resnet": lambda: ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1], out_features=STAGES
+    ),
+    "swin": lambda: SwinConfig(embed_dim=12, depths=[2, 2, 2, 2], num_heads=[1, 2, 3, 4], out_features=STAGES),
+    "convnext": lambda: ConvNextConfig(hidden_sizes=(8, 12, 16, 20), depths=(1, 1, 1, 1), out_features=STAGES),
+    "dinov2": lambda: Dinov2Config(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, out_features=STAGES
+    ),
+    "dinov3_vit": lambda: DINOv3ViTConfig(**VIT, num_register_tokens=2, out_features=STAGES),
+    "beit": lambda: BeitConfig(**VIT, image_size=64, out_features=STAGES),
+    "mobilenetv4_conv_small": lambda: timm_config("mobilenetv4_conv_small", [1, 2, 3, 4]),
+}
+LARGE_TIMM = {
+    "resnet50_clip": [1, 2, 3, 4],
+    "resnet101_clip": [1, 2, 3, 4],
+    "efficientnet_b0": [1, 2, 3, 4],
+    "swin_tiny_patch4_window7_224": [0, 1, 2, 3],
+    "vit_tiny_patch16_224": [3, 5, 7, 11],
+    "vit_small_patch14_dinov2": [3, 5, 7, 11],
+    "vit_small_patch16_dinov3": [3, 5, 7, 11],
+}
+
+
+def timm_config(name, out_indices):
+    pytest.importorskip("timm")
+    return TimmBackboneConfig(backbone=name, out_indices=out_indices)
+
+
+def check_life_of_a_model(backbone_config, folder):
+    """A forward, a training step, saving and loading."""
+    torch.manual_seed(0)
+    model = tiny_model(backbone_config=backbone_config)
+    images, labels = torch.randn(2, 3, *SIZE), torch.randint(0, 3, (2, *SIZE))
+    with torch.no_grad():
+        outputs = model(images)
+        maps = model.model._backbone_maps(images)
+    # Sides that no stride divides are rounded in some way, or after enlarging images to multiples of 32.
+    for each, channels, stride in zip(maps, model.model.feature_channels, (4, 8, 16, 32), strict=True):
+        assert each.shape[1] == channels
+        assert all(
+            side // stride <= got <= side / stride + 32 / stride
+            for side, got in zip(SIZE, each.shape[2:], strict=True)
+        )
+    assert outputs.logits.shape[2:] == maps[0].shape[2:]
+
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    model(images, labels=labels).loss.backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not [name for name, parameter in trained.items() if parameter.grad is None]
+    assert all(parameter.grad.isfinite().all() for parameter in trained.values())
+    optimizer.step()
+    assert any(
+        not torch.equal(value, before[name]) for name, value in trained.items() if name.startswith("model.backbone.")
+    )
+
+    model.eval().save_pretrained(folder)
+    loaded = MTAClipForSemanticSegmentation.from_pretrained(folder)
+    expected = model.state_dict()
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    for name, parameter in loaded.named_parameters():
+        assert parameter.requires_grad == model.get_parameter(name).requires_grad, name
+    with torch.no_grad():
+        assert torch.equal(loaded(images).logits, model(images).logits)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_runs_trains_and_is_saved(name, tmp_path):
+    check_life_of_a_model(CONFIGS[name](), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE_TIMM)
+def test_every_timm_family_runs_trains_and_is_saved(name, tmp_path):
+    check_life_of_a_model(timm_config(name, LARGE_TIMM[name]), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["clip_vit_patch16", "clip_vit_patch14", "dinov2", "dinov3_vit", "beit"])
+def test_maps_of_vision_transformers_have_exact_sizes(name):
+    model = tiny_model(backbone_config=CONFIGS[name]())
+    for size in (64, 96), (75, 101), (31, 16):
+        with torch.no_grad():
+            maps = model.model._backbone_maps(torch.randn(1, 3, *size))
+        for each, stride in zip(maps, (4, 8, 16, 32), strict=True):
+            assert each.shape[2:] == (-(-size[0] // stride), -(-size[1] // stride))
+
+
+@pytest.mark.parametrize("name", ["dinov2", "convnext", "swin", "clip_vit_patch16"])
+def test_recording_hidden_states_leaves_the_backbone_alone(name):
+    model = tiny_model(backbone_config=CONFIGS[name]())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        first = model(images)
+        recorded = model(images, output_hidden_states=True)
+        after = model(images)
+    assert torch.equal(recorded.logits, first.logits)
+    assert torch.equal(after.logits, first.logits)
+    assert [state.shape[-1] for state in recorded.hidden_states] == [32] * 5
+    assert len({state.shape[1] for state in recorded.hidden_states}) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (ResNetConfig(out_features=["stage4"]), r"'resnet' returns 1 feature maps .*'stage1', 'stage2', 'stage3'"),
+        (
+            ResNetConfig(depths=[1] * 4, out_features=["stem", *STAGES[:3]]),
+            r"at the strides \[4, 4, 8, 16\].*among \['stem', 'stage1'",
+        ),
+        (HieraConfig(out_features=STAGES), r"'hiera' can't be used: it fails on an image of \(448, 672\) pixels"),
+    ],
+)
+def test_unusable_backbones_are_refused_with_the_reason(config, reason):
+    with pytest.raises(ValueError, match=reason):
+        tiny_model(backbone_config=config)
+
+
+def test_stages_are_spread_over_the_depth():
+    def layers(depth):
+        return [int(name[5:]) for name in spread_stages(["stem", *(f"stage{i + 1}" for i in range(depth))])]
+
+    # Counted from 0, the authors' are 3, 5, 7 and 11 of twelve.
+    assert layers(12) == [4, 6, 8, 12]
+    assert layers(24) == [8, 12, 16, 24]
+    assert layers(4) == [1, 2, 3, 4]
+    assert layers(5) == [2, 3, 4, 5]
+    assert CLIPViTBackboneConfig(num_hidden_layers=24).out_indices == [8, 12, 16, 24]
+
+
+def test_clip_resnet_is_that_of_open_clip():
+    open_clip = pytest.importorskip("open_clip.modified_resnet")
+    original = open_clip.ModifiedResNet([1, 2, 1, 2], output_dim=16, heads=2, image_size=64, width=16).eval()
+    for module in original.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for value in (module.weight.data, module.running_mean, module.running_var):
+                torch.nn.init.uniform_(value, 0.5, 1.5)
+    ours = CLIPResNetBackbone(CLIPResNetBackboneConfig(width=16, layers=[1, 2, 1, 2], out_features=["stem", *STAGES]))
+    weights = {name: value for name, value in original.state_dict().items() if not name.startswith("attnpool.")}
+    ours.load_state_dict(weights)
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected = original.forward_intermediates(images, intermediates_only=True)["image_intermediates"]
+        maps = ours.eval()(images).feature_maps
+    for actual, wanted in zip(maps, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "layers"), [("resnet50_clip", [3, 4, 6, 3]), ("resnet101_clip", [3, 4, 23, 3])])
+def test_clip_resnet_is_that_of_timm(name, layers):
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    ours = CLIPResNetBackbone(CLIPResNetBackboneConfig(layers=layers)).eval()
+    ours.load_state_dict({openai_name(key): value for key, value in theirs.state_dict().items()})
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for actual, expected in zip(ours(images).feature_maps, theirs(images), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def openai_name(timm_name):
+    name = re.sub(r"^stem_conv(\d)\.conv", r"conv\1", timm_name)
+    name = re.sub(r"^stem_conv(\d)\.bn", r"bn\1", name)
+    name = re.sub(r"^stages_(\d)", lambda match: f"layer{int(match[1]) + 1}", name)
+    name = re.sub(r"conv(\d)_\w+\.conv", r"conv\1", name)
+    name = re.sub(r"conv(\d)_\w+\.bn", r"bn\1", name)
+    return name.replace("shortcut.conv.conv", "downsample.0").replace("shortcut.conv.bn", "downsample.1")
+
+
+@pytest.fixture
+def clip_vit():
+    return CLIPViTBackbone(CLIPViTBackboneConfig(**VIT, patch_size=16, image_size=64)).eval()
+
+
+def test_clip_vit_is_that_of_transformers(clip_vit):
+    theirs = CLIPVisionModel(clip_vit.config).eval()
+    result = theirs.load_state_dict(clip_vit.state_dict(), strict=False)
+    assert all(name.startswith("post_layernorm") for name in result.missing_keys)
+    assert not result.unexpected_keys
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        states = theirs(images, output_hidden_states=True).hidden_states
+        maps = clip_vit(images).feature_maps
+    for actual, expected in zip(maps, states[1:], strict=True):
+        expected = expected[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+def test_positions_are_interpolated_to_the_image(clip_vit):
+    table = clip_vit.embeddings.position_embedding.weight
+    positions = clip_vit.embeddings.interpolate_pos_encoding(torch.empty(1, 1 + 3 * 7, 32), 48, 112)[0]
+    assert torch.equal(positions[0], table[0])
+    grid = table[1:].T.reshape(1, 32, 4, 4)
+    expected = F.interpolate(grid, size=(3, 7), mode="bilinear", align_corners=False)[0].flatten(1).T
+    torch.testing.assert_close(positions[1:], expected)
+
+
+def test_pyramid_of_patches_of_16_is_that_of_the_authors():
+    pyramid = MTAClipFeaturePyramid([6, 6, 6, 6], stride=16).eval()
+    maps = [torch.randn(2, 6, 3, 5) for _ in range(4)]
+    first, second, third, fourth = pyramid.levels
+
+    def norm(level, index):
+        return F.group_norm(maps[index], 1, level[0].weight, level[0].bias)
+
+    def enlarge(convolution, states):
+        return F.conv_transpose2d(states, convolution.weight, convolution.bias, stride=2)
+
+    batch_norm = first[2]
+    torch.nn.init.uniform_(batch_norm.running_var, 0.5, 2)
+    halfway = enlarge(first[1], norm(first, 0))
+    halfway = (halfway - batch_norm.running_mean[:, None, None]) / (
+        batch_norm.running_var[:, None, None] + batch_norm.eps
+    ).sqrt()
+    expected = [
+        enlarge(first[4], F.gelu(halfway)),
+        enlarge(second[1], norm(second, 1)),
+        norm(third, 2),
+        F.max_pool2d(norm(fourth, 3), 2, ceil_mode=True),
+    ]
+    for actual, wanted in zip(pyramid(maps, (48, 80)), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize(("stride", "doublings"), [(8, [1, 0, -1, -2]), (14, [2, 1, 0, -1]), (32, [3, 2, 1, 0])])
+def test_pyramid_of_other_strides(stride, doublings):
+    pyramid = MTAClipFeaturePyramid([4] * 4, stride)
+    counted = [sum(isinstance(layer, torch.nn.ConvTranspose2d) for layer in level) for level in pyramid.levels]
+    assert counted == [max(each, 0) for each in doublings]
+    size = (5 * stride, 3 * stride)
+    for each, target in zip(pyramid([torch.randn(1, 4, 5, 3)] * 4, size), (4, 8, 16, 32), strict=True):
+        assert each.shape[2:] == (-(-size[0] // target), -(-size[1] // target))
+
+
+def some_weights(backbone):
+    """Weights that no initialisation makes."""
+    return {
+        name: torch.rand_like(value) + 3 if value.is_floating_point() else value + 7
+        for name, value in backbone.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", ["clip_resnet", "clip_vit_patch16", "resnet", "dinov2", "mobilenetv4_conv_small"])
+def test_weights_of_a_backbone_survive(name, tmp_path):
+    source = AutoBackbone.from_config(build_backbone(CONFIGS[name]())[0].config)
+    source.load_state_dict(some_weights(source))
+    weights = source.state_dict()
+
+    def check(model):
+        assert model.model.backbone.state_dict().keys() == weights.keys()
+        for key, value in model.model.backbone.state_dict().items():
+            assert torch.equal(value, weights[key]), key
+
+    model = tiny_model(backbone_config=source.config)
+    model.model.backbone.load_state_dict(weights)
+    check(model)
+    model.post_init()
+    model.model.post_init()
+    check(model)
+    model.save_pretrained(tmp_path)
+    check(MTAClipForSemanticSegmentation.from_pretrained(tmp_path))
+
+    # Other classes need new heads; what the checkpoint lacks is initialised, and nothing else.
+    fewer = tiny_config(backbone_config=source.config, id2label={0: "road", 1: "house"})
+    changed = MTAClipForSemanticSegmentation.from_pretrained(tmp_path, config=fewer, ignore_mismatched_sizes=True)
+    check(changed)
+    changed.save_pretrained(tmp_path / "again")
+    check(MTAClipForSemanticSegmentation.from_pretrained(tmp_path / "again"))
