@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training augmentation of the paper (mmsegmentation's), on torchvision's transforms.
 
+The label map is resized and cropped first, so that of the image no more is resized than the crop.
 Every example is a function of seed, epoch and index alone: workers, processes and resuming don't change it.
 """
 
@@ -19,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 from .reading import IGNORE_INDEX
 
 
-MAX_CROP_DRAWS = 10
+MAX_CROP_REDRAWS = 10
 
 
 @dataclass
@@ -59,17 +60,20 @@ class Augmentation:
             `tuple[Tensor, Tensor]`: float32 `(3, *crop_size)` and int64 `crop_size`; what lies outside the image is 0
             and 255.
         """
-        # Label ids and 255 fit into a byte, which is quicker to move about.
-        pixels, mask = tv_tensors.Image(image), tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8))[None])
         size = self._draw_size(labels.shape, generator)
-        pixels, mask = F.resize(pixels, size, antialias=True), F.resize(mask, size)
-        top, left, height, width = self._draw_crop(mask[0], generator)
-        pixels, mask = F.crop(pixels, top, left, height, width), F.crop(mask, top, left, height, width)
-        if self.horizontal_flip and generator.random() < 0.5:
-            pixels, mask = F.horizontal_flip(pixels), F.horizontal_flip(mask)
+        # Label ids and 255 fit into a byte, which is quicker to move about.
+        mask = _resize_nearest(labels.astype(np.uint8), size)
+        top, left, height, width = self._draw_crop(mask, generator)
+        pixels = _resize_crop(image, size, (top, left, height, width))
+        mask = tv_tensors.Mask(torch.from_numpy(mask[None, top : top + height, left : left + width]))
+        flip = self.horizontal_flip and generator.random() < 0.5
         if self.photometric_distortion:
             pixels = distort_colours(pixels, generator)
-        pixels = F.normalize(F.to_dtype(pixels, torch.float32, scale=True), self.image_mean, self.image_std)
+        pixels = tv_tensors.Image(pixels)
+        if flip:
+            pixels, mask = F.horizontal_flip(pixels), F.horizontal_flip(mask)
+        pixels = F.to_dtype(pixels.contiguous(), torch.float32, scale=True)
+        pixels = F.normalize(pixels, self.image_mean, self.image_std, inplace=True)
         padding = [0, 0, self.crop_size[1] - width, self.crop_size[0] - height]
         pixels, mask = F.pad(pixels, padding), F.pad(mask, padding, fill=IGNORE_INDEX)
         return pixels.as_subclass(Tensor).contiguous(), mask.as_subclass(Tensor)[0].long()
@@ -83,28 +87,48 @@ class Augmentation:
             scale *= fit
         return [max(1, int(length * scale + 0.5)) for length in size]
 
-    def _draw_crop(self, mask: Tensor, generator: random.Random) -> tuple[int, int, int, int]:
+    def _draw_crop(self, mask: np.ndarray, generator: random.Random) -> tuple[int, int, int, int]:
         height, width = (min(crop, length) for crop, length in zip(self.crop_size, mask.shape, strict=True))
-        for _ in range(MAX_CROP_DRAWS):
+        for _ in range(1 + MAX_CROP_REDRAWS):
             top = generator.randint(0, mask.shape[0] - height)
             left = generator.randint(0, mask.shape[1] - width)
-            if self.cat_max_ratio >= 1 or (height, width) == tuple(mask.shape):
+            if self.cat_max_ratio >= 1 or (height, width) == mask.shape:
                 break
-            crop = mask[top : top + height, left : left + width]
-            counts = crop[crop != IGNORE_INDEX].bincount()
-            if (counts > 0).sum() > 1 and counts.max() < self.cat_max_ratio * counts.sum():
+            counts = np.bincount(mask[top : top + height, left : left + width].ravel(), minlength=IGNORE_INDEX + 1)
+            counts[IGNORE_INDEX] = 0
+            if counts.max() < min(self.cat_max_ratio * counts.sum(), counts.sum()):
                 break
         return top, left, height, width
 
 
-def distort_colours(image: Tensor, generator: random.Random) -> Tensor:
-    """Photometric distortion of SSD (arXiv 1512.02325) with mmsegmentation's ranges.
+def _resize_nearest(labels: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Resizes a label map `(h, w)`; each pixel gets the label at its centre."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * (old / new)).astype(np.int64) for old, new in zip(labels.shape, size, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def _resize_crop(image: Image.Image, size: Sequence[int], crop: Sequence[int]) -> Image.Image:
+    """The `crop` (top, left, height, width) of the image resized to `size` (height, width).
+
+    Equal to resizing the whole image, up to rounding, but only the pixels that are kept are computed.
+    """
+    top, left, height, width = crop
+    scale_y, scale_x = image.height / size[0], image.width / size[1]
+    box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
+    box = (*box[:2], min(box[2], image.width), min(box[3], image.height))
+    return image.resize((width, height), Image.Resampling.BILINEAR, box=box)
+
+
+def distort_colours(image: Image.Image, generator: random.Random) -> Image.Image:
+    """Photometric distortion of SSD (arXiv 1512.02325) with mmsegmentation's ranges, on 8-bit values as there.
 
     With probability 1/2 each: brightness ±32/255, contrast and saturation × U(0.5, 1.5), hue ±36° (18 of OpenCV's 180
-    steps); contrast comes before or after the others.
+    steps); contrast comes before or after saturation and hue, which are those of HSV.
 
     Args:
-        image (`Tensor` of shape `(3, H, W)`): uint8.
+        image (`PIL.Image.Image`): RGB.
         generator (`random.Random`): source of all random choices.
     """
     contrast_first = generator.random() < 0.5
@@ -112,29 +136,28 @@ def distort_colours(image: Tensor, generator: random.Random) -> Tensor:
     contrast, saturation = (generator.uniform(0.5, 1.5) if generator.random() < 0.5 else 1.0 for _ in range(2))
     hue = generator.uniform(-0.1, 0.1) if generator.random() < 0.5 else 0.0
 
-    def scaled(pixels: Tensor, factor: float, shift: float) -> Tensor:
-        return (pixels.float() * factor + shift).clamp_(0, 255).to(torch.uint8)
+    values = np.arange(256)
+    before, after = _scaled(values, 1.0, brightness), values
+    if contrast_first:
+        before = _scaled(before, contrast)
+    else:
+        after = _scaled(values, contrast)
+    image = _map_values(image, before, before, before)
+    if saturation != 1 or hue:
+        shifted_hue = (values + round(hue * 256)) % 256
+        image = _map_values(image.convert("HSV"), shifted_hue, _scaled(values, saturation), values).convert("RGB")
+    return _map_values(image, after, after, after)
 
-    image = scaled(image, 1.0, brightness) if brightness else image
-    if contrast_first and contrast != 1:
-        image = scaled(image, contrast, 0.0)
-    image = _scale_saturation(image, saturation) if saturation != 1 else image
-    image = F.adjust_hue(image, hue) if hue else image
-    if not contrast_first and contrast != 1:
-        image = scaled(image, contrast, 0.0)
-    return image
+
+def _scaled(values: np.ndarray, factor: float, shift: float = 0.0) -> np.ndarray:
+    return (values * factor + shift).clip(0, 255).astype(np.int64)
 
 
-def _scale_saturation(image: Tensor, factor: float) -> Tensor:
-    """Multiplies the saturation of HSV, at most to 1; hue and value stay.
-
-    torchvision's own `adjust_saturation` mixes with grey instead, which changes the value.
-    """
-    pixels = image.float()
-    value = pixels.amax(dim=0, keepdim=True)
-    saturation = 1 - pixels.amin(dim=0, keepdim=True) / value.clamp(min=1)
-    factors = torch.minimum(torch.full_like(saturation, factor), 1 / saturation.clamp(min=1e-3))
-    return (value - (value - pixels) * factors).round_().clamp_(0, 255).to(torch.uint8)
+def _map_values(image: Image.Image, *tables: np.ndarray) -> Image.Image:
+    """Replaces the values of each channel by those of its table of 256."""
+    if all(np.array_equal(table, np.arange(256)) for table in tables):
+        return image
+    return image.point(np.concatenate(tables).tolist())
 
 
 __all__ = ["Augmentation", "distort_colours"]

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
 from modeling_mtaclip.data import (
     Augmentation,
@@ -23,7 +25,6 @@ from modeling_mtaclip.data import (
     collate_examples,
     load_segmentation_dataset,
 )
-from modeling_mtaclip.data import augmentation as augmentation_module
 from modeling_mtaclip.data.augmentation import distort_colours
 
 
@@ -110,35 +111,94 @@ def test_crops_filled_by_one_class_are_drawn_again():
         crops = [cropped(image, labels, random.Random(seed))[1] for seed in range(200)]
         return sum((crop == 1).float().mean() > 0.2 for crop in crops) / len(crops)
 
-    # Only the two rightmost places of 33 show more than 20 % of class 1; ten draws find one of them nearly half of
+    # Only the two rightmost places of 33 show more than 20 % of class 1; eleven draws find one of them half of
     # the time.
     once, often = share_with_both(1.0), share_with_both(0.8)
     assert once < 0.15
-    assert often == pytest.approx(1 - (31 / 33) ** 10, abs=0.12)
+    assert often == pytest.approx(1 - (31 / 33) ** 11, abs=0.12)
 
 
-def hsv_scaled(pixel: list[int], factor: float) -> list[float]:
-    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in pixel))
-    return [channel * 255 for channel in colorsys.hsv_to_rgb(hue, min(1, saturation * factor), value)]
+class Choices:
+    """Gives chosen values instead of random ones: each probability as it is, each range's value by its bounds."""
+
+    def __init__(self, contrast_first: bool = False, **values: float) -> None:
+        bounds = {"brightness": (-32, 32), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
+        self.coins = iter([contrast_first, *(name in values for name in bounds)])
+        self.values = iter([(bounds[name], values[name]) for name in bounds if name in values])
+
+    def random(self) -> float:
+        return 0.0 if next(self.coins) else 1.0
+
+    def uniform(self, low: float, high: float) -> float:
+        bounds, value = next(self.values)
+        assert bounds == (low, high)
+        return value
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.9, 1.5])
-def test_saturation_is_that_of_hsv(factor):
-    image = torch.randint(0, 256, (3, 10, 10), dtype=torch.uint8)
-    expected = [hsv_scaled(pixel, factor) for pixel in image.flatten(1).T.tolist()]
-    result = augmentation_module._scale_saturation(image, factor)
-    torch.testing.assert_close(result.flatten(1).T.double(), torch.tensor(expected).double(), atol=0.51, rtol=0)
+def hsv_changed(pixel: np.ndarray, saturation: float, hue: float) -> list[float]:
+    h, s, v = colorsys.rgb_to_hsv(*(pixel / 255))
+    return [channel * 255 for channel in colorsys.hsv_to_rgb((h + hue) % 1, min(1, s * saturation), v)]
+
+
+@pytest.mark.parametrize(("saturation", "hue"), [(0.5, 0), (0.9, 0.05), (1.5, -0.1), (1.0, 0.1)])
+def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 10, 3), dtype=np.uint8)
+    expected = np.apply_along_axis(hsv_changed, 2, pixels, saturation, hue)
+    choices = Choices(saturation=saturation, hue=hue)
+    result = np.asarray(distort_colours(Image.fromarray(pixels), choices), dtype=float)
+    # Hue and saturation have 8 bits on the way; one step of hue is worth 6 levels.
+    assert np.abs(result - expected).max() < 10
+    assert np.abs(result - expected).mean() < 1.5
+
+
+@pytest.mark.parametrize("contrast_first", [False, True])
+def test_brightness_and_contrast_are_linear_and_cut_off(contrast_first):
+    values = np.arange(256).repeat(3).reshape(16, 16, 3).astype(np.uint8)
+    choices = Choices(contrast_first, brightness=20.0, contrast=1.4)
+    result = distort_colours(Image.fromarray(values), choices)
+    brighter = np.clip(values + 20.0, 0, 255)
+    np.testing.assert_array_equal(np.asarray(result), np.clip(np.floor(brighter * 1.4), 0, 255))
 
 
 def test_colours_vary_within_their_ranges():
-    grey = torch.full((3, 4, 4), 100, dtype=torch.uint8)
-    results = torch.stack([distort_colours(grey, random.Random(seed)) for seed in range(300)])
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    results = np.stack([np.asarray(distort_colours(grey, random.Random(seed))) for seed in range(300)])
     # Grey has neither hue nor saturation: only brightness (± 32) and contrast (0.5 … 1.5) act on it.
     assert (results == results[:, :1, :1, :1]).all()
-    values = results[:, 0, 0, 0].float()
+    values = results[:, 0, 0, 0].astype(float)
     assert values.min() >= (100 - 32) * 0.5 - 2
     assert values.max() <= (100 + 32) * 1.5
-    assert 0.15 < (values == 100).float().mean() < 0.35
+    assert 0.15 < (values == 100).mean() < 0.35
+
+
+@pytest.mark.parametrize(("scale", "size"), [(0.6, (36, 54)), (1.0, (60, 90)), (1.7, (102, 153))])
+def test_crop_is_that_of_the_plain_order_of_steps(scale, size):
+    """Resizing the whole image and its labels with torchvision first, then cropping and mirroring."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    labels = rng.integers(0, 9, (60, 90))
+    augmentation = Augmentation(
+        (32, 32), scale_range=(scale, scale), cat_max_ratio=1, **(PLAIN | {"horizontal_flip": True})
+    )
+    mirrored = set()
+    for seed in range(6):
+        part, part_labels = augmentation(image, labels, random.Random(seed))
+        choices = random.Random(seed)
+        choices.uniform(0, 1)
+        top, left = (choices.randint(0, length - 32) for length in size)
+        flip = choices.random() < 0.5
+        mirrored.add(flip)
+        whole = F.to_dtype(F.to_image(F.resize(image, size)), torch.float32, scale=True)
+        whole_labels = F.resize(tv_tensors.Mask(labels[None]), size, F.InterpolationMode.NEAREST_EXACT)
+        whole, whole_labels = (F.crop(each, top, left, 32, 32) for each in (whole, whole_labels))
+        if flip:
+            whole, whole_labels = F.horizontal_flip(whole), F.horizontal_flip(whole_labels)
+        assert torch.equal(part_labels, whole_labels[0].as_subclass(torch.Tensor))
+        # Of this noise, a few pixels are rounded to another of 255 levels.
+        difference = (part - whole).abs() * 255
+        assert difference.max() < 2.01
+        assert difference.mean() < 0.1
+    assert mirrored == {False, True}
 
 
 @pytest.fixture
