@@ -76,21 +76,24 @@ class Run:
             metrics |= self.trainer.evaluate()
             metrics["eval_mean_iou_interval"] = self.trainer.scores.per_image.bootstrap_interval()
             metrics["classes"] = self.trainer.scores.per_class()
-        if self.trainer.is_world_process_zero():
-            self._report(metrics)
         if args.do_train:
             self.trainer.create_model_card()
-            if args.push_to_hub:
-                self.trainer.push_to_hub()
+        if self.trainer.is_world_process_zero():
+            folder = Path(args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        # All processes look at the same images: one that shares the model's weights with others can't do it alone.
+        examined = self._examine_images() if args.do_eval else []
+        if self.trainer.is_world_process_zero():
+            self._report(metrics, examined)
+        if args.do_train and args.push_to_hub:
+            self.trainer.push_to_hub()
         return metrics
 
-    def _report(self, metrics: dict[str, Any]) -> None:
+    def _report(self, metrics: dict[str, Any], examined: list[ExaminedImage]) -> None:
         folder = Path(self.trainer.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
         print()
         if "classes" in metrics:
-            examined = self._examine_images(folder / "pictures")
             for name, figures in metrics["classes"].items():
                 if figures["iou"] is not None:
                     print(f"{name:>24}  IoU {figures['iou']:.4f}")
@@ -107,18 +110,19 @@ class Run:
             self._write_report(folder / "report.html", metrics, examined)
             print(f"Report: {folder / 'report.html'}")
 
-    def _examine_images(self, folder: Path) -> list[ExaminedImage]:
+    def _examine_images(self) -> list[ExaminedImage]:
         """Saves pictures of some images and returns small versions of these and of what the report needs more."""
         args = self.trainer.args
+        folder = Path(args.output_dir) / "pictures"
         number = max(args.num_pictures, NUM_EXAMINED_IMAGES) if args.report else args.num_pictures
         examples = list(_spread(self.trainer.eval_dataset, number))
         num_pictures = min(args.num_pictures, len(examples))
         pictured = np.linspace(0, len(examples) - 1, num_pictures).round().astype(int).tolist()
-        folder.mkdir(exist_ok=True)
         small = []
         for place, example in enumerate(examples):
             examined = self.trainer.examine_image(example)
-            if place in pictured:
+            if place in pictured and self.trainer.is_world_process_zero():
+                folder.mkdir(exist_ok=True)
                 path = folder / f"{Path(examined.name).stem.replace(' ', '_')}.png"
                 save_comparison(path, examined, self.data.class_names, self.data.palette)
             small.append(examined.shrunk())
