@@ -60,10 +60,10 @@ def tiny_model(**overrides: Any) -> MTAClipForSemanticSegmentation:
 
 
 @torch.no_grad()
-def varied_model(seed: int = 1) -> MTAClipForSemanticSegmentation:
+def varied_model(seed: int = 1, **overrides: Any) -> MTAClipForSemanticSegmentation:
     """A tiny model that gives the parts of an image different classes, which fresh weights don't."""
     torch.manual_seed(seed)
-    model = tiny_model()
+    model = tiny_model(**overrides)
     pixel_values = torch.randn(1, 3, 12, 20).repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
     model.class_predictor.weight.mul_(20)
     model.class_predictor.bias.sub_(model(pixel_values).class_queries_logits.mean(dim=(0, 1)))

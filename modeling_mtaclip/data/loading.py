@@ -23,7 +23,14 @@ from datasets import (
 from huggingface_hub import hf_hub_download
 from PIL import Image as PILImage
 
-from .catalog import ADE20K_CLASSES, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, CITYSCAPES_TRAIN_IDS, generate_palette
+from .catalog import (
+    ADE20K_CLASSES,
+    ADE20K_PALETTE,
+    CITYSCAPES_CLASSES,
+    CITYSCAPES_PALETTE,
+    CITYSCAPES_TRAIN_IDS,
+    generate_palette,
+)
 from .class_names import read_class_names
 from .folders import FEATURES, SPLIT_NAMES, splits_of_cityscapes, splits_of_folder
 from .reading import IGNORE_INDEX, SegmentationData, undecoded
@@ -128,9 +135,10 @@ def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:
 
 def _load_ade20k(folder: Path) -> SegmentationData:
     label_ids = {index + 1: index for index in range(len(ADE20K_CLASSES))}
-    palette = generate_palette(len(ADE20K_CLASSES))
     # 0 is "other". 255 is an error: it would mean that the values have been lowered by one already.
-    return SegmentationData(splits_of_folder(folder), list(ADE20K_CLASSES), palette, label_ids, ignored_values={0})
+    return SegmentationData(
+        splits_of_folder(folder), list(ADE20K_CLASSES), list(ADE20K_PALETTE), label_ids, ignored_values={0}
+    )
 
 
 def _load_cityscapes(folder: Path) -> SegmentationData:

@@ -103,14 +103,7 @@ class SegmentationData:
 
     def read_image(self, example: Mapping[str, Any]) -> PILImage.Image:
         """Reads the image of an example, as [`~SegmentationData.read`] does, whether or not it has an annotation."""
-        source = _source(example, "image")
-        image = _decode(example["image"], source)
-        if image.mode not in COLOUR_MODES:
-            raise ValueError(
-                f"The image {source} has the mode {image.mode!r}: expected 8 bits per channel. Convert it first, in "
-                "the way that keeps what matters in it."
-            )
-        return image.convert("RGB")
+        return read_rgb(example["image"], _source(example, "image"))
 
     def _to_label_ids(self, annotation: np.ndarray, source: str) -> np.ndarray:
         table = self.label_table
@@ -164,6 +157,25 @@ class SegmentationData:
         return counts
 
 
+def read_rgb(value: Any, source: str) -> PILImage.Image:
+    """Decodes an image, upright as its EXIF data say, in RGB.
+
+    Args:
+        value (`Any`): an image as `datasets` keeps it: a mapping with `path` and `bytes`, one of which may be `None`.
+        source (`str`): names the image in errors.
+
+    Raises:
+        ValueError: a file that is missing or can't be decoded, or has more than 8 bits per channel.
+    """
+    image = _decode(value, source)
+    if image.mode not in COLOUR_MODES:
+        raise ValueError(
+            f"The image {source} has the mode {image.mode!r}: expected 8 bits per channel. Convert it first, in the "
+            "way that keeps what matters in it."
+        )
+    return image.convert("RGB")
+
+
 def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """The same data set with files instead of decoded images, for [`SegmentationData.read`]."""
     for column in ("image", "annotation"):
@@ -198,4 +210,4 @@ def _decode(value: Any, source: str) -> PILImage.Image:
     return image
 
 
-__all__ = ["IGNORE_INDEX", "SegmentationData", "undecoded"]
+__all__ = ["IGNORE_INDEX", "SegmentationData", "read_rgb", "undecoded"]

@@ -1,0 +1,66 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Which files are meant by images, folders and globs, and what their results are called."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from modeling_mtaclip.inference.sources import find_sources
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "b.PNG", "sub/a.jpg", "sub/deep/c.webp", "sub/clip.mp4", ".hidden.png", "notes.txt"):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path
+
+
+def names_of(*inputs, **options):
+    return [str(source.name) for source in find_sources(inputs, **options)]
+
+
+def test_folders_globs_and_files(folder):
+    assert names_of(".") == ["a", "b", "sub/a", "sub/clip", "sub/deep/c"]
+    assert names_of(str(folder / "sub")) == ["a", "clip", "deep/c"]
+    assert names_of("*.*") == ["a", "b"]
+    assert names_of("sub/**/*.webp") == ["deep/c"]
+    assert names_of("**/a.jpg") == ["a", "sub/a"]
+    assert names_of("sub/deep/c.webp", "b.PNG") == ["c", "b"]
+    assert [source.is_video for source in find_sources(["sub"])] == [False, True, False]
+
+
+def test_a_file_that_is_meant_twice_is_predicted_once(folder):
+    assert names_of("a.jpg", "*.jpg", str(folder / "a.jpg")) == ["a"]
+
+
+def test_results_are_no_images_to_predict(folder):
+    assert names_of(".", exclude=Path("sub")) == ["a", "b"]
+    assert names_of(str(folder), exclude=Path("sub/deep")) == ["a", "b", "sub/a", "sub/clip"]
+
+
+@pytest.mark.parametrize("given", ["notes.txt", "missing", "missing/*.jpg", "sub/deep/*.jpg"])
+def test_inputs_without_images(folder, given):
+    with pytest.raises(ValueError, match="neither an image or video nor a folder or glob"):
+        find_sources([given])
+
+
+def test_results_with_one_name(folder):
+    with pytest.raises(ValueError, match=r"a\.jpg and sub/a\.jpg would both be written as a"):
+        find_sources(["a.jpg", "sub/a.jpg"])
+
+
+def test_images_are_read_upright(tmp_path):
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    ((frame,),) = (source.frames() for source in find_sources([str(tmp_path)]))
+    assert frame.read().size == (10, 20)
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"a\.jpg can't be read"):
+        frame.read()

@@ -1,0 +1,439 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""scripts/predict.py as a user starts it: what it writes and leaves out, how it goes on and how it shares work."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_mtaclip import MTAClipImageProcessor
+from modeling_mtaclip.data import EvaluationExamples, load_segmentation_dataset
+from modeling_mtaclip.data.catalog import ADE20K_CLASSES, CITYSCAPES_CLASSES
+from modeling_mtaclip.inference import InferenceOptions, Segmenter
+from modeling_mtaclip.inference import prediction as prediction_module
+from modeling_mtaclip.inference.command import predict
+from modeling_mtaclip.metrics import MeanIoU
+from tests.tiny import CLASS_NAMES, varied_model
+
+
+def save_model(folder: Path, **overrides) -> Path:
+    varied_model(**overrides).save_pretrained(folder)
+    MTAClipImageProcessor(size={"shortest_edge": 64, "longest_edge": 256}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def named_model(tmp_path_factory):
+    """Makes models with given classes."""
+
+    def make(names):
+        token_ids = {name: [index % 8] for index, name in enumerate([*names, "none"])}
+        folder = tmp_path_factory.mktemp("named")
+        return save_model(folder, id2label=dict(enumerate(names)), class_token_ids=token_ids)
+
+    return make
+
+
+def random_image(index, height=70, width=90):
+    blocks = np.random.default_rng(index).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), dtype=np.uint8))[:height, :width])
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Six images in two folders, of three sizes, one of them to be turned upright."""
+    folder = tmp_path / "images"
+    for index in range(6):
+        path = folder / f"part{index % 2}" / f"{index}.{'jpg' if index < 3 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = random_image(index, width=80 + 5 * (index % 3))
+        exif = image.getexif()
+        exif[0x0112] = 6 if index == 1 else 1
+        image.save(path, exif=exif)
+    return folder
+
+
+def results_of(folder, pattern="*.png"):
+    """Label maps by the paths of their files."""
+    return {str(path.relative_to(folder)): np.array(Image.open(path)) for path in sorted(folder.rglob(pattern))}
+
+
+def expected_maps(model_dir, images, **options):
+    segmenter = Segmenter(
+        varied_model(), MTAClipImageProcessor.from_pretrained(model_dir), InferenceOptions(**options)
+    )
+    return {
+        str(path.relative_to(images).with_suffix(".png")): segmenter([Image.open(path)])[0].numpy()
+        for path in sorted(images.rglob("*.*"))
+    }
+
+
+def assert_maps(results, expected):
+    assert results.keys() == expected.keys()
+    for name, labels in expected.items():
+        assert results[name].shape == labels.shape
+        assert (results[name] == labels).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], {}),
+        (["--batch_size", "4", "--num_threads", "1"], {}),
+        (
+            ["--mode", "slide", "--window", "64", "--stride", "32", "16", "--batch_size", "3"],
+            {"mode": "slide", "window": (64, 64), "stride": (32, 16)},
+        ),
+        (["--tta"], {"scales": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75), "flip": True}),
+    ],
+)
+def test_index_maps_are_those_of_the_segmenter(model_dir, images, tmp_path, capsys, arguments, options):
+    out = tmp_path / "out"
+    assert predict([str(images), "--model", str(model_dir), "--output_dir", str(out), *arguments]) == 0
+    assert "6 images predicted, 0 were there already, 0 left out" in capsys.readouterr().out
+    expected = expected_maps(model_dir, images, **options)
+    assert_maps(results_of(out), expected)
+    assert len({label for labels in expected.values() for label in np.unique(labels)}) > 1
+    with Image.open(out / "part0" / "0.png") as image:
+        assert image.mode == "P"
+
+
+def test_overlay_and_areas(model_dir, images, tmp_path):
+    out = tmp_path / "out"
+    path = images / "part1" / "1.jpg"
+    arguments = [str(path), "--model", str(model_dir), "--output_dir", str(out)]
+    assert predict([*arguments, "--format", "index", "overlay", "json"]) == 0
+    labels = np.array(Image.open(out / "1.png"))
+    assert labels.shape == (85, 70)  # turned upright
+    areas = json.loads((out / "1.json").read_text())
+    assert (areas["image"], areas["height"], areas["width"]) == (str(path), 85, 70)
+    pixels = [each["pixels"] for each in areas["classes"]]
+    assert pixels == sorted(pixels, reverse=True)
+    assert sum(pixels) == labels.size
+    for each in areas["classes"]:
+        assert each["name"] == CLASS_NAMES[each["id"]]
+        assert each["pixels"] == (labels == each["id"]).sum()
+        assert each["share"] == each["pixels"] / labels.size
+    palette = np.array(Image.open(out / "1.png").getpalette()[:9]).reshape(3, 3)
+    overlay = np.array(Image.open(out / "1_overlay.jpg")).astype(int)
+    assert overlay.shape[0] > 85
+    expected = (np.array(Image.open(path).transpose(Image.Transpose.ROTATE_270)).astype(int) + palette[labels]) / 2
+    assert np.abs(overlay[:85, :70] - expected).mean() < 12
+    legend = overlay[85:].reshape(-1, 3)
+    for each in areas["classes"]:
+        assert (np.abs(legend - palette[each["id"]]).max(axis=1) < 40).any()
+
+
+def test_nothing_is_predicted_twice_or_overwritten(model_dir, images, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    arguments = [str(images), "--model", str(model_dir), "--output_dir", str(out)]
+    (out / "part0").mkdir(parents=True)
+    (out / "part0" / "0.png").write_bytes(b"mine")
+    assert predict(arguments) == 0
+    assert (out / "part0" / "0.png").read_bytes() == b"mine"
+    assert "5 images predicted, 1 were there already" in capsys.readouterr().out
+
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    (out / "part1" / "1.png").unlink()
+    assert predict([*arguments, "--format", "index", "json"]) == 0
+    assert "6 images predicted" in capsys.readouterr().out
+    assert len(list(out.rglob("*.json"))) == 7  # and the settings
+    changed = {path for path in out.rglob("*.png") if path.stat().st_mtime_ns != times.get(path)}
+    assert changed == {out / "part1" / "1.png"}
+
+    assert predict([*arguments, "--tta"]) == 2
+    error = capsys.readouterr().err
+    assert "flip False instead of True" in error
+    assert "--overwrite" in error
+    assert predict([*arguments, "--overwrite"]) == 0
+    assert (out / "part0" / "0.png").read_bytes() != b"mine"
+    assert "6 images predicted, 0 were there already" in capsys.readouterr().out
+
+
+def test_unreadable_files_are_reported_and_left_out(model_dir, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    whole = (images / "part0" / "4.png").read_bytes()
+    (images / "part0" / "4.png").write_bytes(whole[: len(whole) // 2])
+    (images / "part1" / "5.png").write_text("no image")
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(images / "deep.png")
+    assert predict([str(images), "--model", str(model_dir), "--output_dir", str(out), "--batch_size", "4"]) == 1
+    captured = capsys.readouterr()
+    assert "4 images predicted, 0 were there already, 3 left out" in captured.out
+    for name in ("part0/4.png", "part1/5.png", "deep.png has the mode 'I;16'"):
+        assert name in captured.err
+    assert sorted(results_of(out)) == ["part0/0.png", "part0/2.png", "part1/1.png", "part1/3.png"]
+
+
+def test_an_error_while_writing_leaves_no_partial_result(model_dir, images, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def fail(self, file, source, image, labels):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("modeling_mtaclip.inference.results.IndexFormat.write", fail)
+    arguments = [str(images), "--model", str(model_dir), "--output_dir", str(out)]
+    with pytest.raises(OSError, match="No space left"):
+        predict(arguments)
+    assert not list(out.rglob("*.png"))
+    monkeypatch.undo()
+    assert predict(arguments) == 0
+    assert not list(out.rglob("*.partial"))
+
+
+def test_interruption_says_how_to_go_on(model_dir, images, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    calls = []
+
+    def interrupted(self, images):
+        calls.append(images)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return Segmenter.predict(self, images)
+
+    class Interrupted(Segmenter):
+        predict = interrupted
+
+    monkeypatch.setattr("modeling_mtaclip.inference.command.Segmenter", Interrupted)
+    arguments = [str(images), "--model", str(model_dir), "--output_dir", str(out)]
+    assert predict(arguments) == 130
+    assert "The same command goes on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert predict(arguments) == 0
+    assert "4 images predicted, 2 were there already" in capsys.readouterr().out
+    assert_maps(results_of(out), expected_maps(model_dir, images))
+
+
+def test_every_image_belongs_to_one_share(model_dir, images, tmp_path, capsys, monkeypatch):
+    """Processes without a launcher, as on machines that can't reach each other."""
+    out = tmp_path / "out"
+    (images / "part1" / "5.png").write_text("no image")
+    statuses, reports = [], []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        statuses.append(predict([str(images), "--model", str(model_dir), "--output_dir", str(out)]))
+        reports.append(capsys.readouterr().out.split(". Results")[0])
+    assert sorted(statuses) == [0, 0, 0, 1]
+    assert sorted(reports) == sorted(
+        [
+            "2 images predicted, 0 were there already, 0 left out",
+            "1 images predicted, 0 were there already, 1 left out",
+            "1 images predicted, 0 were there already, 0 left out",
+            "1 images predicted, 0 were there already, 0 left out",
+        ]
+    )
+    assert len(results_of(out)) == 5
+
+
+def start(repository_dir, *arguments, num_processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    command = [
+        sys.executable,
+        *(launcher if num_processes > 1 else []),
+        str(repository_dir / "scripts" / "predict.py"),
+    ]
+    environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_script_on_processes_that_share_the_images(repository_dir, model_dir, images, tmp_path, num_processes):
+    out = tmp_path / "out"
+    arguments = [images, "--model", model_dir, "--output_dir", out]
+    process = start(repository_dir, *arguments, num_processes=num_processes)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert output.count("6 images predicted, 0 were there already, 0 left out") == 1
+    assert_maps(results_of(out), expected_maps(model_dir, images))
+
+    # A process with nothing left to do waits for the one that fails, and all say so.
+    (out / "part0" / "2.png").unlink()
+    (images / "part0" / "2.jpg").write_text("no image")
+    process = start(repository_dir, *arguments, num_processes=num_processes)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "0 images predicted, 5 were there already, 1 left out" in output
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on(repository_dir, model_dir, tmp_path):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for index in range(60):
+        random_image(index).save(images / f"{index:02d}.png")
+    arguments = [images, "--model", model_dir, "--output_dir", out]
+    process = start(repository_dir, *arguments)
+    while not len(list(out.glob("*.png"))) > 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert 3 < len(done) < 60
+    process = start(repository_dir, *arguments)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert f"{60 - len(done)} images predicted, {len(done)} were there already" in output
+    assert all((out / name).stat().st_mtime_ns == changed for name, changed in done.items())
+    assert_maps(results_of(out), expected_maps(model_dir, images))
+
+
+def test_video(model_dir, tmp_path, capsys, monkeypatch):
+    av = pytest.importorskip("av", reason="needs PyAV: pip install av")
+    path, out = tmp_path / "drive.mkv", tmp_path / "out"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)  # without loss
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "bgr0"
+        for index in range(5):
+            frame = av.VideoFrame.from_image(random_image(index, 64, 96))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    arguments = [str(path), "--model", str(model_dir), "--output_dir", str(out)]
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert predict(arguments) == 0
+    assert sorted(results_of(out)) == ["drive_000001.png", "drive_000003.png"]
+    monkeypatch.undo()
+    assert predict(arguments) == 0
+    assert "3 images predicted, 2 were there already" in capsys.readouterr().out
+    segmenter = Segmenter(varied_model(), MTAClipImageProcessor.from_pretrained(model_dir))
+    for index, labels in enumerate(results_of(out).values()):
+        assert (labels == segmenter([random_image(index, 64, 96)])[0].numpy()).mean() > 0.999
+
+    path.write_bytes(path.read_bytes()[:40])
+    assert predict([str(path), "--model", str(model_dir), "--output_dir", str(tmp_path / "other")]) == 1
+    assert "drive.mkv can't be read beyond 0 frames" in capsys.readouterr().err
+
+
+def test_video_without_its_library(model_dir, tmp_path, capsys, monkeypatch):
+    (tmp_path / "drive.mp4").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "av", None)
+    out = str(tmp_path / "out")
+    assert predict([str(tmp_path / "drive.mp4"), "--model", str(model_dir), "--output_dir", out]) == 1
+    assert "pip install av" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(model_dir, images, tmp_path, dtype):
+    out = tmp_path / "out"
+    assert predict([str(images), "--model", str(model_dir), "--output_dir", str(out), "--dtype", dtype]) == 0
+    expected = expected_maps(model_dir, images)
+    agreement = [(labels == expected[name]).mean() for name, labels in results_of(out).items()]
+    assert np.mean(agreement) > 0.9
+
+
+def test_bad_options(model_dir, images, tmp_path, capsys):
+    def error_of(*arguments, inputs=(images,), model=model_dir):
+        command = [*inputs, "--model", model, "--output_dir", tmp_path / "out", *arguments]
+        assert predict([str(each) for each in command]) == 2
+        return capsys.readouterr().err
+
+    assert "'missing.jpg' is neither an image or video nor a folder" in error_of(inputs=["missing.jpg"])
+    assert "must not exceed" in error_of("--mode", "slide", "--window", "64")
+    assert "No MTA-CLIP model could be loaded" in error_of(model=tmp_path)
+    assert "needs a model with the classes of Cityscapes" in error_of("--format", "cityscapes")
+    assert "needs a model with the 150 classes" in error_of("--format", "ade20k")
+    assert "The device 'cuda:99' can't be used" in error_of("--device", "cuda:99")
+    assert "--num_threads must be positive, got 0" in error_of("--num_threads", "0")
+    random_image(0).save(images / "part0" / "0.png")
+    assert "0.png would both be written as part0/0" in error_of()
+    assert not (tmp_path / "out").exists()
+
+
+def test_ade20k_format(named_model, shared_dir, tmp_path):
+    """Names and values as in the annotations of the data set: from 1, so that its own evaluation can compare them."""
+    folder = shared_dir / "data" / "ade20k" / "ADEChallengeData2016"
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    model = named_model(ADE20K_CLASSES)
+    arguments = [str(folder / "images" / "validation"), "--model", str(model)]
+    assert predict([*arguments, "--output_dir", str(out), "--format", "ade20k"]) == 0
+    assert predict([*arguments, "--output_dir", str(plain)]) == 0
+    annotations = results_of(folder / "annotations" / "validation")
+    written, labels = results_of(out), results_of(plain)
+    assert written.keys() == annotations.keys() == labels.keys()
+    for name, annotation in annotations.items():
+        assert (written[name].dtype, written[name].shape) == (annotation.dtype, annotation.shape)
+        assert np.array_equal(written[name], labels[name] + 1)
+    assert predict([*arguments, "--output_dir", str(tmp_path / "both"), "--format", "ade20k", "index"]) == 2
+    assert predict([*arguments, "--output_dir", str(out)]) == 2
+
+
+@pytest.mark.slow
+def test_cityscapes_own_evaluation_gives_our_figures(named_model, shared_dir, tmp_path, monkeypatch):
+    pytest.importorskip("cityscapesscripts", reason="needs cityscapesscripts: pip install cityscapesscripts")
+    root, out = shared_dir / "data" / "cityscapes", tmp_path / "results"
+    images = str(root / "leftImg8bit" / "val")
+    # A model without training meets some classes if those that it predicts most get the names of the most frequent.
+    unnamed = named_model(CITYSCAPES_CLASSES)
+    assert predict([images, "--model", str(unnamed), "--output_dir", str(tmp_path / "unnamed")]) == 0
+    areas = np.bincount(np.stack(list(results_of(tmp_path / "unnamed").values())).ravel(), minlength=19)
+    by_frequency = ["road", "vegetation", "building", "car", "sidewalk"]
+    by_frequency += [name for name in CITYSCAPES_CLASSES if name not in by_frequency]
+    names = [by_frequency[rank] for rank in np.argsort(np.argsort(-areas))]
+    model = named_model(names)
+    assert predict([images, "--model", str(model), "--output_dir", str(out), "--format", "cityscapes"]) == 0
+
+    monkeypatch.setenv("CITYSCAPES_RESULTS", str(out))
+    official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    truths = sorted(map(str, (root / "gtFine" / "val").rglob("*_labelIds.png")))
+    options = official.args
+    options.quiet, options.evalInstLevelScore, options.exportFile = True, False, str(tmp_path / "result.json")
+    options.predictionPath, options.predictionWalk = None, None
+    predictions = [official.getPrediction(options, truth) for truth in truths]
+    official.evaluateImgLists(predictions, truths, options)
+    theirs = json.loads((tmp_path / "result.json").read_text())
+
+    data = load_segmentation_dataset("cityscapes", root)
+    segmenter = Segmenter(type(varied_model()).from_pretrained(model), MTAClipImageProcessor.from_pretrained(model))
+    metric = MeanIoU(num_labels=19, ignore_index=data.ignore_index)
+    for example in EvaluationExamples(data, "validation"):
+        labels = segmenter([example["image"]])[0]
+        prediction = np.array([CITYSCAPES_CLASSES.index(name) for name in names])[labels]
+        metric.add(prediction=prediction, reference=example["annotation"])
+    ours = metric.compute()
+    assert len(truths) == len(predictions) > 1
+    expected = [theirs["classScores"][name] for name in CITYSCAPES_CLASSES]
+    np.testing.assert_allclose(ours["per_category_iou"], expected, rtol=0, atol=1e-12)
+    assert np.nanmax(expected) > 0.1
+    assert ours["mean_iou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
+
+
+def test_cityscapes_names(named_model, images, tmp_path, capsys):
+    model = named_model(CITYSCAPES_CLASSES)
+    arguments = [str(images), "--model", str(model), "--output_dir", str(tmp_path / "out"), "--format", "cityscapes"]
+    assert predict(arguments) == 2
+    assert "names like aachen_000000_000019_leftImg8bit.png, got part0/0" in capsys.readouterr().err
+
+
+def test_threads_stay_only_a_little_ahead():
+    """However many images there are, only some are decoded before they are needed."""
+    read = []
+
+    def values():
+        for value in range(100):
+            read.append(value)
+            yield value
+
+    with prediction_module.ThreadPoolExecutor(2) as pool:
+        futures = prediction_module._in_threads(pool, lambda value: value * 2, values(), 5)
+        for index in range(100):
+            assert next(futures).result() == 2 * index
+            assert len(read) <= index + 5
+        assert next(futures, None) is None
