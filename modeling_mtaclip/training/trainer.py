@@ -42,6 +42,11 @@ from .optimization import parameter_groups, polynomial_schedule
 logger = logging.get_logger(__name__)
 
 
+def without_adapters(model: nn.Module) -> nn.Module:
+    """The segmentation model inside a `PeftModel` of peft, with its adapters in place; other models as they are."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 class MTAClipTrainer(Trainer):
     """Trains [`MTAClipForSemanticSegmentation`] with the paper's recipe.
 
@@ -70,7 +75,7 @@ class MTAClipTrainer(Trainer):
         self.options = options or {}
         self.scores: SegmentationScores | None = None
         # Losses are normalised over the accumulated batch; the criterion has no weights.
-        self.model.criterion = SharedCriterion(self.model.config)
+        without_adapters(self.model).criterion = SharedCriterion(self.model.config)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         if hasattr(self.train_dataset, "set_epoch"):
@@ -93,7 +98,10 @@ class MTAClipTrainer(Trainer):
             args = self.args
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             groups = parameter_groups(
-                self.model if model is None else model, args.learning_rate, args.weight_decay, args.backbone_lr_factor
+                without_adapters(self.model if model is None else model),
+                args.learning_rate,
+                args.weight_decay,
+                args.backbone_lr_factor,
             )
             for group in groups:
                 del group["param_names"]
@@ -117,7 +125,8 @@ class MTAClipTrainer(Trainer):
         """Collects the batches of one optimizer step, and tells the criterion what they are parts of."""
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if batches:
-            self.accelerator.unwrap_model(self.model).criterion.set_whole_batch([batch["labels"] for batch in batches])
+            model = without_adapters(self.accelerator.unwrap_model(self.model))
+            model.criterion.set_whole_batch([batch["labels"] for batch in batches])
         return batches, num_items
 
     def compute_loss(
@@ -358,4 +367,4 @@ class _Share(IterableDataset):
         return islice(iter(self.dataset), first, None, self.world_size * num_workers)
 
 
-__all__ = ["MTAClipTrainer"]
+__all__ = ["MTAClipTrainer", "without_adapters"]
