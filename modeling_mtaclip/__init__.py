@@ -16,6 +16,7 @@ from transformers import (
 
 from .configuration_mtaclip import MTAClipConfig
 from .image_processing_mtaclip import MTAClipImageProcessor
+from .image_processing_pil_mtaclip import MTAClipImageProcessorPil
 from .modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, MTAClipPreTrainedModel
 
 
@@ -24,7 +25,9 @@ __version__ = "0.1.0"
 AutoConfig.register(MTAClipConfig.model_type, MTAClipConfig)
 AutoModel.register(MTAClipConfig, MTAClipModel)
 AutoModelForSemanticSegmentation.register(MTAClipConfig, MTAClipForSemanticSegmentation)
-AutoImageProcessor.register(MTAClipConfig, image_processor_classes={"torchvision": MTAClipImageProcessor})
+AutoImageProcessor.register(
+    MTAClipConfig, image_processor_classes={"torchvision": MTAClipImageProcessor, "pil": MTAClipImageProcessorPil}
+)
 # Pipelines look for a video processor as well. Told that there is none, they don't ask on the terminal whether
 # they may run a saved folder's code to find one.
 AutoVideoProcessor.register(MTAClipConfig, video_processor_classes={})
@@ -34,11 +37,13 @@ MTAClipConfig.register_for_auto_class()
 MTAClipModel.register_for_auto_class("AutoModel")
 MTAClipForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
 MTAClipImageProcessor.register_for_auto_class()
+MTAClipImageProcessorPil.register_for_auto_class()
 
 __all__ = [
     "MTAClipConfig",
     "MTAClipForSemanticSegmentation",
     "MTAClipImageProcessor",
+    "MTAClipImageProcessorPil",
     "MTAClipModel",
     "MTAClipPreTrainedModel",
 ]

@@ -171,6 +171,12 @@ class MTAClipForSemanticSegmentationOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
 
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        # Pipelines add this key and then split everything image by image; the texts are those of all images.
+        if key == "target_size" and self.text_embeddings is not None:
+            self.text_embeddings = self.text_embeddings.expand(len(self.class_queries_logits), -1, -1, -1)
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -422,6 +428,14 @@ class MTAClipPreTrainedModel(PreTrainedModel):
         if self._auto_class is not None:
             self.config.auto_map = dict(AUTO_MAP)
         super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Weights are made by transformers' own functions, which leave loaded ones alone; see `_init_weights`.
+
+        With `True`, transformers would leave out the rules by which CLIP's layers are initialised.
+        """
+        return False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

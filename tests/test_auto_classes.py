@@ -121,6 +121,17 @@ def test_pipeline(folder, image, kind, errors, monkeypatch):
             assert np.array_equal(mask, labels == CLASS_NAMES.index(segment["label"]))
 
 
+def test_pipeline_in_batches(folder, image):
+    segment = pipeline("image-segmentation", model=str(folder))
+    # More images than prompt contexts, which are the first dimension of the text embeddings.
+    answers = segment([str(image)] * 5, batch_size=5)
+    (expected,) = segment([str(image)])
+    for answer in answers:
+        assert [region["label"] for region in answer] == [region["label"] for region in expected]
+        for region, other in zip(answer, expected, strict=True):
+            assert region["mask"] == other["mask"]
+
+
 @pytest.mark.slow
 def test_saved_folder_works_without_the_package(folder, image, tmp_path):
     result = subprocess.run(

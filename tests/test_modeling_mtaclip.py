@@ -1,5 +1,7 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
+import pickle
+
 import pytest
 import torch
 from tiny import CLASS_NAMES, tiny_config, tiny_model
@@ -260,6 +262,33 @@ def test_reload_is_bit_equal(tmp_path):
         expected, actual = model(batch["pixel_values"]), loaded(batch["pixel_values"])
     for name, value in expected.items():
         assert torch.equal(value, actual[name]), name
+
+
+@pytest.mark.parametrize("options", [{}, {"device_map": "auto"}])
+def test_shards(tmp_path, options):
+    model, batch = tiny_model(), make_batch()
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, **options).eval()
+    with torch.no_grad():
+        expected, actual = model(batch["pixel_values"]), loaded(batch["pixel_values"].to(loaded.device))
+    torch.testing.assert_close(actual.logits.cpu(), expected.logits)
+
+
+def test_pickling():
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        expected = model(batch["pixel_values"])
+        actual = pickle.loads(pickle.dumps(model))(batch["pixel_values"])
+    assert torch.equal(actual.logits, expected.logits)
+
+
+def test_evaluation_is_deterministic():
+    model, batch = tiny_model(), make_batch()
+    with torch.no_grad():
+        first, second = model(batch["pixel_values"]), model(batch["pixel_values"])
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
 
 
 def test_base_model_loads_from_the_same_folder(tmp_path, caplog):

@@ -2,19 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' own test suites on our classes.
 
-They come with transformers' source distribution of the installed version:
-`pip download --no-deps --no-binary transformers transformers==VERSION`. Unpack it and name the folder in the environment
-variable `TRANSFORMERS_SOURCE`.
+They come with transformers' source distribution of the installed version, from `pip download --no-deps --no-binary
+transformers transformers==VERSION`. Unpack it and name the folder in the environment variable `TRANSFORMERS_SOURCE`.
 """
 
 import unittest
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from transformers import pipeline
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel
-from tests.tiny import tiny_config
-from tests.transformers_suites import SOURCE, load_suite
+from modeling_mtaclip import (
+    MTAClipForSemanticSegmentation,
+    MTAClipImageProcessor,
+    MTAClipImageProcessorPil,
+    MTAClipModel,
+)
+from modeling_mtaclip.data.scenes import make_scene
+from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
+from tests.tiny import CLASS_NAMES, tiny_config, tiny_model
+from tests.transformers_suites import SOURCE, load_pipeline_suite, load_suite
 
 
 if SOURCE is None:
@@ -22,7 +32,25 @@ if SOURCE is None:
         "TRANSFORMERS_SOURCE does not name the unpacked source distribution of transformers", allow_module_level=True
     )
 
+
+class SegmentationPipelineTests:
+    """The pipeline made of our model and image processor, and what it answers."""
+
+    def get_test_pipeline(self, model, tokenizer=None, image_processor=None, dtype="float32", **kwargs):
+        segment = pipeline("image-segmentation", model=model, image_processor=image_processor, dtype=dtype)
+        return segment, [make_scene(index)[0] for index in range(3)]
+
+    def run_pipeline_test(self, segment, examples):
+        for image, regions in zip(examples, segment(examples, batch_size=2), strict=True):
+            pixels = sum(np.asarray(region["mask"]).astype(bool).astype(int) for region in regions)
+            assert {region["label"] for region in regions} <= set(CLASS_NAMES)
+            # Each pixel has one class.
+            assert np.array_equal(pixels, np.ones(image.size[::-1]))
+
+
 modeling = load_suite("test_modeling_common")
+image_processing = load_suite("test_image_processing_common")
+pipelines = load_pipeline_suite(tiny_model(), MTAClipImageProcessor, SegmentationPipelineTests)
 
 
 class MTAClipModelTester:
@@ -31,35 +59,84 @@ class MTAClipModelTester:
     is_training = True
     batch_size = 2
     image_size = (64, 96)
-    seq_length = 19  # Queries of the decoder: masks, and three contexts of four names.
+    seq_length = 19  # Queries of the decoder: seven for masks, and four names in three contexts.
     hidden_size = 32
     num_attention_heads = 4
-    num_hidden_layers = 4
+    num_hidden_layers = 2
 
     def __init__(self, parent):
         self.parent = parent
 
     def get_config(self):
-        return tiny_config()
+        return tiny_config(decoder_layers=self.num_hidden_layers)
 
     def prepare_config_and_inputs_for_common(self):
-        images = modeling.floats_tensor([self.batch_size, 3, *self.image_size])
-        return self.get_config(), {"pixel_values": images}
+        return self.get_config(), {"pixel_values": modeling.floats_tensor([self.batch_size, 3, *self.image_size])}
 
 
-class MTAClipModelTest(modeling.ModelTesterMixin, unittest.TestCase):
+class MTAClipModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin, unittest.TestCase):
     all_model_classes = (MTAClipModel, MTAClipForSemanticSegmentation)
+    pipeline_model_mapping = {"image-segmentation": MTAClipForSemanticSegmentation}  # noqa: RUF012
     is_encoder_decoder = False
     test_resize_embeddings = False
     test_missing_keys = False
 
     def setUp(self):
         self.model_tester = MTAClipModelTester(self)
+        # By these names the suites know which models have no loss.
+        names = mock.patch.dict(MODEL_MAPPING_NAMES, {"mtaclip": "MTAClipModel"})
+        names.start()
+        self.addCleanup(names.stop)
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = dict(inputs_dict)
         if return_labels and model_class is MTAClipForSemanticSegmentation:
-            inputs["labels"] = torch.zeros(
-                self.model_tester.batch_size, *self.model_tester.image_size, dtype=torch.long
-            )
+            size = (self.model_tester.batch_size, *self.model_tester.image_size)
+            inputs["labels"] = torch.zeros(size, dtype=torch.long)
+            # The points of the losses are random: two calls with the same seeds see the same ones.
+            inputs["point_seeds"] = torch.arange(self.model_tester.batch_size)
         return inputs
+
+    @unittest.skip("The input is an image; the token embeddings belong to the frozen text encoder.")
+    def test_model_get_set_embeddings(self):
+        pass
+
+
+def _skip_half_precision_of_attention() -> None:
+    """Which pixels a query attends to is where its mask logits are positive: in half precision some flip."""
+    for name in dir(MTAClipModelTest):
+        if name.startswith("test_eager_matches_sdpa_inference") and ("fp16" in name or "bf16" in name):
+            reason = "The masks of masked attention are thresholds, which rounding to half precision flips."
+            setattr(MTAClipModelTest, name, unittest.skip(reason)(getattr(MTAClipModelTest, name)))
+
+
+_skip_half_precision_of_attention()
+
+
+class MTAClipImageProcessingTester(image_processing.ImageProcessingTester):
+    """What the suites ask of an image processor: options for it, inputs, and what size the result has."""
+
+    def __init__(self, parent, **kwargs):
+        kwargs.setdefault("size", {"height": 20, "width": 28})
+        kwargs.setdefault("size_divisor", 4)
+        kwargs.setdefault("num_labels", 5)
+        super().__init__(parent, **kwargs)
+
+    def _get_image_processing_classes(self):
+        return {"torchvision": MTAClipImageProcessor, "pil": MTAClipImageProcessorPil}
+
+    def prepare_post_process_semantic_segmentation_inputs(self):
+        height, width = self.size["height"], self.size["width"]
+        outputs = MTAClipForSemanticSegmentationOutput(
+            class_queries_logits=torch.randn(self.batch_size, 3, self.num_labels + 1),
+            masks_queries_logits=torch.randn(self.batch_size, 3, height // 4, width // 4),
+        )
+        return {"outputs": outputs}, {"num_labels": self.num_labels, "height": height, "width": width}
+
+
+class MTAClipImageProcessingTest(
+    image_processing.ImageProcessingTestMixin,
+    image_processing.PostProcessSemanticSegmentationTestMixin,
+    unittest.TestCase,
+):
+    image_processor_tester_class = MTAClipImageProcessingTester
