@@ -661,18 +661,23 @@ class MTAClipModel(MTAClipPreTrainedModel):
         self.decoder = MTAClipMaskTextDecoder(config)
         self.post_init()
         self.freeze_unused_parameters()
-        self._prepare_recording()
 
     def freeze_unused_parameters(self) -> None:
         """Takes the backbone's parameters on which no feature map depends out of training."""
         for name in self.map_shapes.unused_parameters if self.backbone is not None else ():
             self.backbone.get_parameter(name).requires_grad_(False)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not getattr(self, "_output_capturing_hooks_installed", False):
+            self._prepare_recording()
+        return super().__call__(*args, **kwargs)
+
     def _prepare_recording(self) -> None:
         """Installs the hooks that record hidden states and attentions, not in the backbone, which has its own.
 
         Left to its first use, it would install those of the backbone a second time. Many backbones take their feature
-        maps from what their hooks record, and would silently return other layers' maps from then on.
+        maps from what their hooks record, and would silently return other layers' maps from then on. Before its first
+        use a model has no hooks, because those of transformers can't be pickled.
         """
         backbone, self.backbone = self.backbone, None
         maybe_install_capturing_hooks(self)
