@@ -334,7 +334,7 @@ class MTAClipMaskTextDecoder(nn.Module):
             the latter.
         """
         queries, positions = self._queries(text_embeddings)
-        hidden_states = queries.expand(len(mask_features), -1, -1)
+        hidden_states = queries.expand(mask_features.shape[0], -1, -1)
         values = [to_sequence(memory) + level for memory, level in zip(memories, self.level_embed, strict=True)]
         keys = [
             value + sine_position_embedding(*memory.shape[-2:], value.shape[-1], value.dtype, value.device)
@@ -910,24 +910,30 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         )
 
     @torch.no_grad()
-    def save_for_inference(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Saves a model that carries its text embeddings and leaves out prompts and text encoder.
+    def for_inference(self) -> "MTAClipForSemanticSegmentation":
+        """A copy that holds its text embeddings, and no prompts and text encoder; in evaluation mode.
 
-        It loads with `from_pretrained` and gives the same predictions, bit for bit, but it can't be trained, nor be
-        given other classes or phrases. What lies beside the checkpoint that this model was loaded from, its image
-        processor and tokenizer, is saved too; those of a model that was not loaded are left to save.
+        It gives the same predictions, bit for bit, but it can't be trained, nor be given other classes or phrases.
+        """
+        texts = self.model.text_model.get_text_embeddings() if self.config.text_branch else None
+        copied = deepcopy(self)
+        if texts is not None:
+            copied.config.stored_text_embeddings = True
+            copied.model.text_model = MTAClipStoredTexts(copied.config)
+            copied.model.text_model.text_embeddings = texts
+        return copied.eval()
+
+    def save_for_inference(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Saves the model as [`for_inference`] makes it; `from_pretrained` loads it.
+
+        What lies beside the checkpoint that this model was loaded from, its image processor and tokenizer, is saved
+        too; those of a model that was not loaded are left to save.
 
         Args:
             save_directory (`str` or `Path`): the folder.
             kwargs: options of `save_pretrained`, such as `max_shard_size`.
         """
-        texts = self.model.text_model.get_text_embeddings() if self.config.text_branch else None
-        deployable = deepcopy(self)
-        if texts is not None:
-            deployable.config.stored_text_embeddings = True
-            deployable.model.text_model = MTAClipStoredTexts(deployable.config)
-            deployable.model.text_model.text_embeddings = texts
-        deployable.eval().save_pretrained(save_directory, **kwargs)
+        self.for_inference().save_pretrained(save_directory, **kwargs)
         for part in _parts_beside(self):
             part.save_pretrained(save_directory)
 
