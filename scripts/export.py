@@ -1,0 +1,81 @@
+#!/usr/bin/env python
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Exports a trained model: without its text encoder, as a `torch.export` program, or as an ONNX file.
+
+python scripts/export.py --model outputs/scenes --format onnx --output_dir outputs/onnx --check photos/*.jpg
+
+Writes `model.onnx` or `model.pt2` and the image processor, or for `--format inference` a folder for
+`from_pretrained`. With `--check`, compares its predictions with the model's and fails where too many differ.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
+from modeling_mtaclip.export import OnnxModel, ProgramModel, compare_with_model, export_onnx, export_program
+
+
+# Below this share of pixels with the same class, an exported model counts as broken.
+MIN_EQUAL_PIXELS = 0.999
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
+    parser.add_argument("--format", required=True, choices=["inference", "torch", "onnx"])
+    parser.add_argument("--output_dir", required=True, type=Path, help="folder for what is exported")
+    parser.add_argument(
+        "--outputs",
+        default="queries",
+        choices=["queries", "labels"],
+        help="of the graph: class and mask logits of the queries, from which scores of any size are made (default), "
+        "or the class of each pixel",
+    )
+    parser.add_argument("--check", nargs="+", default=[], help="images to compare predictions on")
+    arguments = parser.parse_args()
+    if arguments.check and arguments.outputs == "labels" and arguments.format != "inference":
+        parser.error("--check compares scores, which --outputs labels does not give: check --outputs queries")
+    return arguments
+
+
+def export(arguments: argparse.Namespace, model: MTAClipForSemanticSegmentation) -> Callable[[torch.Tensor], Any]:
+    """Writes the files; returns the exported model as it is loaded from them."""
+    folder = arguments.output_dir
+    if arguments.format == "inference":
+        model.save_for_inference(folder)
+        return MTAClipForSemanticSegmentation.from_pretrained(folder)
+    if arguments.format == "onnx":
+        export_onnx(model, folder / "model.onnx", arguments.outputs)
+        return OnnxModel(folder / "model.onnx")
+    torch.export.save(export_program(model, arguments.outputs), folder / "model.pt2")
+    return ProgramModel(folder / "model.pt2")
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    model = MTAClipForSemanticSegmentation.from_pretrained(arguments.model)
+    processor = MTAClipImageProcessor.from_pretrained(arguments.model)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    exported = export(arguments, model)
+    processor.save_pretrained(arguments.output_dir)
+    for path in sorted(arguments.output_dir.glob("model.*")):
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if not arguments.check:
+        return 0
+    result = compare_with_model(exported, model, processor, map(Image.open, arguments.check))
+    print(
+        f"{result.num_images} images: {result.equal_pixels:.4%} of the pixels have the same class, "
+        f"scores differ by at most {result.max_score_difference:.1e}"
+    )
+    return 0 if result.equal_pixels >= MIN_EQUAL_PIXELS else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
