@@ -44,7 +44,8 @@ class ExportableModel(nn.Module):
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Segments `(B, 3, H, W)` normalised images."""
         height, width = pixel_values.shape[-2:]
-        padding = [-(-length // STRIDE) * STRIDE - length for length in (height, width)]
+        # Only divisions of positive numbers: ONNX rounds towards zero.
+        padding = [(length + STRIDE - 1) // STRIDE * STRIDE - length for length in (height, width)]
         predicted = self.model(nn.functional.pad(pixel_values, (0, padding[1], 0, padding[0])))
         if self.outputs == "queries":
             return {name: predicted[name] for name in OUTPUTS["queries"]}
