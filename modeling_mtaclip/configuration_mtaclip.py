@@ -339,22 +339,33 @@ class MTAClipConfig(PreTrainedConfig):
                 f"No token ids for the class names {missing}: `class_token_ids` has {sorted(self.class_token_ids)}. "
                 "Configure new classes with `MTAClipConfig.from_labels(names, tokenizer, ...)`."
             )
-        longest_name = self.text_config.max_position_embeddings - self.prompt_length - 2
         for name in names:
-            token_ids = self.class_token_ids[name]
-            if not token_ids:
-                raise ValueError(f"The class name {name!r} has no tokens. Give the class a name with letters in it.")
-            if len(token_ids) > longest_name:
-                raise ValueError(
-                    f"The class name {name!r} has {len(token_ids)} tokens, but at most {longest_name} fit: the text "
-                    f"encoder has {self.text_config.max_position_embeddings} positions, of which {self.prompt_length} "
-                    "hold the prompt context and 2 the start and end tokens. Shorten the name."
-                )
-            if max(token_ids) >= self.text_config.vocab_size or min(token_ids) < 0:
-                raise ValueError(
-                    f"The class name {name!r} has the token ids {token_ids}, but the text encoder's vocabulary has "
-                    f"{self.text_config.vocab_size} entries. Use the tokenizer that belongs to the text encoder."
-                )
+            self.check_token_ids(name, self.class_token_ids[name])
+
+    def check_token_ids(self, name: str, token_ids: Sequence[int]) -> None:
+        """Whether the text encoder can read a name behind a prompt context.
+
+        Args:
+            name (`str`): for the error.
+            token_ids (`Sequence[int]`): its tokens, without start and end.
+
+        Raises:
+            ValueError: no tokens, too many, or ids outside the vocabulary.
+        """
+        longest_name = self.text_config.max_position_embeddings - self.prompt_length - 2
+        if not token_ids:
+            raise ValueError(f"The name {name!r} has no tokens. Choose one with letters in it.")
+        if len(token_ids) > longest_name:
+            raise ValueError(
+                f"The name {name!r} has {len(token_ids)} tokens, but at most {longest_name} fit: the text "
+                f"encoder has {self.text_config.max_position_embeddings} positions, of which {self.prompt_length} "
+                "hold the prompt context and 2 the start and end tokens. Shorten the name."
+            )
+        if max(token_ids) >= self.text_config.vocab_size or min(token_ids) < 0:
+            raise ValueError(
+                f"The name {name!r} has the token ids {list(token_ids)}, but the text encoder's vocabulary has "
+                f"{self.text_config.vocab_size} entries. Use the tokenizer that belongs to the text encoder."
+            )
 
 
 def tokenize_names(names: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:

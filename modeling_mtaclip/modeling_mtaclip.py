@@ -7,7 +7,7 @@ frozen CLIP text encoder → text embeddings; mask queries and text queries toge
 "Sec." refers to the paper (arXiv 2407.21654).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .backbone_mtaclip import MTAClipFeaturePyramid, build_backbone, enlarge_images
-from .configuration_mtaclip import NUM_FEATURE_MAPS, MTAClipConfig
+from .configuration_mtaclip import NUM_FEATURE_MAPS, MTAClipConfig, tokenize_names
 from .loss_mtaclip import MTAClipCriterion
 from .pixel_decoder_mtaclip import (
     NUM_LEVELS,
@@ -52,6 +52,9 @@ NO_TRAINING = (
     "This model was saved for inference: its text embeddings are constants, prompts and text encoder are left out, so "
     "that it can't be trained. Train the model that it was saved from; for inference call `model.eval()`."
 )
+# Divides cosines with phrases before a softmax over phrases. With the class names as phrases, the labels of a trained
+# model are then about as right as those of its class head.
+PHRASE_TEMPERATURE = 0.03
 # Class names are encoded in groups of about this many tokens: attention inside a group grows with its square.
 TOKENS_PER_GROUP = 128
 
@@ -513,9 +516,11 @@ class MTAClipTextModel(MTAClipPreTrainedModel):
             all of shape `(groups, tokens)`, and `ends` `(K + 1,)`, where in the flattened groups each name ends.
         """
         config = self.config
-        names = [
-            [*config.class_token_ids[name], config.prompt_end_token_id] for name in config.class_names_with_no_object()
-        ]
+        return self._pack([config.class_token_ids[name] for name in config.class_names_with_no_object()])
+
+    def _pack(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        config = self.config
+        names = [[*ids, config.prompt_end_token_id] for ids in token_ids]
         groups: list[list[int]] = [[]]
         for index, name in enumerate(names):
             if groups[-1] and sum(len(names[other]) for other in groups[-1]) + len(name) > TOKENS_PER_GROUP:
@@ -543,13 +548,30 @@ class MTAClipTextModel(MTAClipPreTrainedModel):
     @capture_outputs
     def forward(self) -> MTAClipTextModelOutput:
         """Encodes all names in all contexts."""
+        packed = {name: getattr(self, name) for name in ("token_ids", "positions", "segments", "ends")}
+        return MTAClipTextModelOutput(text_embeddings=self._encode(**packed))
+
+    @torch.no_grad()
+    def encode_token_ids(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Encodes other names or phrases in all contexts.
+
+        Args:
+            token_ids (`Sequence[Sequence[int]]`): the tokens of each of `P` phrases, without start and end.
+
+        Returns:
+            `Tensor` of shape `(C, P, E)`: their CLIP embeddings.
+        """
+        packed = {name: value.to(self.contexts.device) for name, value in self._pack(token_ids).items()}
+        return self._encode(**packed)
+
+    def _encode(self, token_ids: Tensor, positions: Tensor, segments: Tensor, ends: Tensor) -> Tensor:
         text_model = self.text_encoder.text_model
-        tokens, positions = text_model.embeddings.token_embedding, text_model.embeddings.position_embedding
-        num_contexts, num_groups = len(self.contexts), len(self.token_ids)
+        tokens, places = text_model.embeddings.token_embedding, text_model.embeddings.position_embedding
+        num_contexts, num_groups = len(self.contexts), len(token_ids)
         start = tokens.weight[self.config.prompt_start_token_id].expand(num_contexts, 1, -1)
         prefixes = torch.cat((start, self.contexts.to(start.dtype)), dim=1)
-        prefixes = prefixes + positions.weight[: prefixes.shape[1]]
-        names = tokens(self.token_ids) + positions(self.positions)
+        prefixes = prefixes + places.weight[: prefixes.shape[1]]
+        names = tokens(token_ids) + places(positions)
         hidden_states = torch.cat(
             (
                 prefixes[:, None].expand(-1, num_groups, -1, -1),
@@ -557,17 +579,10 @@ class MTAClipTextModel(MTAClipPreTrainedModel):
             ),
             dim=2,
         ).flatten(0, 1)
-        attention_mask = self._attention_mask(prefixes.shape[1], hidden_states.dtype).repeat(num_contexts, 1, 1, 1)
+        attention_mask = _prompt_mask(segments, prefixes.shape[1], hidden_states.dtype).repeat(num_contexts, 1, 1, 1)
         encoded = text_model.encoder(inputs_embeds=hidden_states, attention_mask=attention_mask).last_hidden_state
         encoded = encoded[:, prefixes.shape[1] :].unflatten(0, (num_contexts, num_groups)).flatten(1, 2)
-        encoded = text_model.final_layer_norm(encoded[:, self.ends])
-        return MTAClipTextModelOutput(text_embeddings=self.text_encoder.text_projection(encoded))
-
-    def _attention_mask(self, prefix_length: int, dtype: torch.dtype) -> Tensor:
-        """Additive `(groups, 1, S, S)`: what comes earlier, in the context or in the same name."""
-        segments = nn.functional.pad(self.segments, (prefix_length, 0), value=-2)
-        allowed = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == -2)
-        return (~allowed.tril())[:, None].to(dtype) * MASKED
+        return self.text_encoder.text_projection(text_model.final_layer_norm(encoded[:, ends]))
 
     def freeze_text_encoder(self) -> None:
         """Takes the text encoder out of training; only the prompt contexts learn on the text side (Sec. 3.3)."""
@@ -909,6 +924,89 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             cross_attentions=outputs.cross_attentions,
         )
 
+    def encode_phrases(self, phrases: Sequence[str], tokenizer: Any) -> Tensor:
+        """Encodes phrases as class names are encoded: in every learned prompt context.
+
+        Args:
+            phrases (`Sequence[str]`): `P` names or phrases; underscores are read as spaces.
+            tokenizer (`PreTrainedTokenizerBase` or `str`): the one that belongs to the text encoder, or the folder or
+                name of a checkpoint that has it.
+
+        Returns:
+            `Tensor` of shape `(C, P, E)`: CLIP embeddings, for [`segment_phrases`].
+
+        Raises:
+            ValueError: no phrases, phrases that the text encoder can't read, or a model without text encoder.
+        """
+        if not self.config.text_branch or self.config.stored_text_embeddings:
+            raise ValueError(
+                "This model has no text encoder to read phrases with: it was made without text branch, or saved for "
+                "inference. Use the model that was trained with `text_branch=True`, as training saved it."
+            )
+        if isinstance(phrases, str) or not phrases:
+            raise ValueError(f"`phrases` must be a list of at least one phrase, got {phrases!r}.")
+        if isinstance(tokenizer, str):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        token_ids = tokenize_names(phrases, tokenizer)
+        for phrase, ids in token_ids.items():
+            self.config.check_token_ids(phrase, ids)
+        return self.model.text_model.encode_token_ids([token_ids[phrase] for phrase in phrases])
+
+    @torch.no_grad()
+    def segment_phrases(
+        self,
+        phrase_embeddings: Tensor,
+        pixel_values: Tensor | None = None,
+        feature_maps: list[Tensor] | None = None,
+        temperature: float = PHRASE_TEMPERATURE,
+    ) -> MTAClipForSemanticSegmentationOutput:
+        """Scores phrases in place of classes: which of them is each region closest to?
+
+        The masks and the probability that a mask is no object stay those of the trained classes. The similarity of a
+        mask with a phrase is the cosine of its query, in CLIP's space, with the phrase's embedding in the prompt
+        context where it is largest; the probabilities of the phrases are the softmax of their similarities.
+
+        Phrases compete with each other only, and every pixel gets one of them: phrases should cover what the images
+        show. Synonyms of trained classes and words close to them are found as far as the text encoder knows them; a
+        random text encoder knows none. Masks were trained to separate the trained classes: a region that training
+        labelled as one class is not divided, and objects that it left unlabelled or counted to another class often
+        have no mask. For classes that were not trained this is therefore a way of looking at what the model has
+        learned, not open-vocabulary segmentation.
+
+        Args:
+            phrase_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_phrases, projection_dim)`):
+                From [`encode_phrases`].
+            pixel_values, feature_maps: as in [`forward`].
+            temperature (`float`, defaults to 0.03): smaller values make the closest phrase win more clearly.
+
+        Returns:
+            `MTAClipForSemanticSegmentationOutput`: as for images with `num_phrases` classes. `logits` `(batch_size,
+            num_phrases, height / 4, width / 4)` are the phrases' scores; `class_queries_logits` the logarithms of the
+            queries' probabilities; `mask_text_similarity` the cosines, without "no object". The image processor's
+            `post_process_semantic_segmentation` turns them into the index of the best phrase at each pixel.
+
+        Raises:
+            ValueError: a temperature that is not positive; both or neither of `pixel_values` and `feature_maps`.
+        """
+        if temperature <= 0:
+            raise ValueError(f"`temperature` must be positive, got {temperature}.")
+        outputs = self.model(pixel_values, feature_maps, output_auxiliary_predictions=False, return_dict=True)
+        mask_queries = outputs.last_hidden_state[:, : self.config.num_queries]
+        no_object = self.class_predictor(mask_queries).softmax(dim=-1)[..., -1:]
+        masks_in_clip = nn.functional.normalize(self.text_head.mask_projection(mask_queries), dim=-1)
+        phrase_directions = nn.functional.normalize(phrase_embeddings, dim=-1)
+        similarity = masks_in_clip[:, None] @ phrase_directions.transpose(-1, -2)
+        phrases = (similarity.amax(dim=1) / temperature).softmax(dim=-1) * (1 - no_object)
+        class_logits = torch.cat((phrases, no_object), dim=-1).clamp(min=torch.finfo(phrases.dtype).tiny).log()
+        masks = _mask_logits(self.model.decoder.mask_embedder(mask_queries), outputs.mask_features)
+        return MTAClipForSemanticSegmentationOutput(
+            logits=_semantic_scores(class_logits, masks),
+            class_queries_logits=class_logits,
+            masks_queries_logits=masks,
+            mask_text_similarity=similarity,
+            text_embeddings=phrase_embeddings,
+        )
+
     @torch.no_grad()
     def for_inference(self) -> "MTAClipForSemanticSegmentation":
         """A copy that holds its text embeddings, and no prompts and text encoder; in evaluation mode.
@@ -952,6 +1050,13 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
     MTAClipConfig.model_type, MTAClipForSemanticSegmentation.__name__
 )
+
+
+def _prompt_mask(segments: Tensor, prefix_length: int, dtype: torch.dtype) -> Tensor:
+    """Additive `(groups, 1, S, S)`: what comes earlier, in the context or in the same name."""
+    segments = nn.functional.pad(segments, (prefix_length, 0), value=-2)
+    allowed = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == -2)
+    return (~allowed.tril())[:, None].to(dtype) * MASKED
 
 
 def _parts_beside(model: PreTrainedModel) -> list[Any]:
