@@ -365,7 +365,7 @@ def _unused_parameters(backbone: nn.Module, maps: tuple[Tensor, ...]) -> list[st
 
 def enlarge_images(pixel_values: Tensor, divisor: int) -> Tensor:
     """Enlarges `(B, C, H, W)` images, if need be, so that their sides are multiples of `divisor`."""
-    return _resize(pixel_values, [math.ceil(side / divisor) * divisor for side in pixel_values.shape[-2:]])
+    return _resize(pixel_values, [_divide_up(side, divisor) * divisor for side in pixel_values.shape[-2:]])
 
 
 class MTAClipFeaturePyramid(nn.Module):
@@ -397,7 +397,7 @@ class MTAClipFeaturePyramid(nn.Module):
             `list[Tensor]` of shapes `(B, C_i, ceil(height / s), ceil(width / s))` for the strides `s` 4, 8, 16, 32.
         """
         return [
-            _resize(level(maps), [math.ceil(side / stride) for side in image_size])
+            _resize(level(maps), [_divide_up(side, stride) for side in image_size])
             for level, maps, stride in zip(self.levels, feature_maps, FEATURE_STRIDES, strict=True)
         ]
 
@@ -412,6 +412,10 @@ def _pyramid_level(channels: int, doublings: int) -> nn.Sequential:
     if doublings < 0:
         layers.append(nn.MaxPool2d(2**-doublings, ceil_mode=True))
     return nn.Sequential(*layers)
+
+
+def _divide_up(number: int, divisor: int) -> int:
+    return -(-number // divisor)
 
 
 def _resize(maps: Tensor, size: list[int]) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from modeling_mtaclip import MTAClipForSemanticSegmentation
+from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
+from modeling_mtaclip.backbone_mtaclip import CLIPResNetBackboneConfig
 from modeling_mtaclip.conversion import config_from_original, convert_original_state_dict, load_checkpoint
+from modeling_mtaclip.inference import InferenceOptions, PreparedImage, Segmenter
 from modeling_mtaclip.loss_mtaclip import (
     classification_losses,
     contrastive_losses,
@@ -148,13 +150,13 @@ def test_matching_costs(layer, image, model, expected):
     torch.testing.assert_close(costs, expected[f"{recorded}.cost"], rtol=1e-4, atol=1e-4)
 
 
-def recorded_losses(predictions, expected, config):
+def recorded_losses(predictions, expected, config, recording="loss"):
     """Every weighted loss term, from our functions, at the recorded points and matches."""
     class_weights = torch.ones(config.num_labels + 1)
     class_weights[-1] = config.no_object_weight
     terms = {}
     for layer in LAYERS:
-        prediction, recorded = predictions[layer], f"loss.{layer}"
+        prediction, recorded = predictions[layer], f"{recording}.{layer}"
         query_classes = torch.full((2, config.num_queries), config.num_labels)
         masks, targets, weights = [], [], []
         for image in range(2):
@@ -229,3 +231,73 @@ def test_gradient_norms(losses_and_gradients, model, folder, expected):
     for name, targets in report.used.items():
         norm = torch.stack([gradients[target].norm() for target in targets]).norm()
         torch.testing.assert_close(norm, expected[f"grad_norm.{name}"].squeeze(), rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def pixel_values(expected):
+    return expected["pixel_values"]
+
+
+@pytest.fixture
+def whole_model(folder, original_config):
+    """With the backbone; a new one for each test, because training changes its statistics."""
+    weights = load_checkpoint(folder / "weights.safetensors").tensors
+    backbone = original_config["backbone"]
+    config = config_from_original(
+        original_config,
+        backbone_config=CLIPResNetBackboneConfig(width=backbone["width"], layers=backbone["layers"]),
+        feature_channels=None,
+    )
+    model = MTAClipForSemanticSegmentation(config)
+    state_dict, _ = convert_original_state_dict(weights, config)
+    for name, value in weights.items():
+        if name.startswith("backbone.") and "attnpool" not in name:
+            state_dict[f"model.{name}"] = value
+    model.load_state_dict(state_dict)
+    return model.eval()
+
+
+def test_feature_maps(whole_model, pixel_values, feature_maps, original_config):
+    with torch.no_grad():
+        maps = whole_model.model.backbone(pixel_values).feature_maps
+    for actual, wanted in zip(maps, feature_maps, strict=True):
+        assert_near(actual, wanted)
+    assert whole_model.model.feature_channels == original_config["backbone"]["channels"]
+    assert whole_model.model.map_shapes.strides == original_config["backbone"]["strides"]
+
+
+@pytest.mark.parametrize(("mode", "scores"), [("whole", "seg_logits"), ("slide", "slide.seg_logits")])
+def test_scores_from_pixels(whole_model, pixel_values, expected, original_config, mode, scores):
+    sliding = original_config["sliding_window"]
+    options = InferenceOptions(mode, tuple(sliding["window"]), tuple(sliding["stride"]), batch_size=3)
+    segmenter = Segmenter(whole_model, MTAClipImageProcessor(), options)
+    segmenter.prepare = lambda image: PreparedImage(tuple(image.shape[-2:]), [image])  # the pixels are prepared
+    for image, wanted in zip(pixel_values, expected[scores], strict=True):
+        assert_near(segmenter.scores(image), wanted)
+
+
+def test_training_from_pixels(whole_model, pixel_values, expected):
+    outputs = whole_model.train()(pixel_values, output_auxiliary_predictions=True)
+    predictions = dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
+    terms = recorded_losses(predictions, expected, whole_model.config, recording="train_loss")
+    for name, term in terms.items():
+        torch.testing.assert_close(term, expected[f"train_loss.scalar.{name}"][0], rtol=1e-4, atol=0, msg=name)
+    total = sum(terms.values())
+    torch.testing.assert_close(total, expected["train_loss.scalar.total"][0], rtol=1e-4, atol=0)
+    statistics = {name: value for name, value in expected.items() if name.startswith("train_loss.after.")}
+    assert statistics
+    for name, value in statistics.items():
+        assert_near(whole_model.get_buffer(name.replace("train_loss.after.", "model.")), value)
+
+
+def test_gradients_reach_the_first_convolution(whole_model, pixel_values, expected):
+    outputs = whole_model(pixel_values, output_auxiliary_predictions=True)
+    predictions = dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
+    sum(recorded_losses(predictions, expected, whole_model.config).values()).backward()
+    prefix = "grad_norm.backbone."
+    norms = {name.removeprefix(prefix): norm for name, norm in expected.items() if name.startswith(prefix)}
+    compared = 0
+    for name, parameter in whole_model.model.backbone.named_parameters():
+        torch.testing.assert_close(parameter.grad.norm(), norms[name].squeeze(), rtol=1e-3, atol=1e-5, msg=name)
+        compared += 1
+    assert compared == sum("attnpool" not in name for name in norms)
