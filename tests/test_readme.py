@@ -121,6 +121,9 @@ def test_ci_uses_the_second_command():
     assert install.replace("pip install", "pip install --quiet") in lines
 
 
-def test_picture_exists_and_is_small():
-    picture = README.parent / re.search(r"!\[.*\]\((.*)\)", README.read_text())[1]
-    assert picture.stat().st_size < 300_000
+@pytest.mark.parametrize("page", [README, *sorted((README.parent / "docs").glob("*.md"))], ids=lambda page: page.name)
+def test_pictures_and_pages_exist_and_pictures_are_small(page):
+    for mark, target in re.findall(r"(!?)\[[^\]]*\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists()
+        if mark:
+            assert (page.parent / target).stat().st_size < 300_000
