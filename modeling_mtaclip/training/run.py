@@ -72,6 +72,8 @@ class Run:
             # Not `save_model()`, which would push the model before it is evaluated.
             self.trainer.save_model(_internal_call=True)
             self.trainer.save_state()
+            if self.trainer.is_fsdp_enabled:
+                self.trainer.use_saved_model()
         if args.do_eval:
             metrics |= self.trainer.evaluate()
             metrics["eval_mean_iou_interval"] = self.trainer.scores.per_image.bootstrap_interval()

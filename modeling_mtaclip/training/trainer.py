@@ -32,6 +32,7 @@ from .callbacks import (
     TerminationCallback,
 )
 from .checkpoints import discard_failed_save, write_through
+from .distribution import whole_weights
 from .evaluation import EvaluationCollator, SegmentationScores
 from .examination import ExaminedImage, examine_image
 from .findings import ContextUsage
@@ -87,6 +88,8 @@ class MTAClipTrainer(Trainer):
         self.add_callback(self.termination)
         self.averages: AveragedWeightsCallback | None = None
         if self.args.ema_decay > 0:
+            if self.is_fsdp_enabled:
+                raise ValueError("`ema_decay` needs whole weights, but FSDP shards them. Leave it out, or use DDP.")
             self.averages = AveragedWeightsCallback(self.model, self.args.ema_decay)
             self.add_callback(self.averages)
         if self.args.freeze_backbone:
@@ -224,13 +227,14 @@ class MTAClipTrainer(Trainer):
         segmenter = self._segmenter(scores.contexts)
         num_images = 0
         self.callback_handler.eval_dataloader = dataloader
-        for samples in dataloader:
-            sizes = [tuple(sample.annotation.shape) for sample in samples]
-            predictions = segmenter.predict([sample.image for sample in samples], sizes)
-            for sample, prediction in zip(samples, predictions, strict=True):
-                scores.add(prediction, sample.annotation, sample.name, sample.thumbnail)
-            num_images += len(samples)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        with whole_weights(self.model):
+            for samples in dataloader:
+                sizes = [tuple(sample.annotation.shape) for sample in samples]
+                predictions = segmenter.predict([sample.image for sample in samples], sizes)
+                for sample, prediction in zip(samples, predictions, strict=True):
+                    scores.add(prediction, sample.annotation, sample.name, sample.thumbnail)
+                num_images += len(samples)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         scores.finish()
         self.scores = scores
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.summary().items()}
@@ -285,6 +289,11 @@ class MTAClipTrainer(Trainer):
                 self.averages.load(self.state.best_model_checkpoint)
             self.averages.copy_to_model()
         return output
+
+    def use_saved_model(self) -> None:
+        """Takes the model from the output folder: whole on every process, where training had it in shards."""
+        self.accelerator.wait_for_everyone()
+        self.model = type(self.model).from_pretrained(self.args.output_dir).eval()
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Saves a checkpoint whose last file says that it is complete.

@@ -40,15 +40,19 @@ def evaluation_example(index: int) -> dict[str, Image.Image]:
     return {"image": Image.fromarray(values), "annotation": Image.fromarray(values[..., 0] % 3)}
 
 
-def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: int) -> None:
-    torch.manual_seed(0)
-    backbone = ConvNextConfig(
+def convnext_config() -> ConvNextConfig:
+    """A backbone without batch norms, whose statistics would differ between a batch and its parts."""
+    return ConvNextConfig(
         num_stages=4,
         hidden_sizes=[8, 12, 16, 20],
         depths=[1, 1, 1, 1],
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
-    model = tiny_model(backbone_config=backbone)
+
+
+def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: int) -> None:
+    torch.manual_seed(0)
+    model = tiny_model(backbone_config=convnext_config())
     arguments = MTAClipTrainingArguments(
         output_dir=output_dir,
         max_steps=num_steps,

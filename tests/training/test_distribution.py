@@ -1,0 +1,100 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes: accelerate's configuration files, DDP over 2 and 4 processes, FSDP2's shards on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import FullyShardedDataParallelPlugin
+
+from modeling_mtaclip.training.distribution import whole_weights
+from tests.tiny import tiny_model
+from tests.training.test_trainer import run_steps
+
+
+FOLDER = "configs/accelerate"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("ddp.yaml", "MULTI_GPU"), ("fsdp2.yaml", "FSDP"), ("zero2.yaml", "DEEPSPEED")]
+)
+def test_accelerate_reads_its_files(repository_dir, name, kind):
+    config = load_config_from_file(str(repository_dir / FOLDER / name))
+    assert config.distributed_type.value == kind
+    assert config.num_processes == 8
+
+
+def test_fsdp_finds_the_layers_to_shard(repository_dir):
+    settings = yaml.safe_load((repository_dir / FOLDER / "fsdp2.yaml").read_text())["fsdp_config"]
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=settings["fsdp_version"],
+        auto_wrap_policy=settings["fsdp_auto_wrap_policy"],
+        transformer_cls_names_to_wrap=settings["fsdp_transformer_layer_cls_to_wrap"].split(","),
+    )
+    model = tiny_model()
+    # Raises where the model has no such layer.
+    plugin.set_auto_wrap_policy(model)
+    classes = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
+    assert {each.__name__ for each in classes} == {"MTAClipDecoderLayer", "MTAClipPixelDecoderLayer"}
+
+
+def test_zero2_is_stage_2_and_takes_the_runs_options(repository_dir):
+    config = yaml.safe_load((repository_dir / FOLDER / "zero2.yaml").read_text())["deepspeed_config"]
+    settings = json.loads((repository_dir / config["deepspeed_config_file"]).read_text())
+    assert settings["zero_optimization"]["stage"] == 2
+    for option in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
+        assert settings[option] == "auto"
+
+
+def test_weights_that_are_whole_stay_as_they_are():
+    model = tiny_model()
+    before = [value.clone() for value in model.state_dict().values()]
+    with whole_weights(model):
+        pass
+    assert all(torch.equal(old, new) for old, new in zip(before, model.state_dict().values(), strict=True))
+
+
+@pytest.mark.slow
+def test_two_processes_with_one_image_each_are_one_with_two(repository_dir, tmp_path):
+    check_equal_steps(repository_dir, tmp_path, num_processes=2)
+
+
+@pytest.mark.slow
+def test_four_processes_with_one_image_each_are_one_with_four(repository_dir, tmp_path):
+    check_equal_steps(repository_dir, tmp_path, num_processes=4)
+
+
+def check_equal_steps(repository_dir, tmp_path, num_processes):
+    """Losses, weights and evaluation after 5 steps of one image per process, and of one process with all of them."""
+    weights, steps, metrics = run_steps(repository_dir, tmp_path / "one", 1, batch_size=num_processes)
+    parts, part_steps, part_metrics = run_steps(repository_dir, tmp_path / "many", num_processes, batch_size=1)
+    assert len(steps) == 5
+    for step, part_step in zip(steps, part_steps, strict=True):
+        assert step == pytest.approx(part_step, rel=1e-5)
+    for name, value in weights.items():
+        torch.testing.assert_close(value, parts[name], rtol=0, atol=1e-5, msg=name)
+    scores = [name for name in metrics if "runtime" not in name and "per_second" not in name]
+    assert {name: metrics[name] for name in scores} == {name: part_metrics[name] for name in scores}
+
+
+@pytest.mark.slow
+def test_sharded_weights_give_the_steps_of_whole_ones(repository_dir, tmp_path):
+    found = []
+    for num_processes in (1, 2):
+        output = tmp_path / f"{num_processes}.json"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+        script = str(repository_dir / "tests" / "training" / "sharded_steps.py")
+        environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launcher, script, str(output)]
+        finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert finished.returncode == 0, finished.stderr
+        found.append(json.loads(output.read_text()))
+    for whole, sharded in zip(found[0]["history"], found[1]["history"], strict=True):
+        assert sharded == pytest.approx(whole, rel=1e-5)
+    assert found[1]["logits"] == pytest.approx(found[0]["logits"], rel=1e-5)
