@@ -22,6 +22,7 @@ REASONS_FOR_NEW = {
     r"model\.decoder\.(text_projection|query_layer_norm)\..*|model\.decoder\.text_query_positions|text_head\..*": (
         "for the text queries, which the sources don't have"
     ),
+    r"model\.feature_pyramid\..*": "the feature pyramid of a vision transformer is learned",
     r"model\.text_model\.text_encoder\..*": "no weights of a text encoder were given",
     r"model\.backbone\..*": "no weights of a backbone were given",
     r"model\.(pixel_decoder|decoder)\..*|class_predictor\..*": "no weights of a decoder were given",

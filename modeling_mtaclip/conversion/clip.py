@@ -54,6 +54,10 @@ CONSTANTS = {
 VISUAL_HALF = {
     r"visual\..+|vision_model\..+|visual_projection\..+": "the visual half of CLIP: the backbone is another one"
 }
+TEXT_HALF = {
+    r"(?:text_model|text_projection)\..+|token_embedding\.weight|positional_embedding|text_projection|ln_final\..+"
+    r"|transformer\..+": "the text half of CLIP: the text encoder is another one"
+}
 
 
 @dataclass

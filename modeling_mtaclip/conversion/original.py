@@ -9,11 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import CLIPTextConfig, PreTrainedTokenizerBase
+from transformers import CLIPTextConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..backbone_mtaclip import CLIPResNetBackboneConfig, CLIPViTBackboneConfig
 from ..configuration_mtaclip import MTAClipConfig, tokenize_names
 from ..pixel_decoder_mtaclip import NUM_LEVELS
 from .clip import OPENAI_TEXT_RENAMES, count_layers, openai_text_config, reshape_openai_text
+from .clip_backbone import (
+    RESNET_RENAMES,
+    VIT_RENAMES,
+    describe_visual_half,
+    is_vision_transformer,
+    with_prefix,
+)
 from .mmengine import Checkpoint
 from .renaming import ConversionReport, rename_tensors
 
@@ -79,10 +87,20 @@ LEFT_OUT = {
     r"decode_head\.visual_emb_proj\..*": "the original computes with it, but never uses the result",
     r"decode_head\.lang_embed\..*": "the original never uses it",
     r"decode_head\.criterion\..*|decode_head\.loss_.*": "a constant of the losses, which the config holds",
-    r"backbone\.attnpool\..*": "the original reads only shapes from it",
-    r"backbone\..*": "the converted model has no backbone: it takes `feature_maps`",
+    r"backbone\.(attnpool\..*|ln_post\..*|proj)": "the original reads only shapes from it",
 }
 
+CLASS_TOKEN = "model.backbone.embeddings.class_embedding"
+VIT_POSITIONS = "model.backbone.embeddings.position_embedding.weight"
+# Their vision transformer has the feature pyramid inside.
+PYRAMID_RENAMES = {
+    r"backbone\.fpn1\.(\d)\.(\w+)": "model.feature_pyramid.levels.0.{0}.{1}",
+    r"backbone\.fpn2\.(\d)\.(\w+)": "model.feature_pyramid.levels.1.{0}.{1}",
+    r"backbone\.fpn3\.(\w+)": "model.feature_pyramid.levels.2.0.{0}",
+    r"backbone\.fpn4\.0\.(\w+)": "model.feature_pyramid.levels.3.0.{0}",
+}
+
+RESNET, VISION_TRANSFORMER = "clip_modified_resnet", "clip_vision_transformer"
 CONTRASTIVE_NEGATIVES = ("all_positive", "separate", "mix")
 
 
@@ -193,7 +211,8 @@ def _describe_sizes(tensors: Mapping[str, Tensor], entries: Mapping[str, Any]) -
 
 
 def _describe_backbone(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {"channels": [len(tensors[f"backbone.layer{s}.0.bn3.weight"]) for s in (1, 2, 3, 4)]}
+    kind = VISION_TRANSFORMER if is_vision_transformer(tensors, "backbone.") else RESNET
+    return {"type": kind} | describe_visual_half(tensors, "backbone.")
 
 
 def _describe_losses(entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,8 +234,6 @@ def _describe_losses(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 def config_from_original(original: Mapping[str, Any], **overrides: Any) -> MTAClipConfig:
     """Our config for the hyper-parameters of an original run, with the authors' behaviour where ours differs.
-
-    The model has no backbone: it takes the `feature_maps` of the original's.
 
     Args:
         original (`Mapping[str, Any]`): hyper-parameters, class names and token ids (start token first, padded behind
@@ -246,6 +263,16 @@ def _check_architecture(original: Mapping[str, Any]) -> None:
             raise ValueError(f"The original's `{name}` is {value!r}; only {expected!r} can be converted.")
 
 
+def _backbone_config(backbone: Mapping[str, Any]) -> PreTrainedConfig:
+    if backbone["type"] == RESNET:
+        return CLIPResNetBackboneConfig(width=backbone["width"], layers=list(backbone["layers"]))
+    if backbone["type"] == VISION_TRANSFORMER:
+        return CLIPViTBackboneConfig(**{name: value for name, value in backbone.items() if name != "type"})
+    raise ValueError(
+        f"The original's backbone is {backbone['type']!r}; only {RESNET!r} and {VISION_TRANSFORMER!r} can be converted."
+    )
+
+
 def _fields_from_original(original: Mapping[str, Any]) -> dict[str, Any]:
     text, encoder, decoder, loss = (original[key] for key in ("text", "pixel_decoder", "decoder", "loss"))
     negatives = original["contrastive_negatives"]
@@ -262,7 +289,7 @@ def _fields_from_original(original: Mapping[str, Any]) -> dict[str, Any]:
         },
         "prompt_start_token_id": start,
         "prompt_end_token_id": end,
-        "feature_channels": list(original["backbone"]["channels"]),
+        "backbone_config": _backbone_config(original["backbone"]),
         "text_config": CLIPTextConfig(
             vocab_size=text["vocab_size"],
             hidden_size=text["hidden_size"],
@@ -325,7 +352,22 @@ def convert_original_state_dict(
     Raises:
         ValueError: a tensor that is neither used nor known to be unused.
     """
-    return rename_tensors(original, RENAMES, LEFT_OUT, lambda target, tensor: _reshape(target, tensor, config))
+    renames = RENAMES | _backbone_renames(original)
+    tensors, report = rename_tensors(
+        original, renames, LEFT_OUT, lambda target, tensor: _reshape(target, tensor, config)
+    )
+    if CLASS_TOKEN in tensors:
+        # Their vision transformer adds the class token a second time, together with its position.
+        tensors[VIT_POSITIONS] = tensors[VIT_POSITIONS].clone()
+        tensors[VIT_POSITIONS][0] += tensors[CLASS_TOKEN]
+        report.used["backbone.class_embedding"].append(VIT_POSITIONS)
+    return tensors, report
+
+
+def _backbone_renames(original: Mapping[str, Tensor]) -> dict[str, str]:
+    if is_vision_transformer(original, "backbone."):
+        return with_prefix(VIT_RENAMES, r"backbone\.") | PYRAMID_RENAMES
+    return with_prefix(RESNET_RENAMES, r"backbone\.")
 
 
 def _reshape(target: str, tensor: Tensor, config: MTAClipConfig) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .account import Part, WeightAccount, load_parts
 from .backbones import (
+    CLIP_BACKBONES,
     IMAGENET_MEAN,
     IMAGENET_STD,
     backbone_weights_part,
@@ -29,6 +30,7 @@ from .clip import (
     load_complete,
     text_encoder_part,
 )
+from .clip_backbone import clip_backbone_config, clip_backbone_part, is_clip
 from .mask2former import fields_from_mask2former, mask2former_part
 from .mmengine import Checkpoint, load_checkpoint
 from .original import config_from_original, convert_original_state_dict, describe_checkpoint
@@ -87,8 +89,9 @@ def from_pretrained_parts(
         tokenizer (`str` or `PreTrainedTokenizerBase`, *optional*): CLIP's; by default the one beside `text_encoder`,
             for `.pt` files that of openai/clip-vit-base-patch16.
         text_positions (`int`, *optional*): cuts the text encoder's position table to the first so many.
-        backbone (`str`, *optional*): as for `--backbone` of run_seg.py; by itself it has random weights unless it is a
-            folder. By default the one of `mask2former`, else transformers' ResNet-50.
+        backbone (`str`, *optional*): CLIP like `text_encoder`, whose visual half is used with its weights, or else a
+            name as for `--backbone` of run_seg.py, which by itself has random weights unless it is a folder. By
+            default the one of `mask2former`, else transformers' ResNet-50.
         backbone_config (`Mapping[str, Any]`, *optional*): fields of the backbone's configuration.
         backbone_weights (`str`, *optional*): `"pretrained"` for the weights that the name stands for (timm's or
             transformers'), a file of weights, or an installed package that contains one.
@@ -108,32 +111,43 @@ def from_pretrained_parts(
         others |= {"mask2former": mask2former, "backbone_weights": backbone_weights, "text_positions": text_positions}
         _refuse_others(others)
         return _from_original(original, class_names, tokenizer, fields)
-    sources = _Sources.load(text_encoder if fields.get("text_branch", True) else None, backbone, mask2former)
+    with_text = fields.get("text_branch", True)
+    sources = _Sources.load(text_encoder if with_text else None, backbone, mask2former, backbone_weights)
     class_names = class_names or sources.class_names()
     fields = sources.fields(backbone_config, text_positions) | fields
-    if fields.get("text_branch", True) or tokenizer is not None:
+    if with_text or tokenizer is not None:
         tokenizer = _load_tokenizer(tokenizer, text_encoder)
     model = MTAClipForSemanticSegmentation(_make_config(class_names, tokenizer, fields))
-    account = load_parts(model, sources.parts(model, backbone_weights))
+    account = load_parts(model, sources.parts(model))
     mean, std = image_statistics(model.config.backbone_config)
     return _with_processor(model, tokenizer, account, mean, std)
 
 
 @dataclass
 class _Sources:
-    """The models to take parts from, and their names."""
+    """The models to take parts from, and their names; a CLIP model that gives both halves is read once."""
 
     text_encoder: str | None
     backbone: str | None
     mask2former: str | None
+    backbone_weights: str | None
     clip_text: ClipWeights | None
+    clip_visual: ClipWeights | None
     decoder: Mask2FormerForUniversalSegmentation | None
 
     @classmethod
-    def load(cls, text_encoder: str | None, backbone: str | None, mask2former: str | None) -> "_Sources":
+    def load(
+        cls, text_encoder: str | None, backbone: str | None, mask2former: str | None, backbone_weights: str | None
+    ) -> "_Sources":
         clip_text = None if text_encoder is None else load_clip(text_encoder)
+        visual = backbone_weights if backbone in CLIP_BACKBONES else backbone
+        clip_visual = None
+        if visual is not None and visual == text_encoder:
+            clip_visual = clip_text
+        elif visual is not None and is_clip(visual):
+            clip_visual = load_clip(visual)
         decoder = None if mask2former is None else load_complete(Mask2FormerForUniversalSegmentation, mask2former)
-        return cls(text_encoder, backbone, mask2former, clip_text, decoder)
+        return cls(text_encoder, backbone, mask2former, backbone_weights, clip_text, clip_visual, decoder)
 
     def class_names(self) -> list[str]:
         if self.decoder is None:
@@ -144,24 +158,27 @@ class _Sources:
     def fields(self, backbone_config: Mapping[str, Any] | None, text_positions: int | None) -> dict[str, Any]:
         """Fields of [`MTAClipConfig`] that the sources determine."""
         fields = {} if self.decoder is None else fields_from_mask2former(self.decoder.config)
-        if self.backbone is not None:
+        if self.clip_visual is not None and self.backbone not in CLIP_BACKBONES:
+            fields["backbone_config"] = clip_backbone_config(self.clip_visual, backbone_config)
+        elif self.backbone is not None:
             fields["backbone_config"] = make_backbone_config(self.backbone, backbone_config)
         if self.clip_text is not None:
             fields["text_config"] = clip_text_config(self.clip_text, text_positions)
         return fields
 
-    def parts(self, model: MTAClipForSemanticSegmentation, backbone_weights: str | None) -> list[Part]:
+    def parts(self, model: MTAClipForSemanticSegmentation) -> list[Part]:
         """The tensors of all sources, by the model's names."""
         parts = []
         if self.clip_text is not None:
             parts.append(text_encoder_part(self.clip_text, model.config.text_config.max_position_embeddings))
         if self.decoder is not None:
             parts.append(self._mask2former_part(model))
-        backbone = model.model.backbone
-        if backbone_weights not in (None, "pretrained"):
-            parts.append(backbone_weights_part(backbone, backbone_weights))
-        elif self.backbone is not None and (backbone_weights == "pretrained" or Path(self.backbone).is_dir()):
-            parts.append(pretrained_backbone_part(backbone, self.backbone))
+        if self.clip_visual is not None:
+            parts.append(clip_backbone_part(self.clip_visual))
+        elif self.backbone_weights not in (None, "pretrained"):
+            parts.append(backbone_weights_part(model.model.backbone, self.backbone_weights))
+        elif self.backbone is not None and (self.backbone_weights == "pretrained" or Path(self.backbone).is_dir()):
+            parts.append(pretrained_backbone_part(model.model.backbone, self.backbone))
         return parts
 
     def _mask2former_part(self, model: MTAClipForSemanticSegmentation) -> Part:
