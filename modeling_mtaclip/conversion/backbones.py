@@ -263,7 +263,7 @@ def pretrained_backbone_part(backbone: nn.Module, name: str) -> Part:
     if isinstance(backbone.config, TimmBackboneConfig):
         state_dict, left_out = _pretrained_timm(backbone.config), {}
     else:
-        state_dict, left_out = _pretrained_transformers(name, backbone.config.out_features)
+        state_dict, left_out = _pretrained_transformers(name, backbone.config)
     report = ConversionReport({name: [f"{BACKBONE}{name}"] for name in state_dict}, left_out)
     tensors = {f"{BACKBONE}{name}": value for name, value in state_dict.items()}
     return Part(name, tensors, report, rf"{re.escape(BACKBONE)}.+")
@@ -279,9 +279,9 @@ def _pretrained_timm(config: TimmBackboneConfig) -> dict[str, Tensor]:
     return {f"_backbone.{name}": value for name, value in pretrained.state_dict().items()}
 
 
-def _pretrained_transformers(name: str, out_features: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _pretrained_transformers(name: str, config: PreTrainedConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        pretrained, info = AutoBackbone.from_pretrained(name, out_features=out_features, output_loading_info=True)
+        pretrained, info = AutoBackbone.from_pretrained(name, config=config, output_loading_info=True)
     except OSError as error:
         raise ValueError(f"No weights of a backbone could be loaded from {name!r}: {error}") from error
     if info["missing_keys"]:

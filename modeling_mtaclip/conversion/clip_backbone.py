@@ -100,8 +100,9 @@ def clip_backbone_config(clip: ClipWeights, overrides: Mapping[str, Any] | None 
         return CLIPViTBackboneConfig(**{name: fields[name] for name in fields if name != "model_type"} | overrides)
     if "visual.conv1.weight" not in clip.tensors:
         raise ValueError(f"{clip.source!r} is a CLIP model without visual half. Give another one as backbone.")
-    config_class = CLIPViTBackboneConfig if is_vision_transformer(clip.tensors, "visual.") else CLIPResNetBackboneConfig
-    return config_class(**describe_visual_half(clip.tensors, "visual.") | overrides)
+    fields = describe_visual_half(clip.tensors, "visual.") | overrides
+    is_vit = is_vision_transformer(clip.tensors, "visual.")
+    return CLIPViTBackboneConfig(**fields) if is_vit else CLIPResNetBackboneConfig(**fields)
 
 
 def clip_backbone_part(clip: ClipWeights) -> Part:

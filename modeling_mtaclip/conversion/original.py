@@ -269,7 +269,7 @@ def _backbone_config(backbone: Mapping[str, Any]) -> PreTrainedConfig:
     if backbone["type"] == VISION_TRANSFORMER:
         return CLIPViTBackboneConfig(**{name: value for name, value in backbone.items() if name != "type"})
     raise ValueError(
-        f"The original's backbone is {backbone['type']!r}; only {RESNET!r} and {VISION_TRANSFORMER!r} can be converted."
+        f"The original's backbone is {backbone['type']!r}; {RESNET!r} and {VISION_TRANSFORMER!r} can be converted."
     )
 
 

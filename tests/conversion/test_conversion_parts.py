@@ -8,9 +8,12 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import CLIPTextModelWithProjection
+from transformers import AutoModelForSemanticSegmentation, CLIPTextModelWithProjection
+from transformers.image_utils import OPENAI_CLIP_MEAN
 
+from modeling_mtaclip.backbone_mtaclip import CLIPResNetBackboneConfig
 from modeling_mtaclip.conversion import from_pretrained_parts, load_checkpoint
+from modeling_mtaclip.conversion.backbones import CLIP_BACKBONES
 from modeling_mtaclip.conversion.classes import match_classes
 from tests.conversion.sources import (
     NAMES,
@@ -157,6 +160,90 @@ def test_position_table_is_cut(clip):
         from_pretrained_parts(NAMES, text_encoder=source, text_positions=7, **RANDOM_RESNET, **TINY)
 
 
+def resnet_maps(visual, images):
+    maps = [visual.stem(images)]
+    for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+        maps.append(stage(maps[-1]))
+    return maps[1:]
+
+
+def vit_maps(visual, images, layers=(3, 5, 7, 11), class_token_twice=False):
+    """Plainly: patches, class token, positions, layers; maps after some of them."""
+    patches = visual.conv1(images)
+    grid = patches.shape[-2:]
+    positions = visual.positional_embedding
+    side = round((len(positions) - 1) ** 0.5)
+    table = positions[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    table = torch.nn.functional.interpolate(table, grid, mode="bilinear").flatten(2).transpose(1, 2)
+    token = visual.class_embedding * (2 if class_token_twice else 1) + positions[0]
+    states = torch.cat([token.expand(len(images), 1, -1), patches.flatten(2).transpose(1, 2) + table], dim=1)
+    states, maps = visual.ln_pre(states), []
+    for index, block in enumerate(visual.transformer.resblocks):
+        states = block(states)
+        if index in layers:
+            maps.append(states[:, 1:].transpose(1, 2).unflatten(2, grid))
+    return maps
+
+
+def assert_same_maps(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("visual", ["resnet", "vit"])
+def test_both_halves_of_openais_files(tmp_path, visual):
+    model = make_open_clip(visual)
+    state_dict = openai_state_dict(model)
+    source = str(save_torchscript(state_dict, tmp_path / "clip.pt"))
+    model.load_state_dict({name: state_dict[name].float() for name in model.state_dict()})
+    parts = from_pretrained_parts(NAMES, text_encoder=source, backbone=source, tokenizer=TOKENIZER, **TINY)
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = {"resnet": resnet_maps, "vit": vit_maps}[visual](model.visual, images)
+        assert_same_maps(parts.model.model.backbone(images).feature_maps, expected)
+    assert_complete(parts, {source: state_dict})
+    left_out = {name.split(".")[1] if "." in name else name for name in parts.account.left_out[source]}
+    pooling = {"resnet": {"attnpool"}, "vit": {"ln_post", "proj"}}[visual]
+    assert left_out == {"logit_scale", "input_resolution", "context_length", "vocab_size"} | pooling
+    assert {name.split(".")[1] for name in parts.account.new if name.startswith("model.f")} == (
+        {"feature_pyramid"} if visual == "vit" else set()
+    )
+    assert list(parts.image_processor.image_mean) == OPENAI_CLIP_MEAN
+    outputs = parts.model.train()(images, labels=torch.randint(0, 3, (2, 64, 96)))
+    outputs.loss.backward()
+    assert all(parameter.grad is not None for parameter in parts.model.parameters() if parameter.requires_grad)
+
+
+def test_both_halves_of_a_clip_folder_survive_saving(clip, tmp_path):
+    model, source = clip
+    parts = from_pretrained_parts(NAMES, text_encoder=source, backbone=source, **TINY)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        states = model.vision_model(images, output_hidden_states=True).hidden_states
+        expected = [states[index][:, 1:].transpose(1, 2).unflatten(2, (4, 4)) for index in (4, 6, 8, 12)]
+        assert_same_maps(parts.model.model.backbone(images).feature_maps, expected)
+    assert_complete(parts, {source: model.state_dict()})
+    parts.save_pretrained(tmp_path)
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    for name, value in parts.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_weights_of_a_named_clip_backbone(openai, monkeypatch):
+    model, state_dict, folder = openai
+    source = str(folder / "RN50.pt")
+    options = {"text_branch": False, "backbone": "clip_rn50", "backbone_weights": source, **TINY}
+    monkeypatch.setitem(CLIP_BACKBONES, "clip_rn50", (CLIPResNetBackboneConfig, {"width": 16, "layers": [1, 2, 1, 1]}))
+    parts = from_pretrained_parts(NAMES, **options)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert_same_maps(parts.model.model.backbone(images).feature_maps, resnet_maps(model.visual, images))
+    assert_complete(parts, {source: state_dict})
+    monkeypatch.setitem(CLIP_BACKBONES, "clip_rn50", (CLIPResNetBackboneConfig, {"width": 16, "layers": [1, 1, 1, 1]}))
+    with pytest.raises(ValueError, match=r"tensors for which the model has no place, e.g. \['model.backbone.layer2.1"):
+        from_pretrained_parts(NAMES, **options)
+
+
 def test_whole_mask2former_without_text_computes_the_same(mask2former):
     model, source = mask2former
     parts = from_pretrained_parts(mask2former=source, text_branch=False)
@@ -257,12 +344,43 @@ def test_original_checkpoint(original):
     assert (config.match_class_weight, config.match_mask_weight, config.match_dice_weight) == (3.0, 5.0, 6.0)
     assert config.contrastive_negatives == "separate"
     with torch.no_grad():
-        outputs = parts.model(feature_maps=[expected[f"backbone.feat{index}"] for index in range(4)])
+        outputs = parts.model(pixel_values=expected["pixel_values"])
     torch.testing.assert_close(outputs.text_embeddings, expected["text_embeddings"], rtol=0, atol=1e-4)
     torch.testing.assert_close(outputs.class_queries_logits, expected["layer3.cls_pred"], rtol=0, atol=1e-4)
     torch.testing.assert_close(outputs.masks_queries_logits, expected["layer3.mask_pred"], rtol=0, atol=1e-4)
     assert_complete(parts, {str(path): weights})
     assert not parts.account.new
+
+
+def test_original_checkpoint_with_a_vision_transformer(original, tmp_path):
+    _, weights, names, _ = original
+    visual = make_open_clip("vit").visual
+    norms = [torch.nn.GroupNorm(1, 64) for _ in range(4)]
+    up = [torch.nn.ConvTranspose2d(64, 64, kernel_size=2, stride=2) for _ in range(3)]
+    pyramid = torch.nn.ModuleDict(
+        {
+            "fpn1": torch.nn.Sequential(norms[0], up[0], torch.nn.BatchNorm2d(64), torch.nn.GELU(), up[1]),
+            "fpn2": torch.nn.Sequential(norms[1], up[2]),
+            "fpn3": norms[2],
+            "fpn4": torch.nn.Sequential(norms[3], torch.nn.MaxPool2d(2)),
+        }
+    ).eval()
+    for parameter in pyramid.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    tensors = {name: value for name, value in weights.items() if not name.startswith("backbone.")}
+    backbone = visual.state_dict() | pyramid.state_dict()
+    tensors |= {f"backbone.{name}": value for name, value in backbone.items()}
+    for index, channels in enumerate((64, 64, 64)):
+        tensors[f"decode_head.pixel_decoder.input_convs.{index}.conv.weight"] = torch.randn(64, channels, 1, 1)
+    path = save_mmengine(tensors, tmp_path / "vit.pth", names)
+    parts = from_pretrained_parts(original=path, tokenizer=ReferenceTokenizer())
+    assert_complete(parts, {str(path): tensors})
+    assert not parts.account.new
+    images = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        maps = vit_maps(visual, images, class_token_twice=True)
+        expected = [pyramid[f"fpn{index + 1}"](each) for index, each in enumerate(maps)]
+        assert_same_maps(parts.model.model._backbone_maps(images), expected)
 
 
 def test_original_checkpoint_with_other_classes(original):
