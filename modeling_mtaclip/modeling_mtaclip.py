@@ -27,6 +27,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
 
 from .backbone_mtaclip import MTAClipFeaturePyramid, build_backbone, enlarge_images
+from .classes_mtaclip import move_classes, tokenize_new_names
 from .configuration_mtaclip import NUM_FEATURE_MAPS, MTAClipConfig, tokenize_names
 from .loss_mtaclip import MTAClipCriterion
 from .pixel_decoder_mtaclip import (
@@ -42,6 +43,8 @@ logger = logging.get_logger(__name__)
 
 # Added to the attention logits of pairs that must not attend: exp() of it is 0, and every dtype can hold it.
 MASKED = torch.finfo(torch.float16).min
+# Options of `from_pretrained` by which every file of a checkpoint is found.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 # Which class of a saved folder's code each Auto class loads.
 AUTO_MAP = {
     "AutoConfig": "configuration_mtaclip.MTAClipConfig",
@@ -397,8 +400,44 @@ class MTAClipPreTrainedModel(PreTrainedModel):
     }
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "MTAClipPreTrainedModel":
-        """Loads a model as `PreTrainedModel.from_pretrained` does, with the text encoder frozen."""
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
+    ) -> "MTAClipPreTrainedModel":
+        """Loads a model as `PreTrainedModel.from_pretrained` does, with the text encoder frozen.
+
+        Other classes come with `id2label` and `label2id`, or with a `config` that has them: new names are read by the
+        tokenizer that lies in the folder. With `ignore_mismatched_sizes=True`, weights of classes move with the names,
+        those of names that were not there start anew, and what starts anew is logged. Without it, there must be as
+        many names as there were, and each takes the place of the one before.
+
+        Raises:
+            ValueError: another number of classes without `ignore_mismatched_sizes=True`, or new names without
+                tokenizer.
+        """
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if "id2label" in kwargs:
+            id2label = kwargs.pop("id2label")
+            # They follow from `id2label`.
+            kwargs.pop("label2id", None)
+            kwargs.pop("num_labels", None)
+            kwargs.setdefault("config", MTAClipConfig.from_pretrained(pretrained_model_name_or_path, **hub_options))
+            kwargs["config"] = deepcopy(kwargs["config"])
+            kwargs["config"].id2label = {int(index): name for index, name in id2label.items()}
+        config = kwargs.get("config")
+        if pretrained_model_name_or_path is None or not hasattr(config, "class_names_with_no_object"):
+            return cls._load(pretrained_model_name_or_path, *args, **kwargs)
+        stored = type(config).from_pretrained(pretrained_model_name_or_path, **hub_options)
+        if stored.class_names_with_no_object() == config.class_names_with_no_object():
+            return cls._load(pretrained_model_name_or_path, *args, **kwargs)
+        config = kwargs["config"] = deepcopy(config)
+        tokenize_new_names(config, str(pretrained_model_name_or_path), **hub_options)
+        if not kwargs.get("ignore_mismatched_sizes"):
+            _check_number_of_classes(config, stored)
+            return cls._load(pretrained_model_name_or_path, *args, **kwargs)
+        return cls._load_for_other_classes(pretrained_model_name_or_path, stored, *args, **kwargs)
+
+    @classmethod
+    def _load(cls, *args: Any, **kwargs: Any) -> Any:
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Loading replaces all parameters by trainable ones.
@@ -408,6 +447,32 @@ class MTAClipPreTrainedModel(PreTrainedModel):
             elif isinstance(module, MTAClipModel):
                 module.freeze_unused_parameters()
         return loaded
+
+    @classmethod
+    def _load_for_other_classes(
+        cls, folder: str | Path, stored: MTAClipConfig, *args: Any, config: MTAClipConfig, **kwargs: Any
+    ) -> Any:
+        """Loads a checkpoint with its own classes and moves their weights to those of the config."""
+        if kwargs.get("device_map") is not None:
+            raise ValueError(
+                "`device_map` can't be combined with other classes: load the model without it, save it, and load that "
+                "with `device_map`."
+            )
+        before = deepcopy(config)
+        before.id2label, before.class_token_ids = dict(stored.id2label), stored.class_token_ids
+        loaded = cls._load(folder, *args, config=before, **kwargs)
+        source = loaded[0] if isinstance(loaded, tuple) else loaded
+        model = cls(config).to(source.dtype).train(source.training)
+        tensors = source.state_dict()
+        names, source_names = (list(each.id2label.values()) for each in (config, stored))
+        prefix = "" if hasattr(source, "class_predictor") else "model."
+        moved = {prefix + name: tensor for name, tensor in tensors.items()}
+        initial = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+        for name, note in move_classes(moved, initial, names, source_names).items():
+            logger.warning("%s: %s", name, note)
+        model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in moved.items()})
+        model.name_or_path = source.name_or_path
+        return (model, *loaded[1:]) if isinstance(loaded, tuple) else model
 
     def train(self, mode: bool = True) -> "MTAClipPreTrainedModel":
         """Sets training or evaluation mode.
@@ -1057,6 +1122,14 @@ def _prompt_mask(segments: Tensor, prefix_length: int, dtype: torch.dtype) -> Te
     segments = nn.functional.pad(segments, (prefix_length, 0), value=-2)
     allowed = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == -2)
     return (~allowed.tril())[:, None].to(dtype) * MASKED
+
+
+def _check_number_of_classes(config: MTAClipConfig, stored: MTAClipConfig) -> None:
+    if config.num_labels != stored.num_labels:
+        raise ValueError(
+            f"The config names {config.num_labels} classes, but the checkpoint has {stored.num_labels}. Pass "
+            "`ignore_mismatched_sizes=True` to keep the weights of the classes in both and start the others anew."
+        )
 
 
 def _parts_beside(model: PreTrainedModel) -> list[Any]:

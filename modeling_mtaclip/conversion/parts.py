@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import Mask2FormerForUniversalSegmentation, PreTrainedTokenizerBase
 
+from ..classes_mtaclip import move_classes, new_classes
 from ..configuration_mtaclip import MTAClipConfig
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
@@ -22,7 +23,6 @@ from .backbones import (
     make_backbone_config,
     pretrained_backbone_part,
 )
-from .classes import move_classes, new_classes
 from .clip import (
     ClipWeights,
     clip_text_config,

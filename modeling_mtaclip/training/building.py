@@ -10,8 +10,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..classes_mtaclip import move_classes, new_classes
 from ..configuration_mtaclip import MTAClipConfig, tokenize_names
-from ..conversion.classes import move_classes, new_classes
 from ..conversion.parts import ModelParts, from_pretrained_parts
 from ..conversion.tokenization import load_tokenizer, make_tokenizer, small_text_config
 from ..image_processing_mtaclip import MTAClipImageProcessor

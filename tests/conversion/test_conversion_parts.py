@@ -12,9 +12,9 @@ from transformers import AutoModelForSemanticSegmentation, CLIPTextModelWithProj
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from modeling_mtaclip.backbone_mtaclip import CLIPResNetBackboneConfig
+from modeling_mtaclip.classes_mtaclip import match_classes
 from modeling_mtaclip.conversion import from_pretrained_parts, load_checkpoint
 from modeling_mtaclip.conversion.backbones import CLIP_BACKBONES
-from modeling_mtaclip.conversion.classes import match_classes
 from tests.conversion.sources import (
     NAMES,
     NUM_POSITIONS,
