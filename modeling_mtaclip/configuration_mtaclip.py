@@ -154,14 +154,14 @@ class MTAClipConfig(PreTrainedConfig):
         "num_hidden_layers": "decoder_layers",
         "num_attention_heads": "decoder_attention_heads",
     }
-    keys_to_ignore_at_inference = (
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (Trainer adds a list to it)
         "class_queries_logits",
         "masks_queries_logits",
         "mask_text_similarity",
         "text_embeddings",
         "auxiliary_predictions",
         "loss_components",
-    )
+    ]
 
     backbone_config: dict | PreTrainedConfig | None = None
     feature_channels: list[int] | tuple[int, ...] | None = None

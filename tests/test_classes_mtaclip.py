@@ -8,12 +8,20 @@ import re
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    Trainer,
+    TrainingArguments,
+)
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.configuration_mtaclip import tokenize_names
 from modeling_mtaclip.conversion.tokenization import make_tokenizer
 from modeling_mtaclip.data.scenes import make_scene
+from modeling_mtaclip.metrics import MeanIoU
 from tests.tiny import tiny_config
 
 
@@ -126,3 +134,32 @@ def test_a_script_written_for_segformer(folder):
     upsampled = torch.nn.functional.interpolate(outputs.logits, size=inputs["labels"].shape[-2:], mode="bilinear")
     assert upsampled.argmax(dim=1).shape == inputs["labels"].shape
     assert upsampled.shape[1] == len(NEW)
+
+
+def test_the_plain_trainer_evaluates_the_logits(folder, tmp_path):
+    """As transformers' example for semantic segmentation does: metrics from `logits` alone, over uneven batches."""
+    model = load(folder, "config", NEW, ignore_mismatched_sizes=True)
+    scenes = [make_scene(index) for index in range(3)]
+    data = [
+        {
+            "pixel_values": torch.from_numpy(np.array(image.resize((64, 64)))).permute(2, 0, 1) / 255,
+            "labels": torch.from_numpy(np.array(label_map.resize((64, 64), 0))).long() % len(NEW),
+        }
+        for image, label_map in scenes
+    ]
+
+    def compute_metrics(prediction):
+        assert prediction.predictions.shape == (3, len(NEW), 16, 16)
+        upsampled = torch.nn.functional.interpolate(torch.from_numpy(prediction.predictions), size=(64, 64))
+        predictions = upsampled.argmax(dim=1).numpy()
+        figures = MeanIoU().compute(
+            predictions=predictions, references=prediction.label_ids, num_labels=len(NEW), ignore_index=0
+        )
+        return {"mean_iou": figures["mean_iou"]}
+
+    arguments = TrainingArguments(
+        tmp_path / "out", max_steps=1, per_device_eval_batch_size=2, remove_unused_columns=False, report_to="none"
+    )
+    trainer = Trainer(model, arguments, train_dataset=data, eval_dataset=data, compute_metrics=compute_metrics)
+    trainer.train()
+    assert 0 <= trainer.evaluate()["eval_mean_iou"] <= 1
