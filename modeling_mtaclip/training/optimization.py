@@ -21,9 +21,11 @@ UNDECAYED_NAMES = (
     "position_embedding",
     "relative_position_bias",
     "cls_token",
+    "class_embedding",
     "register_tokens",
 )
-BACKBONE = "model.backbone."
+# The feature pyramid is a part of the backbone in the authors' code.
+BACKBONE = ("model.backbone.", "model.feature_pyramid.")
 
 
 def parameter_group(name: str, module: nn.Module) -> tuple[bool, bool]:
@@ -99,7 +101,7 @@ def polynomial_schedule(
         num_steps (`int`): all steps.
         power (`float`): of the decay.
         warmup_start_factor (`float`): share of the learning rate at step 0, if there is a warm-up.
-        lr_end (`float`): learning rate after the last step, for the optimizer's default learning rate.
+        lr_end (`float`): learning rate after the last step, for the group with the highest one.
     """
     factor = partial(
         _polynomial_factor,
@@ -107,7 +109,8 @@ def polynomial_schedule(
         num_steps=num_steps,
         power=power,
         start_factor=warmup_start_factor,
-        end_factor=lr_end / optimizer.defaults["lr"],
+        # DeepSpeed's optimizers have no `defaults`.
+        end_factor=lr_end / max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups),
     )
     return LambdaLR(optimizer, factor)
 

@@ -18,7 +18,17 @@ from tests.training.conftest import draw_folder, options
 
 
 CONFIGS = sorted(path.name for path in (Path(__file__).parents[2] / "configs").glob("*.yaml"))
-PAPER_RUNS = ["ade20k_swin_b", "cityscapes_swin_b_512x1024", "cityscapes_swin_b_1024x1024"]
+PAPER_RUNS = [
+    "ade20k_clip_rn50",
+    "ade20k_clip_rn101",
+    "ade20k_clip_vit_b16",
+    "ade20k_swin_b",
+    *(
+        f"cityscapes_{backbone}_{crop}"
+        for backbone in ("clip_rn50", "clip_rn101", "clip_vit_b16", "swin_b")
+        for crop in ("512x1024", "1024x1024")
+    ),
+]
 # Fields that make the backbones of the files tiny.
 TINY_BACKBONES = {
     "clip_rn": {"width": 8, "layers": [1, 1, 1, 1]},
