@@ -103,8 +103,10 @@ def dry_run(
         lines += [*_describe_parameters(run.trainer.model), *_describe_batch(run)]
         lines += _describe_checkpoint(run.trainer, output_dir)
         step_seconds, step_lines = _take_steps(run.trainer)
+        memory = _peak_memory(run.trainer.args.device)
         image_seconds, image_lines = _evaluate_one(run.trainer)
-    lines += [*step_lines, *image_lines, f"  {'peak memory':<16}{_peak_memory(run.trainer.args.device)}"]
+    memory += f" after the steps, {_peak_memory(run.trainer.args.device)} after the image"
+    lines += [*step_lines, *image_lines, f"  {'peak memory':<16}{memory}"]
     lines += schedule.describe(run, step_seconds, image_seconds)
     report = "\n".join(lines)
     if run.trainer.is_world_process_zero():
@@ -193,9 +195,9 @@ def _evaluate_one(trainer: MTAClipTrainer) -> tuple[float, list[str]]:
 
 def _peak_memory(device: torch.device) -> str:
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of the GPU's"
+        return f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB of the GPU"
     unit = 1 if sys.platform == "darwin" else 2**10
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB of each process"
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB of the process"
 
 
 class _Schedule:
