@@ -7,8 +7,8 @@ frozen CLIP text encoder → text embeddings; mask queries and text queries toge
 "Sec." refers to the paper (arXiv 2407.21654).
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -725,6 +725,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
     def __init__(self, config: MTAClipConfig) -> None:
         super().__init__(config)
         self.backbone, self.feature_pyramid = None, None
+        self.gradient_checkpointing = False
         self.feature_channels = config.feature_channels
         if config.backbone_config is not None:
             if config.backbone_config._attn_implementation == "sdpa":
@@ -829,10 +830,35 @@ class MTAClipModel(MTAClipPreTrainedModel):
 
     def _backbone_maps(self, pixel_values: Tensor) -> list[Tensor]:
         images = enlarge_images(pixel_values, self.map_shapes.image_divisor)
-        maps = list(self.backbone(images).feature_maps)
+        maps = list(self._run_backbone(images))
         if self.map_shapes.channels_last:
             maps = [each.permute(0, 3, 1, 2) for each in maps]
         return maps if self.feature_pyramid is None else self.feature_pyramid(maps, pixel_values.shape[-2:])
+
+    def _run_backbone(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Feature maps; with gradient checkpointing, the whole backbone is computed again in the backward pass."""
+        if not (self.gradient_checkpointing and self.training):
+            return self.backbone(images).feature_maps
+        return self._gradient_checkpointing_func(
+            lambda images: tuple(self.backbone(images).feature_maps),
+            images,
+            context_fn=lambda: (nullcontext(), _unchanged_statistics(self.backbone)),
+        )
+
+
+@contextmanager
+def _unchanged_statistics(module: nn.Module) -> Iterator[None]:
+    """Lets batch norms leave their running statistics as they are, so that no image counts twice."""
+    norms = [each for each in module.modules() if getattr(each, "num_batches_tracked", None) is not None]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, number) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(number)
 
 
 class MTAClipTextHead(nn.Module):

@@ -224,6 +224,29 @@ def test_training_under_autocast():
     actual.loss.backward()
 
 
+def test_gradient_checkpointing_computes_the_backbone_twice_and_counts_its_images_once():
+    results = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = tiny_model().train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        calls = []
+        model.model.backbone.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        torch.manual_seed(1)
+        batch = {"pixel_values": torch.randn(2, 3, 64, 64), "labels": torch.randint(0, 3, (2, 64, 64))}
+        model(**batch, point_seeds=torch.tensor([1, 2])).loss.backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        results.append((len(calls), gradients, dict(model.named_buffers())))
+    (calls, gradients, buffers), (calls_again, gradients_again, buffers_again) = results
+    assert (calls, calls_again) == (1, 2)
+    assert any(name.startswith("model.backbone.") for name in gradients)
+    torch.testing.assert_close(gradients, gradients_again)
+    assert any("running_mean" in name for name in buffers)
+    for name, value in buffers.items():
+        assert torch.equal(value, buffers_again[name]), name
+
+
 def test_gradient_checkpointing_changes_nothing():
     model, batch = tiny_model().train(), make_batch()
     # BatchNorm's statistics depend on how often the backbone ran.
