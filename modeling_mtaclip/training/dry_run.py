@@ -118,7 +118,7 @@ def _describe_sources(sources: list[Source]) -> list[str]:
     lines = []
     for source in sources:
         state = "there" if source.is_there else f"missing, a stand-in is used: {source.how_to_get}"
-        lines.append(f"  {source.option:<16}{source.value}: {state}")
+        lines.append(f"  {source.option:<17}{source.value}: {state}")
     return lines
 
 

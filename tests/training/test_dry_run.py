@@ -89,7 +89,7 @@ def test_every_config_passes_a_dry_run(repository_dir, drawn_data, tmp_path, mon
     assert f"{config['max_steps']} steps in " in report
     assert "2 = 1 per device x 1 processes x 2 accumulated" in report
     for option in ("text_encoder", "backbone_weights", "data_dir"):
-        assert (f"{option:<16}" in report) == (option in config)
+        assert (f"{option:<17}" in report) == (option in config)
     assert not any(tmp_path.iterdir())
 
 
