@@ -220,7 +220,7 @@ class MTAClipImageProcessing:
             scores = semantic_scores(class_logits, mask_logits, *layout)
             results.append(
                 SemanticSegmentationPostProcessorOutput(
-                    {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+                    {"segmentation": scores.max(dim=0).indices, "segmentation_scores": scores}
                 )
             )
         return results

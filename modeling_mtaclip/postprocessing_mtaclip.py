@@ -44,7 +44,8 @@ def semantic_labels(
     source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
     target_size = target_size or source.size
     bands = row_bands([source], target_size)
-    return torch.cat([resized_scores(source, target_size, start, stop).argmax(dim=0) for start, stop in bands])
+    # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
+    return torch.cat([resized_scores(source, target_size, start, stop).max(dim=0).indices for start, stop in bands])
 
 
 def semantic_scores(

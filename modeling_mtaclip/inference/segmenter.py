@@ -87,7 +87,7 @@ class Segmenter:
         views = [self._views(image) for image in images]
         self._predict_first_windows([view for image_views in views for view in image_views])
         return [
-            torch.cat([band.argmax(dim=0) for band in _mean_scores(image_views, size)])
+            torch.cat([band.max(dim=0).indices for band in _mean_scores(image_views, size)])
             for image_views, size in zip(views, target_sizes, strict=True)
         ]
 
