@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TimmBackboneConfig
 from transformers.optimization import get_polynomial_decay_schedule_with_warmup
 
+from modeling_mtaclip.conversion.backbones import make_backbone_config
 from modeling_mtaclip.training.optimization import parameter_groups, polynomial_schedule
 from tests.tiny import tiny_model
 
@@ -65,6 +66,15 @@ def test_norms_and_positions_of_timm_backbones_do_not_decay():
     assert tables
     assert norms
     assert {found[name] for name in tables + norms} == {"backbone, no decay"}
+
+
+def test_a_vision_transformers_pyramid_and_embeddings_train_like_the_backbone():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "image_size": 64}
+    found, _ = groups_of(tiny_model(backbone_config=make_backbone_config("clip_vit_base_patch16", sizes)))
+    pyramid = {group for name, group in found.items() if ".feature_pyramid." in name}
+    assert pyramid == {"backbone", "backbone, no decay"}
+    for name in ("class_embedding", "position_embedding.weight"):
+        assert found[f"model.backbone.embeddings.{name}"] == "backbone, no decay"
 
 
 def learning_rates(schedule, optimizer, steps):
