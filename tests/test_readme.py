@@ -17,6 +17,15 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from modeling_mtaclip.data.scenes import make_scene
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
+from tests.conversion.sources import (
+    make_open_clip,
+    make_original_state_dict,
+    openai_state_dict,
+    save_clip_folder,
+    save_mask2former_folder,
+    save_mmengine,
+    save_torchscript,
+)
 from tests.training.conftest import draw_folder, options
 
 
@@ -26,8 +35,9 @@ PYTHON = [code for language, code in SNIPPETS if language == "python"]
 COMMANDS = [line for language, code in SNIPPETS if language == "bash" for line in code.strip().splitlines()]
 INSTALL = [line for line in COMMANDS if "pip install" in line]
 RUNS = [line for line in COMMANDS if "pip install" not in line]
-# So that a training run of the README takes two steps here.
+# So that a training run of the README takes two small steps here.
 SHORT = "--max_steps 2 --eval_steps 2 --save_steps 2 --warmup_steps 0 --max_eval_samples 4 --num_pictures 1"
+SMALL = "--per_device_train_batch_size 2 --crop_size 64 64 --shortest_edge 64 --train_num_points 64"
 
 
 def run(command: str, folder: Path, **environment: str) -> str:
@@ -53,14 +63,23 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(README.parent / name)
     make_scene(0)[0].save(folder / "photo.jpg")
     draw_folder(folder / "my_data")
+    save_starting_points(folder)
     arguments = options(dataset_name="scenes", output_dir=folder / "outputs" / "scenes", check_data="none")
     prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"])).trainer.save_model()
     return folder
 
 
+def save_starting_points(folder: Path) -> None:
+    """Small stand-ins for the checkpoints that the README starts from, under the names it gives them."""
+    save_clip_folder(folder / "openai" / "clip-vit-base-patch16")
+    save_torchscript(openai_state_dict(make_open_clip("resnet")), folder / "RN50.pt")
+    save_mask2former_folder(folder / "facebook" / "mask2former-swin-tiny-ade-semantic", ["wall", "building", "sky"])
+    save_mmengine(make_original_state_dict(3), folder / "iter_160000.pth", ["wall", "building", "sky"], run_config="")
+
+
 def test_no_kind_of_snippet_is_left_out():
     assert {language for language, _ in SNIPPETS} <= {"python", "bash", "text", "bibtex"}
-    assert (len(INSTALL), len(PYTHON), len(RUNS)) == (2, 2, 4)
+    assert (len(INSTALL), len(PYTHON), len(RUNS)) == (2, 2, 9)
 
 
 @pytest.mark.parametrize("code", PYTHON)
@@ -72,11 +91,27 @@ def test_python_snippet(user_folder, code):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUNS)
 def test_command(user_folder, command):
-    output = run(command if "--do_eval" in command else f"{command} {SHORT}", user_folder)
+    short = f"{SHORT} {SMALL}" if "outputs/from_" in command else SHORT
+    output = run(command if "--do_eval" in command else f"{command} {short}", user_folder)
     folder = user_folder / re.search(r"Metrics: (.*)/metrics.json", output)[1]
     assert "eval_mean_iou" in json.loads((folder / "metrics.json").read_text())
     if "--do_eval" not in command:
         assert AutoModelForSemanticSegmentation.from_pretrained(folder).config.model_type == "mtaclip"
+
+
+@pytest.mark.slow
+def test_page_on_starting_points(user_folder):
+    page = (README.parent / "docs" / "starting_points.md").read_text()
+    codes = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    assert len(codes) == 2
+    output = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(''.join(codes))}", user_folder)
+    assert "Left out of openai/clip-vit-base-patch16:\n  logit_scale: " in output
+    assert "trainable params" in output
+    convert = re.search(r"^python scripts/convert.*$", page, flags=re.MULTILINE)[0]
+    assert "Left out of iter_160000.pth" in run(convert, user_folder)
+    for folder in ("parts", "merged", "converted"):
+        model = AutoModelForSemanticSegmentation.from_pretrained(user_folder / "outputs" / folder)
+        assert model.config.num_labels == 3
 
 
 @pytest.fixture(scope="module")

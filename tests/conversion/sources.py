@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from modeling_mtaclip.conversion.tokenization import make_tokenizer
+from modeling_mtaclip.data.scenes import SCENE_CLASSES
 
 
 NAMES = ["road", "sky", "swimming_pool"]
-TOKENIZER = make_tokenizer([*NAMES, "wall", "none"])
+TOKENIZER = make_tokenizer([*NAMES, *SCENE_CLASSES, "wall", "none"])
 TEXT_WIDTH, EMBEDDING_SIZE, NUM_POSITIONS = 64, 32, 20
 
 
@@ -147,6 +148,7 @@ def save_mask2former_folder(folder: Path, names: Sequence[str]) -> Mask2FormerFo
     return model
 
 
+# With values that the authors don't use, to see them read.
 RUN_CONFIG = """
 crop_size = (512, 512)
 custom_keys = dict(backbone=dict(decay_mult=1.0, lr_mult=0.1))
@@ -172,7 +174,69 @@ train_cfg = dict(max_iters=160000)
 """
 
 
-def save_mmengine(state_dict: Mapping[str, Tensor], path: Path, names: Sequence[str]) -> Path:
+def make_original_state_dict(num_classes: int) -> dict[str, Tensor]:
+    """Random tensors by the names of the authors' code with a ResNet, small but with the authors' numbers of heads."""
+    size, width, queries, contexts, length = 32, 48, 5, 2, 4
+    text_queries = contexts * (num_classes + 1)
+    shapes: dict[str, tuple[int, ...]] = {"contexts": (contexts, length, TEXT_WIDTH), "gamma": (EMBEDDING_SIZE,)}
+
+    def add(name: str, *shape: int, bias: bool = True) -> None:
+        shapes[f"decode_head.{name}.weight"] = shape
+        if bias:
+            shapes[f"decode_head.{name}.bias"] = shape[:1]
+
+    for index, channels in enumerate((512, 256, 128)):
+        add(f"pixel_decoder.input_convs.{index}.conv", size, channels, 1, 1)
+        add(f"pixel_decoder.input_convs.{index}.gn", size)
+    add("pixel_decoder.level_encoding", 3, size, bias=False)
+    for name, kernel, channels in (("lateral", 1, 64), ("output", 3, size)):
+        add(f"pixel_decoder.{name}_convs.0.conv", size, channels, kernel, kernel, bias=False)
+        add(f"pixel_decoder.{name}_convs.0.gn", size)
+    add("pixel_decoder.mask_feature", size, size, 1, 1)
+    encoder, decoder = "pixel_decoder.encoder.layers.0", "transformer_decoder.layers.0"
+    for name, rows in (
+        ("sampling_offsets", 192),
+        ("attention_weights", 96),
+        ("value_proj", size),
+        ("output_proj", size),
+    ):
+        add(f"{encoder}.self_attn.{name}", rows, size)
+    for attention in ("cross_attn", "self_attn"):
+        shapes[f"decode_head.{decoder}.{attention}.attn.in_proj_weight"] = (3 * size, size)
+        shapes[f"decode_head.{decoder}.{attention}.attn.in_proj_bias"] = (3 * size,)
+        add(f"{decoder}.{attention}.attn.out_proj", size, size)
+    for layer, norms in ((encoder, 2), (decoder, 3)):
+        add(f"{layer}.ffn.layers.0.0", width, size)
+        add(f"{layer}.ffn.layers.1", size, width)
+        for index in range(norms):
+            add(f"{layer}.norms.{index}", size)
+    add("transformer_decoder.post_norm", size)
+    add("query_feat", queries, size, bias=False)
+    add("query_embed_decoder", queries + text_queries, size, bias=False)
+    add("level_embed", 3, size, bias=False)
+    add("query_project", size, EMBEDDING_SIZE)
+    add("norm_project", size)
+    for index in (0, 2, 4):
+        add(f"mask_embed.{index}", size, size)
+    add("cls_embed", num_classes + 1, size)
+    add("lang_embed", num_classes + 1, size)
+    add("query_reproject", EMBEDDING_SIZE, size)
+    add("norm_reproject", EMBEDDING_SIZE)
+    add("mask_reproject", EMBEDDING_SIZE, size)
+    add("visual_emb_proj", size, EMBEDDING_SIZE, 1, 1)
+    shapes["decode_head.gamma"] = (EMBEDDING_SIZE,)
+    state_dict = {name: torch.randn(shape) / max(1, shape[-1]) ** 0.5 for name, shape in shapes.items()}
+    for name, value in make_open_clip("resnet").state_dict().items():
+        if name.startswith("visual."):
+            state_dict[name.replace("visual.", "backbone.", 1)] = value
+        elif name != "logit_scale":
+            state_dict[f"text_encoder.{name}"] = value
+    return state_dict
+
+
+def save_mmengine(
+    state_dict: Mapping[str, Tensor], path: Path, names: Sequence[str], run_config: str = RUN_CONFIG
+) -> Path:
     """Writes a checkpoint as mmengine's runner does, with objects that only mmengine and numpy could read."""
     module = ModuleType("mmengine.logging.history_buffer")
     history_class = type("HistoryBuffer", (), {"__module__": module.__name__})
@@ -183,7 +247,7 @@ def save_mmengine(state_dict: Mapping[str, Tensor], path: Path, names: Sequence[
         "meta": {
             "epoch": 0,
             "iter": 160000,
-            "cfg": RUN_CONFIG.format(class_weight="1.0, " * len(names)),
+            "cfg": run_config.format(class_weight="1.0, " * len(names)),
             "seed": np.int64(7),
             "mmengine_version": "0.10.4",
             "dataset_meta": {"classes": tuple(names), "palette": [[0, 0, 0]] * len(names), "label_map": None},
