@@ -340,11 +340,10 @@ class MTAClipCriterion(nn.Module):
         )
         rows, columns = [], []
         for image, (layers, queries, chosen) in enumerate(assigned):
-            rows.append((layers * num_queries + queries).to(labels.device))
-            columns.append(chosen.to(labels.device))
-            of_image = query_classes[:, image].flatten()
-            of_image[rows[-1]] = image_classes[image][columns[-1]]
-            query_classes[:, image] = of_image.view(num_layers, num_queries)
+            layers, queries, chosen = (indices.to(labels.device) for indices in (layers, queries, chosen))
+            rows.append(layers * num_queries + queries)
+            columns.append(chosen)
+            query_classes[layers, image, queries] = image_classes[image][chosen]
         return Matches(query_classes, rows, columns)
 
     def _divisors(self, matches: Matches, class_weights: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:

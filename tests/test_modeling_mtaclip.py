@@ -390,6 +390,12 @@ def test_without_text_branch_it_is_mask2former(mask2former):
             torch.testing.assert_close(our[name], theirs[name], rtol=0, atol=1e-4)
 
 
+def test_a_single_supervised_prediction_trains():
+    model = tiny_model(decoder_layers=1, supervise_initial_prediction=False).train()
+    model(**make_batch()).loss.backward()
+    assert model.class_predictor.weight.grad.abs().sum() > 0
+
+
 def test_without_text_branch_it_trains():
     model, batch = tiny_model(text_branch=False, text_config=None).train(), make_batch()
     outputs = model(**batch)
