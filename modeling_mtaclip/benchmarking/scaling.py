@@ -21,9 +21,8 @@ SMALL_GROWTH = {"size": (64, 96), "contexts": (1, 2)}
 WORKLOADS = {"train": our_training, "infer": our_inference}
 
 
-def measure_scaling(settings: Settings) -> list[dict[str, Any]]:
+def measure_scaling(settings: Settings) -> Iterator[dict[str, Any]]:
     """Rows of the case `scaling`: one of time and one of memory for each value, all else as in the settings."""
-    rows = []
     for step, workload in WORKLOADS.items():
         for field, value, point in _points(settings):
             place = {"field": field, "value": value}
@@ -31,9 +30,8 @@ def measure_scaling(settings: Settings) -> list[dict[str, Any]]:
             seconds = in_fresh_process(_seconds, step, point)
             memory = peak_memory(workload, point)["peak"]
             case = f"scaling, {step}, {field} {value}"
-            rows.append(make_row(case, "time", "s", {"ours": seconds}) | place)
-            rows.append(make_row(case, "memory", "MiB", {"ours": [memory]}) | place)
-    return rows
+            yield make_row(case, "time", "s", {"ours": seconds}) | place
+            yield make_row(case, "memory", "MiB", {"ours": [memory]}) | place
 
 
 def _points(settings: Settings) -> Iterator[tuple[str, int, Settings]]:
