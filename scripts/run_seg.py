@@ -17,6 +17,7 @@ import sys
 # reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from modeling_mtaclip.data import BadExamplesError
 from modeling_mtaclip.training import TrainingStopped, dry_run, parse_run_arguments, prepare_run
 
 
@@ -32,7 +33,7 @@ def main() -> None:
         sys.exit(f"run_seg.py: {error}")
     try:
         run.execute()
-    except TrainingStopped as stop:
+    except (TrainingStopped, BadExamplesError) as stop:
         sys.exit(f"run_seg.py: {stop}")
 
 

@@ -4,7 +4,14 @@
 
 from .augmentation import Augmentation
 from .catalog import generate_palette
-from .examples import EvaluationExamples, EvaluationStream, TrainingExamples, TrainingStream, collate_examples
+from .examples import (
+    BadExamplesError,
+    EvaluationExamples,
+    EvaluationStream,
+    TrainingExamples,
+    TrainingStream,
+    collate_examples,
+)
 from .loading import load_segmentation_dataset
 from .reading import IGNORE_INDEX, SegmentationData
 from .scenes import make_scene
@@ -13,6 +20,7 @@ from .scenes import make_scene
 __all__ = [
     "IGNORE_INDEX",
     "Augmentation",
+    "BadExamplesError",
     "EvaluationExamples",
     "EvaluationStream",
     "SegmentationData",

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from .augmentation import Augmentation
@@ -23,12 +23,17 @@ logger = logging.get_logger(__name__)
 # A stream is allowed so many unusable examples before their share counts.
 MIN_STREAM_LENGTH = 1000
 SHUFFLE_BUFFER = 256
+MAX_WORKERS = 256
 
 
 def seed_of(*parts: int | str) -> int:
     """A seed in 0 … 2^63 - 1 that depends on all parts and looks unlike that of other parts."""
     digest = hashlib.sha256(",".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+class BadExamplesError(RuntimeError):
+    """More training examples can't be used than the run allows."""
 
 
 class TrainingExamples(Dataset):
@@ -62,7 +67,7 @@ class TrainingExamples(Dataset):
         self.max_bad = int(max_bad_share * len(self.dataset))
         # Shared with the workers of a data loader, which outlive an epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._bad = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
+        self.bad = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -70,7 +75,7 @@ class TrainingExamples(Dataset):
     @property
     def num_bad(self) -> int:
         """Number of examples that turned out to be unusable, over all workers of this process."""
-        return int(self._bad.sum())
+        return int(self.bad.sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random choices of an epoch."""
@@ -80,7 +85,7 @@ class TrainingExamples(Dataset):
         """An example: `pixel_values` `(3, h, w)` float32, `labels` `(h, w)` int64, `point_seeds` `()` int64, `names`.
 
         Raises:
-            RuntimeError: more unusable files than allowed.
+            BadExamplesError: more unusable files than allowed.
         """
         seed = seed_of(self.seed, int(self._epoch[0]), index)
         generator = random.Random(seed)
@@ -95,13 +100,13 @@ class TrainingExamples(Dataset):
         return _augmented(self.augmentation, image, labels, generator, seed) | {"names": example["name"]}
 
     def _report(self, index: int, error: ValueError) -> None:
-        if not self._bad[index]:
+        if not self.bad[index]:
             logger.warning("An unusable example was replaced by another: %s", error)
-        self._bad[index] = True
+        self.bad[index] = True
         if self.num_bad > self.max_bad:
-            raise RuntimeError(
-                f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} may be. "
-                f"The last one: {error}"
+            raise BadExamplesError(
+                f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} may be "
+                f"(`max_bad_share`). The last one: {error}"
             ) from error
 
 
@@ -135,7 +140,14 @@ class TrainingStream(IterableDataset):
         self.data, self.augmentation, self.seed = data, augmentation, seed
         self.dataset = _take(data, split, max_samples)
         self.max_bad_share = max_bad_share
+        # Shared with the workers of a data loader, each of which counts in a place of its own.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self.bad = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
+
+    @property
+    def num_bad(self) -> int:
+        """Number of unusable examples of the epoch so far, over all workers of this process."""
+        return int(self.bad.sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the order and the random choices of an epoch."""
@@ -145,9 +157,12 @@ class TrainingStream(IterableDataset):
         """Examples as [`TrainingExamples`] gives them, without `names`.
 
         Raises:
-            RuntimeError: more unusable files than allowed.
+            BadExamplesError: more unusable files than allowed.
         """
-        epoch, num_bad = int(self._epoch[0]), 0
+        worker = get_worker_info()
+        place = 0 if worker is None else worker.id % MAX_WORKERS
+        epoch = int(self._epoch[0])
+        self.bad[place] = 0
         shuffled = self.dataset.shuffle(seed=seed_of(self.seed, epoch) % 2**32, buffer_size=SHUFFLE_BUFFER)
         for number, example in enumerate(shuffled, start=1):
             seed = seed_of(self.seed, epoch, example["name"])
@@ -155,10 +170,11 @@ class TrainingStream(IterableDataset):
                 image, labels = self.data.read(example)
             except ValueError as error:
                 logger.warning("An unusable example was left out: %s", error)
-                num_bad += 1
-                if num_bad > self.max_bad_share * max(number, MIN_STREAM_LENGTH):
-                    raise RuntimeError(
-                        f"{num_bad} of {number} training examples can't be used. The last one: {error}"
+                self.bad[place] += 1
+                if self.bad[place] > self.max_bad_share * max(number, MIN_STREAM_LENGTH):
+                    raise BadExamplesError(
+                        f"{int(self.bad[place])} of {number} training examples can't be used: more than the share of "
+                        f"{self.max_bad_share} (`max_bad_share`). The last one: {error}"
                     ) from error
                 continue
             yield _augmented(self.augmentation, image, labels, random.Random(seed), seed)
@@ -248,6 +264,7 @@ def _take(data: SegmentationData, split: str, max_samples: int | None) -> Any:
 
 
 __all__ = [
+    "BadExamplesError",
     "EvaluationExamples",
     "EvaluationStream",
     "TrainingExamples",

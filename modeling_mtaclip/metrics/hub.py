@@ -40,8 +40,8 @@ class HubMeanIoU:
             )
         except (OSError, ImportError, ValueError) as error:
             raise ValueError(
-                f"The metric {path!r} of evaluate could not be loaded: {error}. It needs the Hub; the figures without "
-                "it are the same."
+                f"The metric {path!r} of evaluate could not be loaded: {error}. It needs the Hub; `--metric own` "
+                "gives the same figures without it."
             ) from error
 
     def add(self, *, prediction: Any, reference: Any) -> None:

@@ -256,6 +256,8 @@ class DataArguments:
                 "`shortest_edge` must not be negative and `longest_edge` not smaller, got "
                 f"{self.shortest_edge} and {self.longest_edge}."
             )
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"`max_bad_share` must be between 0 and 1, got {self.max_bad_share}.")
         for name in ("max_train_samples", "max_eval_samples"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
@@ -383,6 +385,17 @@ class MTAClipTrainingArguments(TrainingArguments):
     )
     report: bool = field(
         default=True, metadata={"help": "Write report.html after evaluation: curves, classes, images, prompts."}
+    )
+    metric: str = field(
+        default="own",
+        metadata={
+            "help": "What computes mean IoU and accuracies: the package (own), or evaluate's mean_iou from the Hub "
+            "(hub), which is slower and keeps all predictions. The figures are the same.",
+            "choices": ["own", "hub"],
+        },
+    )
+    boundary_metrics: bool = field(
+        default=False, metadata={"help": "Also score class boundaries (boundary IoU and F-score), which takes longer."}
     )
     num_pictures: int = field(
         default=6, metadata={"help": "Side-by-side pictures (image, truth, prediction) to draw after evaluation."}

@@ -11,10 +11,25 @@ import torch
 from PIL import Image
 from torch import Tensor, distributed
 
+from ..data.catalog import CITYSCAPES_CLASSES
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..inference import PreparedImage, prepare_image
-from ..metrics import MeanIoU, PerImageScores, iou_figures
+from ..metrics import (
+    CITYSCAPES_CATEGORIES,
+    BoundaryScores,
+    HubMeanIoU,
+    MeanIoU,
+    PerImageScores,
+    category_iou,
+    frequency_weighted_iou,
+    iou_figures,
+)
+from ..metrics.boundary import BOUNDARY_IOU_RATIO, CITYSCAPES_BOUNDARY_IOU_RATIO
+from ..metrics.mean_iou import mean_over_present
 from .findings import BestAndWorst, ContextUsage, make_thumbnail
+
+
+NUM_WORST_IMAGES = 10
 
 
 @dataclass
@@ -60,6 +75,9 @@ class SegmentationScores:
     Args:
         class_names (`Sequence[str]`): in the order of the label ids.
         ignore_index (`int`): label of pixels that don't count.
+        boundary_metrics (`bool`, defaults to `False`): also score how well the boundaries of classes are met.
+        hub_metric (`bool`, defaults to `False`): let `evaluate`'s own `mean_iou` compute the figures that it has. All
+            processes must then make the scores at the same time.
 
     Attributes:
         matrix (`Tensor` of shape `(K + 1, K + 1)`, *optional*): after `finish`, the confusion matrix.
@@ -68,13 +86,27 @@ class SegmentationScores:
         contexts ([`ContextUsage`]): which prompt contexts are used.
     """
 
-    def __init__(self, class_names: Sequence[str], ignore_index: int) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        ignore_index: int,
+        boundary_metrics: bool = False,
+        hub_metric: bool = False,
+    ) -> None:
         self.class_names = list(class_names)
+        self.is_cityscapes = self.class_names == list(CITYSCAPES_CLASSES)
         self.metric = MeanIoU(num_labels=len(self.class_names), ignore_index=ignore_index)
         self.matrix: Tensor | None = None
         self.per_image = PerImageScores(len(self.class_names), ignore_index)
         self.extremes = BestAndWorst()
         self.contexts = ContextUsage(len(self.class_names))
+        self.hub = HubMeanIoU(len(self.class_names), ignore_index) if hub_metric else None
+        self.boundary: BoundaryScores | None = None
+        if boundary_metrics:
+            iou_ratio = CITYSCAPES_BOUNDARY_IOU_RATIO if self.is_cityscapes else BOUNDARY_IOU_RATIO
+            self.boundary = BoundaryScores(len(self.class_names), ignore_index, iou_ratio=iou_ratio)
+        self._figures: dict[str, Any] = {}
+        self._boundary_figures: dict[str, Any] = {}
         self._rank = _rank()
 
     def add(
@@ -82,7 +114,9 @@ class SegmentationScores:
     ) -> None:
         """Counts one image: two int64 label maps of the same size, its name and a small version if there is one."""
         annotation = annotation.to(prediction.device)
-        self.metric.add(prediction=prediction, reference=annotation)
+        for metric in (self.metric, self.hub, self.boundary):
+            if metric is not None:
+                metric.add(prediction=prediction, reference=annotation)
         score = self.per_image.add(prediction=prediction, reference=annotation, name=self._unique(name))
         if thumbnail is not None:
             self.extremes.add(score, thumbnail, annotation, prediction)
@@ -99,24 +133,54 @@ class SegmentationScores:
         self.per_image.synchronize()
         self.extremes.finish(self.per_image.scores())
         self.contexts.finish()
+        self._figures = iou_figures(self.matrix) if self.hub is None else self.hub.compute()
+        if self.boundary is not None:
+            self.boundary.synchronize()
+            self._boundary_figures = self.boundary.compute()
 
     def summary(self) -> dict[str, float]:
-        """`mean_iou`, `mean_accuracy`, `overall_accuracy`, and `constant_mean_iou`: the mean IoU of an imagined model
-        that gives every pixel the most frequent class."""
-        figures = iou_figures(self.matrix)
+        """`mean_iou`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou`, and `constant_mean_iou`: the mean
+        IoU of an imagined model that gives every pixel the most frequent class. For Cityscapes, `category_iou`, the
+        mean over its categories. With boundary metrics, `boundary_iou` and `boundary_f_score`."""
         names = ("mean_iou", "mean_accuracy", "overall_accuracy")
-        return {name: float(figures[name]) for name in names} | {
-            "constant_mean_iou": float(iou_figures(constant_prediction(self.matrix))["mean_iou"])
+        summary = {name: float(self._figures[name]) for name in names}
+        summary["frequency_weighted_iou"] = frequency_weighted_iou(self.matrix)
+        summary["constant_mean_iou"] = float(iou_figures(constant_prediction(self.matrix))["mean_iou"])
+        if self.is_cityscapes:
+            summary["category_iou"] = float(mean_over_present(np.array(list(self._category_iou().values()))))
+        if self.boundary is not None:
+            summary |= {name: float(self._boundary_figures[name]) for name in ("boundary_iou", "boundary_f_score")}
+        return summary
+
+    def _category_iou(self) -> dict[str, float]:
+        return category_iou(self.matrix, CITYSCAPES_CATEGORIES)
+
+    def details(self) -> dict[str, Any]:
+        """What is no single number: `mean_iou_interval`, the 95 % bootstrap interval over images; `worst_images`, ten
+        with `name`, `mean_iou` and `worst_class`; for Cityscapes `categories`, the IoU of each (`None`: absent)."""
+        worst = [score for score in self.per_image.scores() if score.worst_class is not None][:NUM_WORST_IMAGES]
+        details: dict[str, Any] = {
+            "mean_iou_interval": self.per_image.bootstrap_interval(),
+            "worst_images": [
+                {"name": each.name, "mean_iou": each.mean_iou, "worst_class": self.class_names[each.worst_class]}
+                for each in worst
+            ],
         }
+        if self.is_cityscapes:
+            details["categories"] = {name: _number(iou) for name, iou in self._category_iou().items()}
+        return details
 
     def per_class(self) -> dict[str, dict[str, float | None]]:
-        """`iou` and `accuracy` of each class by name, `None` where a class does not occur."""
-        figures = iou_figures(self.matrix)
+        """`iou` and `accuracy` of each class by name, with boundary metrics also `boundary_iou` and
+        `boundary_f_score`; `None` where a class does not occur."""
+        columns = {
+            key.removeprefix("per_category_"): values
+            for key, values in (self._figures | self._boundary_figures).items()
+            if key.startswith("per_category_")
+        }
         return {
-            name: {"iou": _number(iou), "accuracy": _number(accuracy)}
-            for name, iou, accuracy in zip(
-                self.class_names, figures["per_category_iou"], figures["per_category_accuracy"], strict=True
-            )
+            name: {key: _number(values[index]) for key, values in columns.items()}
+            for index, name in enumerate(self.class_names)
         }
 
 

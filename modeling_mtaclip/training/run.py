@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..data import (
     load_segmentation_dataset,
 )
 from ..image_processing_mtaclip import MTAClipImageProcessor
+from ..metrics import HubMeanIoU
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options
 from .building import ModelParts, build_model, load_model
 from .checkpoints import checkpoint_to_resume
@@ -51,11 +52,13 @@ class Run:
         trainer ([`MTAClipTrainer`]): with model and data.
         data ([`SegmentationData`]): the data set.
         checkpoint (`str`, *optional*): folder of the checkpoint to go on from.
+        checked_pixels (`dict[str, dict[str, int]]`): pixels of each class in what was checked of each split.
     """
 
     trainer: MTAClipTrainer
     data: SegmentationData
     checkpoint: str | None
+    checked_pixels: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def execute(self) -> dict[str, Any]:
         """Trains, evaluates and saves, as the arguments say.
@@ -64,9 +67,10 @@ class Run:
             `dict[str, Any]`: what `metrics.json` holds.
         """
         args = self.trainer.args
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Any] = {"checked_pixels": self.checked_pixels}
         if args.do_train:
             metrics |= self.trainer.train(resume_from_checkpoint=self.checkpoint).metrics
+            metrics["num_bad"] = self._count_bad()
             if self.trainer.termination.terminated:
                 sys.exit("The run was told to stop. Go on with its options and --resume_from_checkpoint last.")
             # Not `save_model()`, which would push the model before it is evaluated.
@@ -76,7 +80,7 @@ class Run:
                 self.trainer.use_saved_model()
         if args.do_eval:
             metrics |= self.trainer.evaluate()
-            metrics["eval_mean_iou_interval"] = self.trainer.scores.per_image.bootstrap_interval()
+            metrics |= {f"eval_{name}": value for name, value in self.trainer.scores.details().items()}
             metrics["classes"] = self.trainer.scores.per_class()
         if args.do_train:
             self.trainer.create_model_card()
@@ -91,6 +95,13 @@ class Run:
         if args.do_train and args.push_to_hub:
             self.trainer.push_to_hub()
         return metrics
+
+    def _count_bad(self) -> int:
+        """Training examples that turned out to be unusable in any process, which must all call this."""
+        dataset = self.trainer.train_dataset
+        total = self.trainer.accelerator.reduce(dataset.bad.long().to(self.trainer.args.device))
+        # The places are examples, of which each counts once, or workers that read a stream.
+        return int((total.clamp(max=1) if has_length(dataset) else total).sum())
 
     def _report(self, metrics: dict[str, Any], examined: list[ExaminedImage]) -> None:
         folder = Path(self.trainer.args.output_dir)
@@ -179,9 +190,10 @@ def prepare_run(
     if training_arguments.do_eval:
         evaluation_class = EvaluationStream if data_arguments.streaming else EvaluationExamples
         eval_dataset = evaluation_class(data, "validation", data_arguments.max_eval_samples)
-        data.check("validation", data_arguments.check_data)
-    if training_arguments.do_train:
-        data.check("train", data_arguments.check_data)
+        if training_arguments.metric == "hub":
+            HubMeanIoU(len(data.class_names))
+    splits = {"validation": training_arguments.do_eval, "train": training_arguments.do_train}
+    checked = {split: data.check(split, data_arguments.check_data) for split, used in splits.items() if used}
     parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments.do_train)
     if parts.account is not None:
         _report_account(parts.account, training_arguments)
@@ -205,7 +217,8 @@ def prepare_run(
         tokenizer=parts.tokenizer,
         options=public_options(options),
     )
-    return Run(trainer, data, checkpoint)
+    pixels = {split: dict(zip(data.class_names, counts.tolist(), strict=True)) for split, counts in checked.items()}
+    return Run(trainer, data, checkpoint, pixels)
 
 
 def _spread(examples: Dataset, number: int) -> Iterator[Mapping[str, Any]]:

@@ -279,3 +279,44 @@ def test_real_samples_take_a_step_and_are_evaluated(shared_dir, tmp_path, name, 
     assert metrics["train_loss"] > 0
     assert 0 <= metrics["eval_mean_iou"] <= 1
     assert len(metrics["classes"]) == {"ade20k": 150, "cityscapes": 19}[name]
+
+
+def bad_images(data, number):
+    for index in range(number):
+        (data / "images" / "train" / f"{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
+
+
+@pytest.mark.slow
+def test_too_many_bad_images_end_the_run_with_a_message(run_seg, folder_data, tmp_path):
+    bad_images(folder_data, 3)
+    arguments = options(
+        dataset_name=folder_data, output_dir=tmp_path / "out", check_data="none", max_bad_share=0.3, max_steps=12
+    )
+    finished = run_seg(*arguments, check=False)
+    assert finished.returncode != 0
+    assert "3 of 8 training examples can't be used, and 2 may be (`max_bad_share`)" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_checks_say_what_was_seen(folder_data, tmp_path):
+    run = prepare(tmp_path, check_data="full")
+    labels = [np.array(Image.open(path)) for path in (folder_data / "annotations" / "val").iterdir()]
+    for index, name in enumerate(SCENE_CLASSES):
+        assert run.checked_pixels["validation"][name] == sum(int((each == index).sum()) for each in labels)
+    assert not any(prepare(tmp_path, check_data="none").checked_pixels["train"].values())
+    bad_images(folder_data, 1)
+    prepare(tmp_path, check_data="none")
+    with pytest.raises(
+        ValueError, match=r"1 unusable examples in the train split:\n- The file .*0\.png can't be read"
+    ):
+        prepare(tmp_path, check_data="full")
+
+
+def test_metric_of_the_hub_is_refused_offline(folder_data, tmp_path):
+    with pytest.raises(ValueError, match=r"'mean_iou' of evaluate could not be loaded.*`--metric own`"):
+        prepare(tmp_path, metric="hub")
+
+
+def test_share_of_bad_images_must_be_a_share():
+    with pytest.raises(ValueError, match="`max_bad_share` must be between 0 and 1, got 2"):
+        parse_run_arguments(options(max_bad_share=2))

@@ -195,6 +195,7 @@ def test_constant_prediction_is_scored_by_hand():
         "mean_iou": pytest.approx((2 / 3 + 1 / 2) / 2),
         "mean_accuracy": pytest.approx((2 / 3 + 1) / 2),
         "overall_accuracy": pytest.approx(3 / 4),
+        "frequency_weighted_iou": pytest.approx((3 * 2 / 3 + 1 / 2) / 4),
         "constant_mean_iou": pytest.approx((3 / 4 + 0) / 2),
     }
     assert scores.per_class()["c"] == {"iou": None, "accuracy": None}
