@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoModel,
     AutoModelForSemanticSegmentation,
+    CLIPTextModelWithProjection,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     SwinConfig,
@@ -46,6 +47,22 @@ def plain_text_embeddings(text_model):
             states = clip.encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
             embeddings.append(encoder.text_projection(clip.final_layer_norm(states[0, -1])))
     return torch.stack(embeddings).unflatten(0, (config.num_prompt_contexts, len(names)))
+
+
+@torch.no_grad()
+def test_text_encoder_is_that_of_transformers():
+    text_model = tiny_model().model.text_model
+    config, encoder = text_model.config, text_model.text_encoder
+    # Contexts that are embeddings of tokens make prompts that a CLIP text encoder can read as a whole.
+    contexts = torch.randint(1, 8, text_model.contexts.shape[:2])
+    text_model.contexts.copy_(encoder.text_model.embeddings.token_embedding(contexts))
+    embeddings = text_model.get_text_embeddings()
+    for context, tokens in enumerate(contexts.tolist()):
+        for index, name in enumerate(config.class_names_with_no_object()):
+            names = config.class_token_ids[name]
+            prompt = [config.prompt_start_token_id, *tokens, *names, config.prompt_end_token_id]
+            expected = CLIPTextModelWithProjection.forward(encoder, input_ids=torch.tensor([prompt])).text_embeds[0]
+            torch.testing.assert_close(embeddings[context, index], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
