@@ -453,6 +453,11 @@ class MTAClipPreTrainedModel(PreTrainedModel):
         cls, folder: str | Path, stored: MTAClipConfig, *args: Any, config: MTAClipConfig, **kwargs: Any
     ) -> Any:
         """Loads a checkpoint with its own classes and moves their weights to those of the config."""
+        if stored.stored_text_embeddings:
+            raise ValueError(
+                f"The model in {str(folder)!r} was saved for inference, without a text encoder to read other class "
+                "names with. Load the model that it was saved from."
+            )
         if kwargs.get("device_map") is not None:
             raise ValueError(
                 "`device_map` can't be combined with other classes: load the model without it, save it, and load that "

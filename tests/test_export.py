@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -21,9 +23,12 @@ from modeling_mtaclip.export import (
     compare_with_model,
     export_onnx,
     export_program,
+    quantize_onnx,
 )
 from modeling_mtaclip.export.programs import OUTPUTS, ExportableModel
 from modeling_mtaclip.inference import Segmenter
+from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
+from modeling_mtaclip.postprocessing_mtaclip import semantic_labels
 
 
 SIZES = [(1, 64, 64), (3, 97, 120), (2, 33, 200)]
@@ -48,7 +53,8 @@ def trained_like(model):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return trained_like(tiny_model())
+    backbone = TimmBackboneConfig(backbone="tf_efficientnet_lite0", out_indices=[1, 2, 3, 4])
+    return trained_like(tiny_model(backbone_config=backbone))
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +109,6 @@ def test_onnx_file_names_its_axes_and_classes(onnx_file):
 
 @pytest.mark.slow
 def test_onnx_labels_are_the_image_processor_s(model, tmp_path):
-    import onnxruntime
-
     export_onnx(model, tmp_path / "model.onnx", outputs="labels")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for image in make_images():
@@ -114,12 +118,20 @@ def test_onnx_labels_are_the_image_processor_s(model, tmp_path):
         assert labels.shape == (1, image.height, image.width)
         assert labels.dtype == np.int64
         assert (labels[0] == expected.numpy()).mean() > 0.999
-        assert len(expected.unique()) > 1
 
 
-def test_padding_of_tensorflow_backbones_becomes_fixed():
-    backbone = TimmBackboneConfig(backbone="tf_efficientnet_lite0", out_indices=[1, 2, 3, 4])
-    model = tiny_model(backbone_config=backbone)
+def test_labels_are_those_of_exact_scores(model):
+    height, width = 90, 117
+    queries = {"class_queries_logits": torch.randn(1, 7, 4), "masks_queries_logits": torch.randn(1, 7, 24, 32) * 3}
+    exportable = ExportableModel(model, "labels")
+    exportable.model.forward = lambda pixel_values: MTAClipForSemanticSegmentationOutput(**queries)
+    labels = exportable(torch.zeros(1, 3, height, width))["labels"]
+    expected = semantic_labels(*(value[0] for value in queries.values()), (96, 128), (height, width))
+    assert len(expected.unique()) == 3
+    assert torch.equal(labels[0], expected)
+
+
+def test_padding_of_tensorflow_backbones_becomes_fixed(model):
     exportable = ExportableModel(model)
     kinds = {type(module).__name__ for module in exportable.modules()}
     assert "Conv2dSame" in {type(module).__name__ for module in model.modules()}
@@ -151,9 +163,9 @@ def test_unknown_outputs(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["inference", "torch", "onnx"])
-def test_script(model, kind, repository_dir, tmp_path):
+def test_script(kind, repository_dir, tmp_path):
     trained, exported = tmp_path / "trained", tmp_path / "exported"
-    model.save_pretrained(trained)
+    trained_like(tiny_model()).save_pretrained(trained)
     PROCESSOR.save_pretrained(trained)
     for index, image in enumerate(make_images()):
         image.save(tmp_path / f"{index}.png")
@@ -173,14 +185,19 @@ def test_script(model, kind, repository_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_onnx_on_real_images(shared_dir, tmp_path):
-    torch.manual_seed(0)
-    backbone = TimmBackboneConfig(backbone="tf_efficientnet_lite0", out_indices=[1, 2, 3, 4])
-    model = trained_like(tiny_model(backbone_config=backbone))
-    export_onnx(model, tmp_path / "model.onnx")
+def test_onnx_on_real_images(model, onnx_file, shared_dir):
     paths = sorted((shared_dir / "data/camvid/images/val").glob("*.jpg"))[::25]
-    result = compare_with_model(
-        OnnxModel(tmp_path / "model.onnx", num_threads=1), model, PROCESSOR, map(Image.open, paths)
-    )
+    exported = OnnxModel(onnx_file, num_threads=1)
+    result = compare_with_model(exported, model, PROCESSOR, map(Image.open, paths))
     assert result.equal_pixels > 0.999
     assert result.max_score_difference < 1e-3
+
+
+@pytest.mark.slow
+def test_int8_onnx_file(model, onnx_file, tmp_path):
+    quantize_onnx(onnx_file, tmp_path / "int8.onnx")
+    operators = {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    assert "MatMulInteger" in operators
+    assert "ConvInteger" not in operators
+    result = compare_with_model(OnnxModel(tmp_path / "int8.onnx", num_threads=1), model, PROCESSOR, make_images())
+    assert 0 < result.max_score_difference < 0.2

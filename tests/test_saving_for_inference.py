@@ -135,6 +135,14 @@ def test_training_is_refused(deployed):
     assert not load_model(str(deployed), CLASS_NAMES, adapt=False).model.training
 
 
+@pytest.mark.parametrize("names", [["house", "road"], ["road", "barn"]])
+def test_other_classes_are_refused(deployed, names):
+    with pytest.raises(ValueError, match="was saved for inference"):
+        MTAClipForSemanticSegmentation.from_pretrained(
+            deployed, id2label=dict(enumerate(names)), ignore_mismatched_sizes=True
+        )
+
+
 @pytest.mark.slow
 def test_without_the_package(trained, tmp_path):
     result = subprocess.run(

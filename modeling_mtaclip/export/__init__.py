@@ -3,8 +3,16 @@
 """Models as graphs for other runtimes: `torch.export` programs and ONNX files, and their comparison with the model."""
 
 from .comparison import Comparison, compare_with_model
-from .onnx_files import OnnxModel, export_onnx
+from .onnx_files import OnnxModel, export_onnx, quantize_onnx
 from .programs import ProgramModel, export_program
 
 
-__all__ = ["Comparison", "OnnxModel", "ProgramModel", "compare_with_model", "export_onnx", "export_program"]
+__all__ = [
+    "Comparison",
+    "OnnxModel",
+    "ProgramModel",
+    "compare_with_model",
+    "export_onnx",
+    "export_program",
+    "quantize_onnx",
+]
