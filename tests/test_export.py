@@ -200,4 +200,6 @@ def test_int8_onnx_file(model, onnx_file, tmp_path):
     assert "MatMulInteger" in operators
     assert "ConvInteger" not in operators
     result = compare_with_model(OnnxModel(tmp_path / "int8.onnx", num_threads=1), model, PROCESSOR, make_images())
-    assert 0 < result.max_score_difference < 0.2
+    assert result.equal_pixels > 0.99
+    # Not the float file, and not another model: scores are sums over seven queries.
+    assert 0 < result.max_score_difference < 0.7
