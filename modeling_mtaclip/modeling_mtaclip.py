@@ -841,12 +841,16 @@ class MTAClipModel(MTAClipPreTrainedModel):
         return maps if self.feature_pyramid is None else self.feature_pyramid(maps, pixel_values.shape[-2:])
 
     def _run_backbone(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Feature maps; with gradient checkpointing, the whole backbone is computed again in the backward pass."""
+        """Feature maps; with gradient checkpointing, the whole backbone is computed again in the backward pass.
+
+        Images need no gradient; torch's reentrant form, whatever the user chose, gives parameters none then.
+        """
         if not (self.gradient_checkpointing and self.training):
             return self.backbone(images).feature_maps
         return self._gradient_checkpointing_func(
             lambda images: tuple(self.backbone(images).feature_maps),
             images,
+            use_reentrant=False,
             context_fn=lambda: (nullcontext(), _unchanged_statistics(self.backbone)),
         )
 

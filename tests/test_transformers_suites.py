@@ -79,7 +79,6 @@ class MTAClipModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin,
     pipeline_model_mapping = {"image-segmentation": MTAClipForSemanticSegmentation}  # noqa: RUF012
     is_encoder_decoder = False
     test_resize_embeddings = False
-    test_missing_keys = False
 
     def setUp(self):
         self.model_tester = MTAClipModelTester(self)
