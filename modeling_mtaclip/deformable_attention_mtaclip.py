@@ -26,7 +26,7 @@ MARGIN = 2
 def multi_scale_deformable_attention(
     value: Tensor,
     spatial_shapes: Sequence[tuple[int, int]],
-    sampling_locations: Tensor,
+    sampling_positions: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
     """Weighted sums of values sampled at points of several levels, bilinearly, with zeros outside.
@@ -34,7 +34,8 @@ def multi_scale_deformable_attention(
     Args:
         value (`Tensor` of shape `(B, S, heads, d)`): pixels of all levels, level after level.
         spatial_shapes (`Sequence[tuple[int, int]]`): height and width of each level.
-        sampling_locations (`Tensor` of shape `(B, N, heads, levels, points, 2)`): (x, y), 0 and 1 are its edges.
+        sampling_positions (`Tensor` of shape `(B, N, heads, levels, points, 2)`): (x, y) in pixels of each level, from
+            the centre of its first pixel.
         attention_weights (`Tensor` of shape `(B, N, heads, levels, points)`): weight of each point.
 
     Returns:
@@ -42,20 +43,23 @@ def multi_scale_deformable_attention(
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if value.device.type != "cpu" or traced:
-        return _attend_by_grid_sample(value, spatial_shapes, sampling_locations, attention_weights)
+        return _attend_by_grid_sample(value, spatial_shapes, sampling_positions, attention_weights)
     shapes = tuple((int(height), int(width)) for height, width in spatial_shapes)
-    return _BagAttention.apply(value, sampling_locations, attention_weights, shapes)
+    return _BagAttention.apply(value, sampling_positions, attention_weights, shapes)
 
 
 def _attend_by_grid_sample(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_locations: Tensor, attention_weights: Tensor
+    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_positions: Tensor, attention_weights: Tensor
 ) -> Tensor:
     batch_size, _, num_heads, head_dim = value.shape
-    grids = (2 * sampling_locations - 1).to(value.dtype)
     sampled = []
     for level, maps in enumerate(value.split([height * width for height, width in spatial_shapes], dim=1)):
-        maps = maps.permute(0, 2, 3, 1).reshape(batch_size * num_heads, head_dim, *spatial_shapes[level])
-        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        height, width = spatial_shapes[level]
+        maps = maps.permute(0, 2, 3, 1).reshape(batch_size * num_heads, head_dim, height, width)
+        # `grid_sample` has a level's edges at -1 and 1.
+        x, y = sampling_positions[:, :, :, level].unbind(-1)
+        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
+        grid = grid.to(value.dtype).transpose(1, 2).flatten(0, 1)
         sampled.append(F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
     weights = attention_weights.flatten(3).transpose(1, 2).flatten(0, 1)[:, None].to(value.dtype)
     attended = (torch.cat(sampled, dim=-1) * weights).sum(dim=-1)
@@ -109,7 +113,7 @@ class _Table:
             insides.append(rows[:, MARGIN:, MARGIN:])
         return insides
 
-    def locate(self, locations: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def locate(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Row of each point's top left pixel, int32, and how far right of it and below it the point lies.
 
         All are `(B, N, heads * levels * points)`.
@@ -117,9 +121,8 @@ class _Table:
         corners, fractions = [], []
         for axis in (0, 1):
             lengths = self.per_point([shape[1 - axis] for shape in self.spatial_shapes], dtype)
-            # Pixels' centres are halfway between edges.
-            position = locations[..., axis].flatten(2).to(dtype) * lengths
-            position.add_(MARGIN - 0.5).clamp_(min=lengths.new_zeros(()), max=lengths + MARGIN)
+            position = positions[..., axis].flatten(2).to(dtype) + MARGIN
+            position.clamp_(min=lengths.new_zeros(()), max=lengths + MARGIN)
             corner = position.floor()
             fractions.append(position.sub_(corner))
             corners.append(corner.int())
@@ -149,19 +152,19 @@ class _BagAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, spatial_shapes: tuple[tuple[int, int], ...]
+        ctx: Any, value: Tensor, positions: Tensor, weights: Tensor, spatial_shapes: tuple[tuple[int, int], ...]
     ) -> Tensor:
-        table = _Table(spatial_shapes, value.shape[2], locations.shape[4])
+        table = _Table(spatial_shapes, value.shape[2], positions.shape[4])
         tables = table.fill(value)
-        located = table.locate(locations, tables.dtype)
+        located = table.locate(positions, tables.dtype)
         attended = [
             F.embedding_bag(indices, rows, per_sample_weights=shares, mode="sum")
             for rows, (indices, shares) in zip(tables, _all_bags(table, located, weights), strict=True)
         ]
         ctx.save_for_backward(tables, weights, *located)
         ctx.table = table
-        ctx.dtypes = (value.dtype, locations.dtype)
-        return torch.stack(attended).view(*locations.shape[:2], value.shape[2:].numel()).to(value.dtype)
+        ctx.dtypes = (value.dtype, positions.dtype)
+        return torch.stack(attended).view(*positions.shape[:2], value.shape[2:].numel()).to(value.dtype)
 
     @staticmethod
     @once_differentiable
@@ -169,14 +172,14 @@ class _BagAttention(torch.autograd.Function):
         tables, weights, *located = ctx.saved_tensors
         gradients = gradient.to(tables.dtype).unflatten(2, (weights.shape[2], -1)).flatten(1, 2).contiguous()
         bags = list(_all_bags(ctx.table, located, weights))
-        value_gradient, location_gradient, weight_gradient = None, None, None
+        value_gradient, position_gradient, weight_gradient = None, None, None
         if ctx.needs_input_grad[0]:
             value_gradient = ctx.table.pixels(_spread(gradients, bags, tables), ctx.dtypes[0])
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             products = torch.stack([_products(*image) for image in zip(gradients, bags, tables, strict=True)], dim=1)
-            location_gradient, weight_gradient = _point_gradients(products, ctx.table, located, weights)
-            location_gradient = location_gradient.to(ctx.dtypes[1])
-        return value_gradient, location_gradient, weight_gradient, None
+            position_gradient, weight_gradient = _point_gradients(products, located, weights)
+            position_gradient = position_gradient.to(ctx.dtypes[1])
+        return value_gradient, position_gradient, weight_gradient, None
 
 
 def _all_bags(table: _Table, located: Sequence[Tensor], weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -227,10 +230,8 @@ def _products(gradient: Tensor, bag: tuple[Tensor, Tensor], rows: Tensor) -> Ten
     return products.view(len(indices), 4, indices.shape[1] // 4).transpose(0, 1)
 
 
-def _point_gradients(
-    products: Tensor, table: _Table, located: Sequence[Tensor], weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of locations and weights, from the products of gradients with the pixels around each point."""
+def _point_gradients(products: Tensor, located: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of positions and weights, from the products of gradients with the pixels around each point."""
     _, right, down = located
     top_left, top_right, bottom_left, bottom_right = products.view(4, *right.shape)
     across_top, across_bottom = top_right.sub_(top_left), bottom_right.sub_(bottom_left)
@@ -239,12 +240,10 @@ def _point_gradients(
     downward = bottom.sub_(top)
     across = across_top.addcmul_(down, across_bottom.sub_(across_top))
     weight_gradient = top.addcmul_(down, downward).view(weights.shape)
-    location_gradient = right.new_empty((*weights.shape, 2))
+    position_gradient = right.new_empty((*weights.shape, 2))
     for axis, slope in enumerate((across, downward)):
-        slope.mul_(weights.flatten(2))
-        lengths = table.per_point([shape[1 - axis] for shape in table.spatial_shapes], slope.dtype)
-        torch.mul(slope, lengths, out=location_gradient.flatten(2, 4)[..., axis])
-    return location_gradient, weight_gradient.to(weights.dtype)
+        torch.mul(slope.view(weights.shape), weights, out=position_gradient[..., axis])
+    return position_gradient, weight_gradient.to(weights.dtype)
 
 
 __all__ = ["multi_scale_deformable_attention"]

@@ -1,6 +1,7 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,12 @@ from modeling_mtaclip.deformable_attention_mtaclip import multi_scale_deformable
 
 NEEDS_MKL = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch was built without MKL")
 SHAPES = [[(3, 4), (5, 2)], [(6, 9), (1, 1), (2, 3)], [(4, 4)]]
+
+
+def attention(value, spatial_shapes, locations, weights, by=multi_scale_deformable_attention):
+    """At locations as Mask2Former has them: 0 and 1 are a level's edges."""
+    sizes = torch.tensor([(width, height) for height, width in spatial_shapes])
+    return by(value, spatial_shapes, locations * sizes[:, None] - 0.5, weights)
 
 
 def plain_attention(value, spatial_shapes, locations, weights):
@@ -48,7 +55,7 @@ def test_values_and_gradients(spatial_shapes):
     weights = torch.rand(shape, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(batch_size, queries, heads * head_dim, dtype=torch.float64)
     results, gradients = [], []
-    for attend in (multi_scale_deformable_attention, plain_attention):
+    for attend in (attention, plain_attention):
         results.append(attend(value, spatial_shapes, locations, weights))
         gradients.append(torch.autograd.grad((results[-1] * direction).sum(), (value, locations, weights)))
     torch.testing.assert_close(*results)
@@ -75,7 +82,7 @@ def with_gradients(attend, spatial_shapes, value, locations, weights):
 @pytest.mark.parametrize("spatial_shapes", SHAPES)
 def test_derivatives(spatial_shapes):
     inputs = attention_inputs(spatial_shapes, torch.float64, batch_size=1, queries=2, head_dim=3, points=1)
-    torch.autograd.gradcheck(lambda v, x, w: multi_scale_deformable_attention(v, spatial_shapes, x, w), inputs)
+    torch.autograd.gradcheck(lambda v, x, w: attention(v, spatial_shapes, x, w), inputs)
 
 
 @pytest.mark.parametrize("mkl", [False, pytest.param(True, marks=NEEDS_MKL)])
@@ -83,7 +90,7 @@ def test_derivatives(spatial_shapes):
 def test_equal_to_mask2former(spatial_shapes, mkl, monkeypatch):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     inputs = attention_inputs(spatial_shapes, head_dim=32)
-    ours = with_gradients(multi_scale_deformable_attention, spatial_shapes, *inputs)
+    ours = with_gradients(attention, spatial_shapes, *inputs)
     theirs = with_gradients(mask2former.multi_scale_deformable_attention, spatial_shapes, *inputs)
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
@@ -92,8 +99,8 @@ def test_equal_to_mask2former(spatial_shapes, mkl, monkeypatch):
 @pytest.mark.parametrize("spatial_shapes", SHAPES)
 def test_both_forms_agree(spatial_shapes):
     inputs = attention_inputs(spatial_shapes, torch.float64)
-    bags = with_gradients(multi_scale_deformable_attention, spatial_shapes, *inputs)
-    grids = with_gradients(deformable_attention._attend_by_grid_sample, spatial_shapes, *inputs)
+    bags = with_gradients(attention, spatial_shapes, *inputs)
+    grids = with_gradients(partial(attention, by=deformable_attention._attend_by_grid_sample), spatial_shapes, *inputs)
     for bag, grid in zip(bags, grids, strict=True):
         torch.testing.assert_close(bag, grid)
 
@@ -101,10 +108,10 @@ def test_both_forms_agree(spatial_shapes):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     inputs = attention_inputs(SHAPES[0])
-    exact = with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs)
+    exact = with_gradients(attention, SHAPES[0], *inputs)
     value, locations, weights = inputs
     halves = [value.detach().to(dtype), locations.detach(), weights.detach().to(dtype)]
-    halves = with_gradients(multi_scale_deformable_attention, SHAPES[0], *(half.requires_grad_() for half in halves))
+    halves = with_gradients(attention, SHAPES[0], *(half.requires_grad_() for half in halves))
     assert [half.dtype for half in halves] == [dtype, dtype, torch.float32, dtype]
     for half, full in zip(halves, exact, strict=True):
         torch.testing.assert_close(half.float(), full, rtol=0.02, atol=0.02 * full.abs().max().item())
@@ -112,9 +119,9 @@ def test_half_precision(dtype):
 
 def test_autocast():
     inputs = attention_inputs(SHAPES[0])
-    expected = with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs)
+    expected = with_gradients(attention, SHAPES[0], *inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        actual = with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs)
+        actual = with_gradients(attention, SHAPES[0], *inputs)
     torch.testing.assert_close(actual, expected)
 
 
@@ -125,7 +132,7 @@ def test_points_far_outside_and_undefined():
         locations[:, 1] = -1e9
         locations[:, 2] = math.inf
         locations[:, 3] = math.nan
-    result, *gradients = with_gradients(multi_scale_deformable_attention, SHAPES[0], value, locations, weights)
+    result, *gradients = with_gradients(attention, SHAPES[0], value, locations, weights)
     assert not result[:, :3].any()
     assert result[:, 3].isnan().all()
     assert result[:, 4].isfinite().all()
@@ -140,29 +147,29 @@ def test_points_on_edges():
         locations.copy_(corners.view(locations.shape))
     # At a corner of the level a quarter of the sample is the pixel there, and the rest is outside.
     expected = value[0, :, 0] * weights[0, :, 0, 0] / 4
-    torch.testing.assert_close(multi_scale_deformable_attention(value, [(2, 2)], locations, weights)[0], expected)
+    torch.testing.assert_close(attention(value, [(2, 2)], locations, weights)[0], expected)
 
 
 def test_gradients_only_of_what_needs_them():
     value, locations, weights = attention_inputs(SHAPES[0])
-    attended = multi_scale_deformable_attention(value, SHAPES[0], locations.detach(), weights.detach())
+    attended = attention(value, SHAPES[0], locations.detach(), weights.detach())
     torch.autograd.grad(attended.sum(), value)
-    attended = multi_scale_deformable_attention(value.detach(), SHAPES[0], locations, weights.detach())
+    attended = attention(value.detach(), SHAPES[0], locations, weights.detach())
     torch.autograd.grad(attended.sum(), locations)
 
 
 def test_non_contiguous_inputs():
     value, locations, weights = attention_inputs(SHAPES[0])
-    expected = with_gradients(multi_scale_deformable_attention, SHAPES[0], value, locations, weights)
+    expected = with_gradients(attention, SHAPES[0], value, locations, weights)
     strided = [
         torch.stack((part, part), dim=-1)[..., 0].detach().requires_grad_() for part in (value, locations, weights)
     ]
-    torch.testing.assert_close(with_gradients(multi_scale_deformable_attention, SHAPES[0], *strided), expected)
+    torch.testing.assert_close(with_gradients(attention, SHAPES[0], *strided), expected)
 
 
 def test_no_queries():
     value, locations, weights = attention_inputs(SHAPES[0], queries=0)
-    result, *gradients = with_gradients(multi_scale_deformable_attention, SHAPES[0], value, locations, weights)
+    result, *gradients = with_gradients(attention, SHAPES[0], value, locations, weights)
     assert result.shape == (2, 0, 10)
     assert not gradients[0].any()
 
@@ -170,10 +177,10 @@ def test_no_queries():
 def test_compiled():
     torch.compiler.reset()
     inputs = attention_inputs(SHAPES[0])
-    compiled = torch.compile(multi_scale_deformable_attention, fullgraph=True, backend="eager")
+    compiled = torch.compile(attention, fullgraph=True, backend="eager")
     torch.testing.assert_close(
         with_gradients(compiled, SHAPES[0], *inputs),
-        with_gradients(multi_scale_deformable_attention, SHAPES[0], *inputs),
+        with_gradients(attention, SHAPES[0], *inputs),
         rtol=1e-5,
         atol=1e-5,
     )
