@@ -43,9 +43,11 @@ def semantic_labels(
     """
     source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
     target_size = target_size or source.size
-    bands = row_bands([source], target_size)
-    # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
-    return torch.cat([resized_scores(source, target_size, start, stop).max(dim=0).indices for start, stop in bands])
+    labels = torch.empty(target_size, dtype=torch.long, device=source.device)
+    for start, stop in row_bands([source], target_size):
+        # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
+        labels[start:stop] = resized_scores(source, target_size, start, stop).max(dim=0).indices
+    return labels
 
 
 def semantic_scores(
@@ -61,8 +63,11 @@ def semantic_scores(
     """
     source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
     target_size = target_size or source.size
-    bands = row_bands([source], target_size)
-    return torch.cat([resized_scores(source, target_size, start, stop) for start, stop in bands], dim=1)
+    shape = (len(source.class_probabilities), *target_size)
+    scores = torch.empty(shape, dtype=torch.float32, device=source.device)
+    for start, stop in row_bands([source], target_size):
+        scores[:, start:stop] = resized_scores(source, target_size, start, stop)
+    return scores
 
 
 class QueryScores:
@@ -95,7 +100,7 @@ class QueryScores:
         """Scores of the rows `start` … `stop - 1`, `(K, stop - start, width)`, float32."""
         low, high, share = _source_rows(start, stop, self.input_size[0], self.masks.shape[1], self.device)
         logits = torch.lerp(self.masks[:, low].float(), self.masks[:, high].float(), share)
-        probabilities = _resize_width(logits, self.input_size[1])[..., : self.size[1]].sigmoid()
+        probabilities = _resize_width(logits, self.input_size[1])[..., : self.size[1]].sigmoid_()
         return (self.class_probabilities @ probabilities.flatten(1)).unflatten(1, (stop - start, self.size[1]))
 
 
@@ -148,7 +153,7 @@ def _source_rows(
 def _resize_width(maps: Tensor, width: int) -> Tensor:
     if maps.shape[2] == width:
         return maps
-    return F.interpolate(maps[None], size=(maps.shape[1], width), mode="bilinear", align_corners=False)[0]
+    return F.interpolate(maps, size=width, mode="linear", align_corners=False)
 
 
 __all__ = ["QueryScores", "resized_scores", "row_bands", "semantic_labels", "semantic_scores"]

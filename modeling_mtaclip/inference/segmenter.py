@@ -86,10 +86,7 @@ class Segmenter:
         target_sizes = self._checked_sizes(images, target_sizes)
         views = [self._views(image) for image in images]
         self._predict_first_windows([view for image_views in views for view in image_views])
-        return [
-            torch.cat([band.max(dim=0).indices for band in _mean_scores(image_views, size)])
-            for image_views, size in zip(views, target_sizes, strict=True)
-        ]
+        return [_best_classes(*each) for each in zip(views, target_sizes, strict=True)]
 
     @torch.no_grad()
     def scores(self, image: ImageInput, target_size: tuple[int, int] | None = None) -> Tensor:
@@ -100,7 +97,10 @@ class Segmenter:
         """
         prepared = self.prepare(image)
         (size,) = self._checked_sizes([prepared], target_size and [target_size])
-        return torch.cat(list(_mean_scores(self._views(prepared), size)), dim=1)
+        scores = torch.empty((self.model.config.num_labels, *size), dtype=torch.float32, device=self.model.device)
+        for rows, band in _mean_scores(self._views(prepared), size):
+            scores[:, rows] = band
+        return scores
 
     def _checked_sizes(
         self, images: Sequence[PreparedImage], target_sizes: Sequence[tuple[int, int]] | None
@@ -158,13 +158,21 @@ class Segmenter:
         ]
 
 
-def _mean_scores(views: Sequence[SlidingScores], target_size: tuple[int, int]) -> Iterator[Tensor]:
-    """Scores of consecutive bands of rows of the result, `(K, rows, width)`."""
+def _best_classes(views: Sequence[SlidingScores], target_size: tuple[int, int]) -> Tensor:
+    labels = torch.empty(target_size, dtype=torch.long, device=views[0].device)
+    for rows, band in _mean_scores(views, target_size):
+        labels[rows] = band.max(dim=0).indices
+    return labels
+
+
+def _mean_scores(views: Sequence[SlidingScores], target_size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Bands of rows of the result and their scores, `(K, rows, width)`."""
     for start, stop in row_bands(views, target_size):
+        bands = (resized_scores(view, target_size, start, stop) for view in views)
         if len(views) == 1:
-            yield resized_scores(views[0], target_size, start, stop)
+            yield slice(start, stop), next(bands)
         else:
-            yield sum(resized_scores(view, target_size, start, stop).softmax(dim=0) for view in views) / len(views)
+            yield slice(start, stop), sum(band.softmax(dim=0) for band in bands) / len(views)
 
 
 def _batches(indices: Iterator[int], batch_size: int) -> Iterator[list[int]]:
