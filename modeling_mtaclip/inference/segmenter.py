@@ -97,10 +97,7 @@ class Segmenter:
         """
         prepared = self.prepare(image)
         (size,) = self._checked_sizes([prepared], target_size and [target_size])
-        scores = torch.empty((self.model.config.num_labels, *size), dtype=torch.float32, device=self.model.device)
-        for rows, band in _mean_scores(self._views(prepared), size):
-            scores[:, rows] = band
-        return scores
+        return torch.cat([band for _, band in _mean_scores(self._views(prepared), size)], dim=1)
 
     def _checked_sizes(
         self, images: Sequence[PreparedImage], target_sizes: Sequence[tuple[int, int]] | None
