@@ -80,8 +80,9 @@ def test_shared_prefix_text_encoding(dtype, tokens_per_group, monkeypatch):
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_masks_equal_resized_mask_logits():
-    model = tiny_model()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attention_masks_equal_resized_mask_logits(dtype):
+    model = tiny_model().to(dtype)
     with torch.no_grad():
         base = model.model(make_batch()["pixel_values"])
         states = base.last_hidden_state
@@ -159,15 +160,19 @@ def test_attention_implementation_on_loading(tmp_path, implementation):
     assert loaded.model.text_model.text_encoder.config._attn_implementation == implementation
 
 
-def test_sdpa_and_eager_agree():
-    model, batch = tiny_model(), make_batch()
-    with torch.no_grad():
-        model.set_attn_implementation("sdpa")
-        expected = model(batch["pixel_values"])
-        model.set_attn_implementation("eager")
-        actual = model(batch["pixel_values"])
-    torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(actual.mask_text_similarity, expected.mask_text_similarity, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sdpa_and_eager_agree(dtype):
+    model, batch = tiny_model().to(dtype).train(), make_batch()
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    results, gradients = [], []
+    for implementation in ("sdpa", "eager"):
+        model.set_attn_implementation(implementation)
+        results.append(model(**batch, point_seeds=torch.arange(len(batch["labels"]))))
+        gradients.append(torch.autograd.grad(results[-1].loss, weights))
+    for name in ("logits", "mask_text_similarity", "loss"):
+        torch.testing.assert_close(*(result[name] for result in results), rtol=1e-4, atol=1e-5)
+    for sdpa, eager in zip(*gradients, strict=True):
+        torch.testing.assert_close(sdpa, eager, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("labels", ["some", "none", "one class"])
