@@ -7,6 +7,9 @@ from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tests in several processes at once would get in each other's way with a thread for each core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
