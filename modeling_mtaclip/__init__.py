@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from .configuration_mtaclip import MTAClipConfig
-from .image_processing_mtaclip import MTAClipImageProcessor
-from .image_processing_pil_mtaclip import MTAClipImageProcessorPil
+from .image_processing_mtaclip import MTAClipImageProcessor, MTAClipImageProcessorPil
 from .modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, MTAClipPreTrainedModel
 
 

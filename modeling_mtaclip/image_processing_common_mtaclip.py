@@ -27,6 +27,11 @@ from transformers.utils import TensorType
 from .postprocessing_mtaclip import semantic_labels, semantic_scores
 
 
+# As transformers has them in an auto map: PIL's, then torchvision's.
+AUTO_IMAGE_PROCESSORS = (
+    "image_processing_mtaclip.MTAClipImageProcessorPil",
+    "image_processing_mtaclip.MTAClipImageProcessor",
+)
 MASK_STRIDE = 4
 WIDE_PIL_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
@@ -66,6 +71,13 @@ class MTAClipImageProcessing:
     do_reduce_labels = False
     ignore_index = 255
     do_convert_rgb = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as they are saved; whoever loads them without the package chooses the backend, too."""
+        settings = super().to_dict()
+        if "auto_map" in settings:
+            settings["auto_map"]["AutoImageProcessor"] = list(AUTO_IMAGE_PROCESSORS)
+        return settings
 
     def preprocess(
         self,

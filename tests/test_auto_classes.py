@@ -44,13 +44,16 @@ config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
 base = AutoModel.from_pretrained(folder, trust_remote_code=True)
 model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
 processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+pil = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend="pil")
+pil.save_pretrained("again")
+again = AutoImageProcessor.from_pretrained("again", trust_remote_code=True)
 frozen = sum(not weight.requires_grad for weight in model.parameters())
 segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
 from PIL import Image
 with torch.no_grad():
     outputs = model(**processor(Image.open(image), return_tensors="pt"))
 print(json.dumps({
-    "classes": [type(value).__name__ for value in (config, base, model, processor)],
+    "classes": [type(value).__name__ for value in (config, base, model, processor, pil, again)],
     "sum": outputs.logits.double().sum().item(),
     "frozen": frozen,
     "segments": {s["label"]: int((np.array(s["mask"]) > 0).sum()) for s in segment(image)},
@@ -148,6 +151,8 @@ def test_saved_folder_works_without_the_package(folder, image, tmp_path):
         "MTAClipConfig",
         "MTAClipModel",
         "MTAClipForSemanticSegmentation",
+        "MTAClipImageProcessor",
+        "MTAClipImageProcessorPil",
         "MTAClipImageProcessor",
     ]
     assert answer["sum"] == outputs.logits.double().sum().item()
