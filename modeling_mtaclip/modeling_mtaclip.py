@@ -51,6 +51,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_mtaclip.MTAClipModel",
     "AutoModelForSemanticSegmentation": "modeling_mtaclip.MTAClipForSemanticSegmentation",
 }
+HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token")
 NO_TRAINING = (
     "This model was saved for inference: its text embeddings are constants, prompts and text encoder are left out, so "
     "that it can't be trained. Train the model that it was saved from; for inference call `model.eval()`."
@@ -1129,11 +1130,12 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
 
         Args:
             save_directory (`str` or `Path`): the folder.
-            kwargs: options of `save_pretrained`, such as `max_shard_size`.
+            kwargs: options of `save_pretrained`, such as `max_shard_size` or `push_to_hub`. Each part is a commit.
         """
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         self.for_inference().save_pretrained(save_directory, **kwargs)
         for part in _parts_beside(self):
-            part.save_pretrained(save_directory)
+            part.save_pretrained(str(save_directory), **hub_options)
 
     def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """All heads on the `(L, B, N, D)` states of all layers at once."""

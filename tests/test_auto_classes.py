@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CLASS_NAMES, tiny_model
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -22,6 +21,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation, MTAClipImageProcessor, MTAClipModel
+from tests.tiny import CLASS_NAMES, tiny_model
 
 
 WITHOUT_THE_PACKAGE = """

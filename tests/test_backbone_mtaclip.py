@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model
 from torch.nn import functional as F
 from transformers import (
     AutoBackbone,
@@ -31,6 +30,7 @@ from modeling_mtaclip.backbone_mtaclip import (
     build_backbone,
     spread_stages,
 )
+from tests.tiny import tiny_config, tiny_model
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]

@@ -1,10 +1,10 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
 import pytest
-from tiny import CLASS_TOKEN_IDS, tiny_config
 from transformers import AutoConfig, CLIPTextConfig, ResNetConfig, TimmBackboneConfig
 
 from modeling_mtaclip import MTAClipConfig
+from tests.tiny import CLASS_TOKEN_IDS, tiny_config
 
 
 class WordTokenizer:

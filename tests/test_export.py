@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from tiny import CLASS_NAMES, tiny_model
 from transformers import TimmBackboneConfig
 
 from modeling_mtaclip import MTAClipImageProcessor
@@ -29,6 +28,7 @@ from modeling_mtaclip.export.programs import OUTPUTS, ExportableModel
 from modeling_mtaclip.inference import Segmenter
 from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
 from modeling_mtaclip.postprocessing_mtaclip import semantic_labels
+from tests.tiny import CLASS_NAMES, tiny_model
 
 
 SIZES = [(1, 64, 64), (3, 97, 120), (2, 33, 200)]

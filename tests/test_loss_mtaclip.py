@@ -5,10 +5,10 @@
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from tiny import tiny_config
 from torch.nn import functional as F
 
 from modeling_mtaclip.loss_mtaclip import MTAClipCriterion, classes_of_images, interpolate_labels
+from tests.tiny import tiny_config
 
 
 LAYERS, BATCH, QUERIES, CONTEXTS, SIZE = 3, 2, 7, 3, 6

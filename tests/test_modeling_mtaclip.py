@@ -4,7 +4,6 @@ import pickle
 
 import pytest
 import torch
-from tiny import CLASS_NAMES, tiny_config, tiny_model
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
@@ -18,6 +17,7 @@ from transformers import (
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, modeling_mtaclip
 from modeling_mtaclip.conversion import config_from_mask2former, convert_mask2former_state_dict
+from tests.tiny import CLASS_NAMES, tiny_config, tiny_model
 
 
 HEIGHT, WIDTH = 64, 96

@@ -8,7 +8,6 @@ from itertools import permutations
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny_config
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
@@ -16,6 +15,7 @@ from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcess
 from modeling_mtaclip.configuration_mtaclip import tokenize_names
 from modeling_mtaclip.conversion.tokenization import make_tokenizer
 from modeling_mtaclip.inference import InferenceOptions, segment_phrases
+from tests.tiny import tiny_config
 
 
 NAMES = ["road", "house", "swimming pool"]

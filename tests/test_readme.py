@@ -103,7 +103,7 @@ def test_command(user_folder, command):
 def test_page_on_starting_points(user_folder):
     page = (README.parent / "docs" / "starting_points.md").read_text()
     codes = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    assert len(codes) == 2
+    assert len(codes) == 3
     output = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(''.join(codes))}", user_folder)
     assert "Left out of openai/clip-vit-base-patch16:\n  logit_scale: " in output
     assert "trainable params" in output

@@ -5,18 +5,19 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tiny import CLASS_NAMES, tiny_model
 from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoTokenizer, pipeline
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.conversion.tokenization import make_tokenizer
 from modeling_mtaclip.training.building import load_model
+from tests.tiny import CLASS_NAMES, tiny_model
 
 
 WITHOUT_THE_PACKAGE = """
@@ -114,6 +115,21 @@ def test_image_processor_and_tokenizer_go_along(trained, deployed):
     )
     tokenizer = AutoTokenizer.from_pretrained(deployed)
     assert tokenizer(CLASS_NAMES) == AutoTokenizer.from_pretrained(trained)(CLASS_NAMES)
+
+
+def test_a_complete_folder_is_pushed(trained, tmp_path, monkeypatch):
+    hub = mock.Mock()
+    hub.create_repo.side_effect = lambda repo_id, **_: mock.Mock(repo_id=repo_id)
+    hub.create_commit.side_effect = lambda repo_id, operations, **_: pushed.update(
+        {operation.path_in_repo: repo_id for operation in operations}
+    )
+    pushed = {}
+    monkeypatch.setattr("transformers.utils.hub._hf_api", hub)
+    monkeypatch.setattr("transformers.modeling_utils.create_and_tag_model_card", lambda *_, **__: mock.Mock())
+    model = MTAClipForSemanticSegmentation.from_pretrained(trained)
+    model.save_for_inference(tmp_path, push_to_hub=True, repo_id="someone/model", commit_message="Deploy")
+    assert pushed.keys() >= {path.name for path in tmp_path.iterdir() if path.name != "README.md"}
+    assert set(pushed.values()) == {"someone/model"}
 
 
 def test_pipeline(trained, deployed):

@@ -6,6 +6,7 @@ They come with transformers' source distribution of the installed version, from 
 transformers transformers==VERSION`. Unpack it and name the folder in the environment variable `TRANSFORMERS_SOURCE`.
 """
 
+import tempfile
 import unittest
 from unittest import mock
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from transformers import pipeline
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+from transformers.models.clip.modeling_clip import CLIPAttention
 
 from modeling_mtaclip import (
     MTAClipForSemanticSegmentation,
@@ -22,7 +24,7 @@ from modeling_mtaclip import (
     MTAClipModel,
 )
 from modeling_mtaclip.data.scenes import make_scene
-from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
+from modeling_mtaclip.modeling_mtaclip import MTAClipAttention, MTAClipForSemanticSegmentationOutput
 from tests.tiny import CLASS_NAMES, tiny_config, tiny_model
 from tests.transformers_suites import SOURCE, load_pipeline_suite, load_suite
 
@@ -100,6 +102,30 @@ class MTAClipModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin,
     def test_model_get_set_embeddings(self):
         pass
 
+    @unittest.skip("The token embeddings belong to the frozen text encoder: they have no gradient to compare.")
+    def test_enable_input_require_grads_with_gradient_checkpointing(self):
+        pass
+
+    @unittest.skip(
+        "The learned position embeddings are those of queries and prompts, whose numbers are in the config."
+    )
+    def test_resize_position_vector_embeddings(self):
+        pass
+
+    def test_sdpa_can_dispatch_composite_models(self):
+        """As the suite's own, which looks for a vision tower and a language model by their names."""
+        with tempfile.TemporaryDirectory() as folder:
+            MTAClipModel(self.model_tester.get_config()).save_pretrained(folder)
+            for asked in ("sdpa", "eager", {"": "sdpa", "text_config": "eager"}):
+                own, text = asked.values() if isinstance(asked, dict) else (asked, asked)
+                model = MTAClipModel.from_pretrained(folder, attn_implementation=asked)
+                used = {
+                    type(module): module.config._attn_implementation
+                    for module in model.modules()
+                    if isinstance(module, MTAClipAttention | CLIPAttention)
+                }
+                assert used == {MTAClipAttention: own, CLIPAttention: text}
+
 
 def _skip_half_precision_of_attention() -> None:
     """Which pixels a query attends to is where its mask logits are positive: in half precision some flip."""
@@ -139,3 +165,18 @@ class MTAClipImageProcessingTest(
     unittest.TestCase,
 ):
     image_processor_tester_class = MTAClipImageProcessingTester
+
+    def test_override_instance_attributes_does_not_affect_other_instances(self):
+        """As the suite's own, which skips image processors whose `image_mean` is a tuple."""
+        for image_processing_class in self.image_processing_classes.values():
+            first, second = image_processing_class(), image_processing_class()
+            expected = second.to_dict()
+            first.size["shortest_edge"] = 1
+            first.image_mean = (0, 0, 0)
+            assert second.to_dict() == expected
+
+    def test_image_processor_preprocess_arguments(self):
+        """As the suite's own, for the check that transformers' backends make."""
+        for image_processing_class in self.image_processing_classes.values():
+            with pytest.raises(TypeError, match="extra_argument"):
+                image_processing_class()(self.image_processor_tester.prepare_image_inputs(), extra_argument=True)
