@@ -73,7 +73,14 @@ def plain_augmentation(
     image: Image.Image, labels: np.ndarray, augmentation: Augmentation, generator: random.Random
 ) -> tuple[np.ndarray, np.ndarray]:
     """mmsegmentation's steps in its order: resize all, crop, flip, distort in float, normalise, pad."""
-    height, width = augmentation._draw_size(labels.shape, generator)
+    fit = 1.0
+    if augmentation.size is not None:
+        fit = min(
+            augmentation.size["shortest_edge"] / min(labels.shape),
+            augmentation.size["longest_edge"] / max(labels.shape),
+        )
+    scale = fit * generator.uniform(*augmentation.scale_range)
+    height, width = (round(length * scale) for length in labels.shape)
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     resized = Image.fromarray(labels.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
     mask = np.asarray(resized).astype(np.int64)

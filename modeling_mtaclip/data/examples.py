@@ -10,11 +10,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 from transformers.utils import logging
 
-from .augmentation import Augmentation
+from .augmentation import Augmentation, random_choices
 from .reading import SegmentationData, undecoded
 
 
@@ -88,7 +91,7 @@ class TrainingExamples(Dataset):
             BadExamplesError: more unusable files than allowed.
         """
         seed = seed_of(self.seed, int(self._epoch[0]), index)
-        generator = random.Random(seed)
+        replacements = random.Random(seed)
         while True:
             try:
                 example = self.dataset[index]
@@ -96,8 +99,8 @@ class TrainingExamples(Dataset):
                 break
             except ValueError as error:
                 self._report(index, error)
-                index = generator.randrange(len(self.dataset))
-        return _augmented(self.augmentation, image, labels, generator, seed) | {"names": example["name"]}
+                index = replacements.randrange(len(self.dataset))
+        return _augmented(self.augmentation, image, labels, seed) | {"names": example["name"]}
 
     def _report(self, index: int, error: ValueError) -> None:
         if not self.bad[index]:
@@ -177,7 +180,7 @@ class TrainingStream(IterableDataset):
                         f"{self.max_bad_share} (`max_bad_share`). The last one: {error}"
                     ) from error
                 continue
-            yield _augmented(self.augmentation, image, labels, random.Random(seed), seed)
+            yield _augmented(self.augmentation, image, labels, seed)
 
 
 class EvaluationExamples(Dataset):
@@ -238,11 +241,16 @@ def collate_examples(examples: Sequence[Mapping[str, Tensor | str]]) -> dict[str
     return {key: values if key == "names" else torch.stack(values) for key, values in columns.items()}
 
 
-def _augmented(
-    augmentation: Augmentation, image: Any, labels: np.ndarray, generator: random.Random, seed: int
-) -> dict[str, Tensor]:
-    pixel_values, labels = augmentation(image, labels, generator)
-    return {"pixel_values": pixel_values, "labels": labels, "point_seeds": torch.tensor(seed)}
+def _augmented(augmentation: Augmentation, image: Image.Image, labels: np.ndarray, seed: int) -> dict[str, Tensor]:
+    # Label ids and 255 fit into a byte, which is quicker to move about.
+    mask = tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8))[None])
+    with random_choices(seed):
+        pixel_values, mask = augmentation(F.to_image(image), mask)
+    return {
+        "pixel_values": pixel_values.as_subclass(Tensor).contiguous(),
+        "labels": mask.as_subclass(Tensor)[0],
+        "point_seeds": torch.tensor(seed),
+    }
 
 
 def _as_it_is(data: SegmentationData, example: Mapping[str, Any]) -> dict[str, Any]:

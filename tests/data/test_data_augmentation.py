@@ -5,6 +5,7 @@
 import colorsys
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from modeling_mtaclip.data import (
@@ -25,7 +27,13 @@ from modeling_mtaclip.data import (
     collate_examples,
     load_segmentation_dataset,
 )
-from modeling_mtaclip.data.augmentation import distort_colours
+from modeling_mtaclip.data.augmentation import (
+    CropOfSeveralClasses,
+    PadToSize,
+    PhotometricDistortion,
+    ResizeByRatio,
+    random_choices,
+)
 
 
 PLAIN = {"horizontal_flip": False, "photometric_distortion": False, "image_mean": (0, 0, 0), "image_std": (1, 1, 1)}
@@ -39,8 +47,22 @@ def coded_example() -> tuple[Image.Image, np.ndarray]:
     return Image.fromarray(np.stack([rows * 5, columns * 5, labels * 100], axis=-1).astype(np.uint8)), labels
 
 
+def tensors(image: Image.Image, labels: np.ndarray) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    return F.to_image(image), tv_tensors.Mask(labels[None], dtype=torch.uint8)
+
+
+def apply(
+    augmentation: Augmentation, image: Image.Image, labels: np.ndarray, seed: int
+) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
+    with random_choices(seed):
+        return augmentation(*tensors(image, labels))
+
+
 def augment(seed: int = 0, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    return Augmentation(**{"crop_size": (32, 32), **PLAIN, **options})(*coded_example(), random.Random(seed))
+    augmentation = Augmentation(**{"crop_size": (32, 32), **PLAIN, **options})
+    pixels, mask = apply(augmentation, *coded_example(), seed)
+    assert (type(pixels), type(mask)) == (tv_tensors.Image, tv_tensors.Mask)
+    return pixels.as_subclass(torch.Tensor), mask.as_subclass(torch.Tensor)[0]
 
 
 def codes(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -108,7 +130,7 @@ def test_crops_filled_by_one_class_are_drawn_again():
 
     def share_with_both(ratio: float) -> float:
         cropped = Augmentation((32, 32), scale_range=(1, 1), cat_max_ratio=ratio, **PLAIN)
-        crops = [cropped(image, labels, random.Random(seed))[1] for seed in range(200)]
+        crops = [apply(cropped, image, labels, seed)[1] for seed in range(200)]
         return sum((crop == 1).float().mean() > 0.2 for crop in crops) / len(crops)
 
     # Only the two rightmost places of 33 show more than 20 % of class 1; eleven draws find one of them half of
@@ -118,21 +140,14 @@ def test_crops_filled_by_one_class_are_drawn_again():
     assert often == pytest.approx(1 - (31 / 33) ** 11, abs=0.12)
 
 
-class Choices:
-    """Gives chosen values instead of random ones: each probability as it is, each range's value by its bounds."""
-
-    def __init__(self, contrast_first: bool = False, **values: float) -> None:
-        bounds = {"brightness": (-32, 32), "contrast": (0.5, 1.5), "saturation": (0.5, 1.5), "hue": (-0.1, 0.1)}
-        self.coins = iter([contrast_first, *(name in values for name in bounds)])
-        self.values = iter([(bounds[name], values[name]) for name in bounds if name in values])
-
-    def random(self) -> float:
-        return 0.0 if next(self.coins) else 1.0
-
-    def uniform(self, low: float, high: float) -> float:
-        bounds, value = next(self.values)
-        assert bounds == (low, high)
-        return value
+def distorted(pixels: np.ndarray, **changes: float) -> np.ndarray:
+    """Pixels `(h, w, 3)` in 0 … 255 after chosen changes."""
+    unchanged = {"brightness": 0.0, "contrast_before": 1.0, "saturation": 1.0, "hue": 0.0, "contrast_after": 1.0}
+    image = F.to_dtype(F.to_image(pixels), torch.float32, scale=True)
+    before = image.clone()
+    result = PhotometricDistortion().transform(image, unchanged | changes)
+    assert torch.equal(image, before)
+    return result.permute(1, 2, 0).numpy() * 255
 
 
 def hsv_changed(pixel: np.ndarray, saturation: float, hue: float) -> list[float]:
@@ -142,63 +157,105 @@ def hsv_changed(pixel: np.ndarray, saturation: float, hue: float) -> list[float]
 
 @pytest.mark.parametrize(("saturation", "hue"), [(0.5, 0), (0.9, 0.05), (1.5, -0.1), (1.0, 0.1)])
 def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
-    pixels = np.random.default_rng(0).integers(0, 256, (10, 10, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
+    # Black, white, grey, pure colours, and colours with two equal channels.
+    pixels[0, :, :] = np.random.default_rng(1).choice([0, 128, 255], (24, 3))
     expected = np.apply_along_axis(hsv_changed, 2, pixels, saturation, hue)
-    choices = Choices(saturation=saturation, hue=hue)
-    result = np.asarray(distort_colours(Image.fromarray(pixels), choices), dtype=float)
-    # Hue and saturation have 8 bits on the way; one step of hue is worth 6 levels.
-    assert np.abs(result - expected).max() < 10
-    assert np.abs(result - expected).mean() < 1.5
+    np.testing.assert_allclose(distorted(pixels, saturation=saturation, hue=hue), expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("contrast_first", [False, True])
-def test_brightness_and_contrast_are_linear_and_cut_off(contrast_first):
+@pytest.mark.parametrize("place", ["contrast_before", "contrast_after"])
+def test_brightness_and_contrast_are_linear_and_cut_off(place):
     values = np.arange(256).repeat(3).reshape(16, 16, 3).astype(np.uint8)
-    choices = Choices(contrast_first, brightness=20.0, contrast=1.4)
-    result = distort_colours(Image.fromarray(values), choices)
-    brighter = np.clip(values + 20.0, 0, 255)
-    np.testing.assert_array_equal(np.asarray(result), np.clip(np.floor(brighter * 1.4), 0, 255))
+    result = distorted(values, brightness=20 / 255, **{place: 0.8})
+    np.testing.assert_allclose(result, np.clip(values + 20.0, 0, 255) * 0.8, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(distorted(values, **{place: 1.4}), np.clip(values * 1.4, 0, 255), rtol=0, atol=1e-3)
+
+
+def test_contrast_comes_before_or_after_saturation():
+    pixels = np.full((1, 1, 3), (200, 100, 50), np.uint8)
+    before, after = (
+        distorted(pixels, saturation=1.4, **{place: 1.5})[0, 0] for place in ("contrast_before", "contrast_after")
+    )
+    np.testing.assert_allclose(before, hsv_changed(np.array([255, 150, 75]), 1.4, 0), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(after, np.minimum(np.array(hsv_changed(pixels[0, 0], 1.4, 0)) * 1.5, 255), atol=1e-3)
 
 
 def test_colours_vary_within_their_ranges():
-    grey = Image.new("RGB", (4, 4), (100, 100, 100))
-    results = np.stack([np.asarray(distort_colours(grey, random.Random(seed))) for seed in range(300)])
-    # Grey has neither hue nor saturation: only brightness (± 32) and contrast (0.5 … 1.5) act on it.
-    assert (results == results[:, :1, :1, :1]).all()
-    values = results[:, 0, 0, 0].astype(float)
-    assert values.min() >= (100 - 32) * 0.5 - 2
-    assert values.max() <= (100 + 32) * 1.5
-    assert 0.15 < (values == 100).mean() < 0.35
+    distortion, draws = PhotometricDistortion(), []
+    for seed in range(400):
+        with random_choices(seed):
+            draws.append(distortion.make_params([]))
+    ranges = {
+        "brightness": (-32 / 255, 32 / 255, 0.5),
+        "contrast_before": (0.5, 1.5, 0.25),
+        "contrast_after": (0.5, 1.5, 0.25),
+        "saturation": (0.5, 1.5, 0.5),
+        "hue": (-0.1, 0.1, 0.5),
+    }
+    assert draws[0].keys() == ranges.keys()
+    for name, (low, high, share) in ranges.items():
+        unchanged = (low + high) / 2
+        drawn = np.array([each[name] for each in draws])
+        changed = drawn[drawn != unchanged]
+        assert len(changed) / len(drawn) == pytest.approx(share, abs=0.08)
+        assert low <= changed.min() < low + 0.1 * (high - low)
+        assert high - 0.1 * (high - low) < changed.max() <= high
+    assert not any(each["contrast_before"] != 1 and each["contrast_after"] != 1 for each in draws)
+
+
+def test_steps_are_those_of_torchvision_in_the_order_of_the_paper():
+    steps = Augmentation((8, 8)).transform.transforms
+    assert all(isinstance(step, v2.Transform) for step in steps)
+    assert [type(step) for step in steps] == [
+        ResizeByRatio,
+        CropOfSeveralClasses,
+        v2.RandomHorizontalFlip,
+        v2.ToDtype,
+        PhotometricDistortion,
+        v2.Normalize,
+        PadToSize,
+    ]
+
+
+def plain_resize(image: Image.Image, labels: np.ndarray, size: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
+    """Resized by Pillow, and each label by the one at the centre of its pixel."""
+    resized = np.array(image.resize(size[::-1], Image.Resampling.BILINEAR))
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, labels.shape, strict=True)
+    )
+    return torch.from_numpy(resized).permute(2, 0, 1) / 255, labels[rows[:, None], columns]
 
 
 @pytest.mark.parametrize(("scale", "size"), [(0.6, (36, 54)), (1.0, (60, 90)), (1.7, (102, 153))])
-def test_crop_is_that_of_the_plain_order_of_steps(scale, size):
-    """Resizing the whole image and its labels with torchvision first, then cropping and mirroring."""
+def test_crop_is_that_of_the_image_resized_by_pillow(scale, size):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
     labels = rng.integers(0, 9, (60, 90))
     augmentation = Augmentation(
         (32, 32), scale_range=(scale, scale), cat_max_ratio=1, **(PLAIN | {"horizontal_flip": True})
     )
-    mirrored = set()
+    whole, whole_labels = plain_resize(image, labels, size)
+    seen = set()
     for seed in range(6):
-        part, part_labels = augmentation(image, labels, random.Random(seed))
-        choices = random.Random(seed)
-        choices.uniform(0, 1)
-        top, left = (choices.randint(0, length - 32) for length in size)
-        flip = choices.random() < 0.5
-        mirrored.add(flip)
-        whole = F.to_dtype(F.to_image(F.resize(image, size)), torch.float32, scale=True)
-        whole_labels = F.resize(tv_tensors.Mask(labels[None]), size, F.InterpolationMode.NEAREST_EXACT)
-        whole, whole_labels = (F.crop(each, top, left, 32, 32) for each in (whole, whole_labels))
-        if flip:
-            whole, whole_labels = F.horizontal_flip(whole), F.horizontal_flip(whole_labels)
-        assert torch.equal(part_labels, whole_labels[0].as_subclass(torch.Tensor))
-        # Of this noise, a few pixels are rounded to another of 255 levels.
-        difference = (part - whole).abs() * 255
-        assert difference.max() < 2.01
+        part, part_labels = apply(augmentation, image, labels, seed)
+        places = [
+            (top, left, step)
+            for top in range(size[0] - 31)
+            for left in range(size[1] - 31)
+            for step in (1, -1)
+            if np.array_equal(whole_labels[top : top + 32, left : left + 32][:, ::step], part_labels[0])
+        ]
+        assert len(places) == 1
+        ((top, left, step),) = places
+        expected = whole[:, top : top + 32, left : left + 32]
+        difference = (part - (expected if step == 1 else expected.flip(-1))).abs() * 255
+        # A few pixels are rounded to another of 255 levels.
+        assert difference.max() < 1.01
         assert difference.mean() < 0.1
-    assert mirrored == {False, True}
+        seen.add(places[0])
+    assert len(seen) == 6
+    assert {step for _, _, step in seen} == {1, -1}
 
 
 @pytest.fixture
