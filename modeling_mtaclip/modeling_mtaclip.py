@@ -51,7 +51,8 @@ AUTO_MAP = {
     "AutoModel": "modeling_mtaclip.MTAClipModel",
     "AutoModelForSemanticSegmentation": "modeling_mtaclip.MTAClipForSemanticSegmentation",
 }
-HUB_OPTIONS = ("push_to_hub", "repo_id", "commit_message", "private", "token")
+# Options of `save_pretrained` by which every part of a checkpoint is pushed.
+PUSH_OPTIONS = ("commit_message", "private", "push_to_hub", "repo_id", "token")
 NO_TRAINING = (
     "This model was saved for inference: its text embeddings are constants, prompts and text encoder are left out, so "
     "that it can't be trained. Train the model that it was saved from; for inference call `model.eval()`."
@@ -1131,11 +1132,19 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         Args:
             save_directory (`str` or `Path`): the folder.
             kwargs: options of `save_pretrained`, such as `max_shard_size` or `push_to_hub`. Each part is a commit.
+
+        Raises:
+            ValueError: `create_pr` or `revision`, by which only the model would be pushed.
         """
-        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if kwargs.keys() & {"create_pr", "revision"}:
+            raise ValueError(
+                "`create_pr` and `revision` can't be given here: image processor and tokenizer would be pushed "
+                "elsewhere. Save to a folder, and upload that, for example with `hf upload`."
+            )
+        push_options = {name: kwargs[name] for name in PUSH_OPTIONS if name in kwargs}
         self.for_inference().save_pretrained(save_directory, **kwargs)
         for part in _parts_beside(self):
-            part.save_pretrained(str(save_directory), **hub_options)
+            part.save_pretrained(str(save_directory), **push_options)
 
     def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """All heads on the `(L, B, N, D)` states of all layers at once."""

@@ -4,6 +4,7 @@
 
 import logging
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -98,6 +99,14 @@ def test_new_classes_are_saved(folder, tmp_path):
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "new")
     with torch.no_grad():
         assert torch.equal(loaded(images).logits, model(images).logits)
+
+
+def test_folders_inside_a_repository(folder, tmp_path):
+    """All parts of a checkpoint are looked for in the same place."""
+    inner = tmp_path / "repository" / "inner"
+    shutil.copytree(folder, inner, ignore=shutil.ignore_patterns("repository"))
+    model = load(inner.parent, "arguments", NEW, ignore_mismatched_sizes=True, subfolder="inner")
+    assert list(model.config.id2label.values()) == NEW
 
 
 def test_base_model(folder):

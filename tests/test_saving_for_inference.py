@@ -130,6 +130,8 @@ def test_a_complete_folder_is_pushed(trained, tmp_path, monkeypatch):
     model.save_for_inference(tmp_path, push_to_hub=True, repo_id="someone/model", commit_message="Deploy")
     assert pushed.keys() >= {path.name for path in tmp_path.iterdir() if path.name != "README.md"}
     assert set(pushed.values()) == {"someone/model"}
+    with pytest.raises(ValueError, match="`create_pr` and `revision` can't be given here"):
+        model.save_for_inference(tmp_path, push_to_hub=True, create_pr=True)
 
 
 def test_pipeline(trained, deployed):
