@@ -6,6 +6,7 @@ import errno
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -31,20 +32,34 @@ def training(folder, **overrides):
     return trainer(folder, tiny_model(), train_dataset=EXAMPLES, **(SAVE_EACH_STEP | overrides))
 
 
+KILLED_IN_A_SAVE = """
+import os, signal, sys
+from tests.training.test_checkpoints import crash_in_save_of, training
+
+run = training(sys.argv[1], save_total_limit=1)
+crash_in_save_of(run, step=3, crash=lambda: os.kill(os.getpid(), signal.SIGKILL))
+run.train()
+"""
+
+
 class CrashError(BaseException):
     """Ends a training like a killed process: nothing catches it."""
 
 
-def crash_in_save_of(run, step):
+def raise_crash():
+    raise CrashError
+
+
+def crash_in_save_of(run, step, crash=raise_crash):
     """Lets a training die when the model and the optimizer of a checkpoint are written, but not all of it."""
     save = run._save_scaler
 
-    def crash(output_dir):
+    def save_or_crash(output_dir):
         if run.state.global_step == step:
-            raise CrashError
+            crash()
         save(output_dir)
 
-    run._save_scaler = crash
+    run._save_scaler = save_or_crash
 
 
 def test_last_checkpoint_of_the_run_is_found(tmp_path):
@@ -67,13 +82,14 @@ def test_last_checkpoint_of_the_run_is_found(tmp_path):
     assert checkpoint_to_resume(arguments) is None
 
 
-def test_a_crash_in_the_middle_of_a_save_leaves_the_checkpoint_before_usable(tmp_path):
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before_usable(repository_dir, tmp_path):
     whole = training(tmp_path / "whole")
     whole.train()
-    crashed = training(tmp_path / "crashed", save_total_limit=1)
-    crash_in_save_of(crashed, step=3)
-    with pytest.raises(CrashError):
-        crashed.train()
+    command = [sys.executable, "-c", KILLED_IN_A_SAVE, str(tmp_path / "crashed")]
+    environment = os.environ | {"PYTHONPATH": str(repository_dir)}
+    killed = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "crashed" / "checkpoint-3" / "optimizer.pt").is_file()
     last = last_complete_checkpoint(tmp_path / "crashed")
     assert last == tmp_path / "crashed" / "checkpoint-2"
