@@ -432,7 +432,9 @@ class MTAClipPreTrainedModel(PreTrainedModel):
         if stored.class_names_with_no_object() == config.class_names_with_no_object():
             return cls._load(pretrained_model_name_or_path, *args, **kwargs)
         config = kwargs["config"] = deepcopy(config)
-        tokenize_new_names(config, str(pretrained_model_name_or_path), **hub_options)
+        tokenize_new_names(
+            config, str(pretrained_model_name_or_path), trust_remote_code=_is_remote_code(cls), **hub_options
+        )
         if not kwargs.get("ignore_mismatched_sizes"):
             _check_number_of_classes(config, stored)
             return cls._load(pretrained_model_name_or_path, *args, **kwargs)
@@ -1178,11 +1180,16 @@ def _check_number_of_classes(config: MTAClipConfig, stored: MTAClipConfig) -> No
         )
 
 
+def _is_remote_code(model_class: type) -> bool:
+    """Whether the user has allowed the code that lies in a checkpoint's folder to run, of which this class is part."""
+    return model_class.__module__.startswith("transformers_modules.")
+
+
 def _parts_beside(model: PreTrainedModel) -> list[Any]:
     """Image processor and tokenizer of the checkpoint that a model was loaded from, as far as there are any."""
     if not model.name_or_path:
         return []
-    remote = type(model).__module__.startswith("transformers_modules.")
+    remote = _is_remote_code(type(model))
     parts = []
     for auto_class in (AutoImageProcessor, AutoTokenizer):
         with suppress(OSError, ValueError):

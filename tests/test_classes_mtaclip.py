@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained models loaded with other classes, as scripts written for other segmentation models load them."""
 
+import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -28,6 +31,23 @@ from tests.tiny import tiny_config
 
 OLD, NEW = ["road", "tree", "sky"], ["sky", "boat", "road", "water"]
 TOKENIZER = make_tokenizer([*OLD, *NEW, "none"])
+
+
+WITHOUT_THE_PACKAGE = """
+import builtins, json, sys
+
+sys.modules["modeling_mtaclip"] = None  # any import of the package fails
+questions = []
+builtins.input = lambda question: questions.append(question) or "n"
+from transformers import AutoModelForSemanticSegmentation
+
+folder, names = sys.argv[1], sys.argv[2:]
+labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+model = AutoModelForSemanticSegmentation.from_pretrained(
+    folder, trust_remote_code=True, ignore_mismatched_sizes=True, **labels
+)
+print(json.dumps([type(model).__module__, model.config.class_token_ids, questions]))
+"""
 
 
 @pytest.fixture
@@ -107,6 +127,23 @@ def test_folders_inside_a_repository(folder, tmp_path):
     shutil.copytree(folder, inner, ignore=shutil.ignore_patterns("repository"))
     model = load(inner.parent, "arguments", NEW, ignore_mismatched_sizes=True, subfolder="inner")
     assert list(model.config.id2label.values()) == NEW
+
+
+@pytest.mark.slow
+def test_without_the_package(folder, tmp_path):
+    """Whoever has allowed the folder's code is not asked again, on the terminal, for the tokenizer."""
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(folder), *NEW],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    module, token_ids, questions = json.loads(result.stdout.splitlines()[-1])
+    assert module.startswith("transformers_modules.")
+    assert token_ids == tokenize_names([*OLD, "none", "boat", "water"], TOKENIZER)
+    assert questions == []
 
 
 def test_base_model(folder):
