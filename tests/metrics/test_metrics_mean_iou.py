@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_mtaclip.metrics import MeanIoU
-from modeling_mtaclip.metrics.pair_counts import count_pairs
+from modeling_mtaclip.metrics import MeanIoU, pair_counts
+from modeling_mtaclip.metrics.pair_counts import all_below, count_pairs
 
 
 KEYS = ["mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"]
@@ -173,6 +173,17 @@ def test_counts_on_the_gpu():
     assert_same_figures(metric.compute(num_labels=300), expected)
 
 
+def test_maps_are_counted_in_pieces(monkeypatch):
+    """Values that are no class, too, wherever they come first."""
+    monkeypatch.setattr(pair_counts, "PIXELS_AT_A_TIME", 7)
+    generator = np.random.default_rng(4)
+    predictions, references = generator.choice([0, 1, 3, 255, 900, -4, 70000], (2, 3, 6, 8))
+    metric = MeanIoU(num_labels=4, ignore_index=255)
+    metric.add_batch(predictions=predictions, references=references)
+    assert int(metric.confusion_matrix(ignore_index=None).sum()) == predictions.size
+    assert_same_figures(metric.compute(), plain_mean_iou(predictions, references, 4, 255))
+
+
 def test_options_may_change_after_adding():
     generator = np.random.default_rng(2)
     predictions, references = random_maps(generator, SIZES, 6), random_maps(generator, SIZES, 6)
@@ -235,3 +246,11 @@ def test_pairs_are_counted_as_by_a_loop(dtype):
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         expected[row, column] += 1
     assert torch.equal(count_pairs(rows, columns, 9), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    ("extreme", "expected"), [(0, True), (63, True), (64, False), (100, False), (-1, False), (-64, False)]
+)
+def test_values_outside_of_the_table_are_noticed(dtype, extreme, expected):
+    assert all_below(torch.tensor([1, extreme, 5], dtype=dtype), 64) is expected
