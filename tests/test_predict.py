@@ -240,13 +240,15 @@ def test_every_image_belongs_to_one_share(model_dir, images, tmp_path, capsys, m
     assert len(results_of(out)) == 5
 
 
-def start(repository_dir, *arguments, num_processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [
-        sys.executable,
-        *(launcher if num_processes > 1 else []),
-        str(repository_dir / "scripts" / "predict.py"),
-    ]
+LAUNCHERS = {
+    "python": [],
+    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": ["-m", "accelerate.commands.launch"],
+}
+
+
+def start(repository_dir, *arguments, launcher="python"):
+    command = [sys.executable, *LAUNCHERS[launcher], str(repository_dir / "scripts" / "predict.py")]
     environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -254,11 +256,11 @@ def start(repository_dir, *arguments, num_processes=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_script_on_processes_that_share_the_images(repository_dir, model_dir, images, tmp_path, num_processes):
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_script_on_processes_that_share_the_images(repository_dir, model_dir, images, tmp_path, launcher):
     out = tmp_path / "out"
     arguments = [images, "--model", model_dir, "--output_dir", out]
-    process = start(repository_dir, *arguments, num_processes=num_processes)
+    process = start(repository_dir, *arguments, launcher=launcher)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert output.count("6 images predicted, 0 were there already, 0 left out") == 1
@@ -267,7 +269,7 @@ def test_script_on_processes_that_share_the_images(repository_dir, model_dir, im
     # A process with nothing left to do waits for the one that fails, and all say so.
     (out / "part0" / "2.png").unlink()
     (images / "part0" / "2.jpg").write_text("no image")
-    process = start(repository_dir, *arguments, num_processes=num_processes)
+    process = start(repository_dir, *arguments, launcher=launcher)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "0 images predicted, 5 were there already, 1 left out" in output
