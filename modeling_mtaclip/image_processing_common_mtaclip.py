@@ -195,6 +195,7 @@ class MTAClipImageProcessing:
         outputs: Any,
         target_sizes: list[tuple[int, int]] | Tensor | None = None,
         return_segmentation_scores: bool = False,
+        **overrides: Any,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Turns the model's outputs into segmentation maps.
 
@@ -208,6 +209,8 @@ class MTAClipImageProcessing:
                 size under the settings (because the images were prepared in another way) are taken to cover the whole
                 input. Without target sizes, the maps have the size of the model's input, padding included.
             return_segmentation_scores (`bool`, defaults to `False`): whether to return the scores of all classes too.
+            overrides: `size`, `do_resize`, `do_pad` and `size_divisor`, if the images were prepared with others than
+                the processor's.
 
         Returns:
             `list[Tensor]`: an int64 map `(height, width)` of class ids for each image; or, with scores, a
@@ -215,6 +218,7 @@ class MTAClipImageProcessing:
 
         Raises:
             ValueError: outputs without mask logits, or not one target size per image.
+            TypeError: other overrides.
         """
         masks, classes = getattr(outputs, "masks_queries_logits", None), outputs.class_queries_logits
         if masks is None:
@@ -223,7 +227,7 @@ class MTAClipImageProcessing:
             raise ValueError(f"`target_sizes` must name one size per image: got {len(target_sizes)} for {len(masks)}.")
         if isinstance(target_sizes, Tensor):
             target_sizes = target_sizes.tolist()
-        layouts = self._layouts(tuple(masks.shape[-2:]), target_sizes, len(masks))
+        layouts = self._layouts(tuple(masks.shape[-2:]), target_sizes, len(masks), **overrides)
         results = []
         for class_logits, mask_logits, layout in zip(classes, masks, layouts, strict=True):
             if not return_segmentation_scores:
@@ -238,15 +242,25 @@ class MTAClipImageProcessing:
         return results
 
     def _layouts(
-        self, mask_size: tuple[int, int], target_sizes: list[tuple[int, int]] | None, batch_size: int
+        self,
+        mask_size: tuple[int, int],
+        target_sizes: list[tuple[int, int]] | None,
+        batch_size: int,
+        size: dict[str, int] | SizeDict | None = None,
+        do_resize: bool | None = None,
+        do_pad: bool | None = None,
+        size_divisor: int | None = None,
     ) -> list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
         """For each image: size of the model's input, of the part that is no padding, and of the result."""
         whole = (mask_size[0] * MASK_STRIDE, mask_size[1] * MASK_STRIDE)
         if target_sizes is None:
             return [(whole, whole, whole)] * batch_size
+        size = self.size if size is None else SizeDict(**dict(size))
+        do_resize = self.do_resize if do_resize is None else do_resize
+        do_pad = self.do_pad if do_pad is None else do_pad
         targets = [(int(height), int(width)) for height, width in target_sizes]
-        valid = [_resized_size(target, self.size) if self.do_resize else target for target in targets]
-        padded = _padded_size(valid, self.size_divisor if self.do_pad else 1)
+        valid = [_resized_size(target, size) if do_resize else target for target in targets]
+        padded = _padded_size(valid, (size_divisor or self.size_divisor) if do_pad else 1)
         if tuple(-(-length // MASK_STRIDE) for length in padded) != mask_size:
             return [(whole, whole, target) for target in targets]
         return [(padded, size, target) for size, target in zip(valid, targets, strict=True)]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from modeling_mtaclip import MTAClipImageProcessor, postprocessing_mtaclip
+from modeling_mtaclip import MTAClipImageProcessor, MTAClipImageProcessorPil, postprocessing_mtaclip
 
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -173,6 +173,55 @@ def test_padding_is_removed_in_a_batch_of_mixed_sizes():
     for image, size in enumerate(sizes):
         expected = plain_scores(outputs, image, (64, 96), size, size).argmax(0)
         assert (maps[image] == expected).float().mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"size": {"shortest_edge": 40}}, {"do_resize": False, "size_divisor": 16}, {"do_pad": False}]
+)
+def test_padding_of_images_prepared_with_overrides_is_removed(overrides):
+    """Overrides of a call are given again, and lead to what a processor with these settings gives."""
+    processor, sizes = MTAClipImageProcessor(size={"shortest_edge": 64}), [(40, 70), (50, 90)]
+    sizes = sizes[:1] if "do_pad" in overrides else sizes
+    images = [random_image(*size) for size in sizes]
+    height, width = processor(images, return_tensors="pt", **overrides).pixel_values.shape[-2:]
+    outputs = random_outputs(len(sizes), -(-height // 4), -(-width // 4))
+    maps = processor.post_process_semantic_segmentation(outputs, sizes, **overrides)
+    settings = {"size": {"shortest_edge": 64}} | overrides
+    expected = MTAClipImageProcessor(**settings).post_process_semantic_segmentation(outputs, sizes)
+    assert all(torch.equal(one, other) for one, other in zip(maps, expected, strict=True))
+    if "do_pad" not in overrides:
+        valid = [(40, 70), (40, 72)] if "size" in overrides else sizes
+        for image, (inner, size) in enumerate(zip(valid, sizes, strict=True)):
+            plain = plain_scores(outputs, image, (height, width), inner, size).argmax(0)
+            assert (maps[image] == plain).float().mean() > 0.999
+    with pytest.raises(TypeError, match="do_flip"):
+        processor.post_process_semantic_segmentation(outputs, sizes, do_flip=True)
+
+
+@pytest.mark.parametrize("kind", [MTAClipImageProcessor, MTAClipImageProcessorPil])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"size": {"height": 40, "width": 50}, "resample": 3},
+        {"do_resize": False, "size_divisor": 16},
+        {"do_pad": False, "do_rescale": False},
+        {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD},
+        {"do_normalize": False, "rescale_factor": 0.5},
+        {"do_reduce_labels": True, "ignore_index": 254},
+    ],
+)
+def test_options_of_one_call(kind, overrides):
+    image, labels = random_image(), np.random.default_rng(1).integers(0, 5, (60, 90), dtype=np.uint8)
+    settings = {"size": {"shortest_edge": 50}}
+    processor = kind(**settings)
+    before = processor.to_dict()
+    actual = processor(image, segmentation_maps=labels, return_tensors="pt", **overrides)
+    expected = kind(**(settings | overrides))(image, segmentation_maps=labels, return_tensors="pt")
+    plain = processor(image, segmentation_maps=labels, return_tensors="pt")
+    for name in ("pixel_values", "labels"):
+        assert torch.equal(actual[name], expected[name])
+    assert any(actual[name].shape != plain[name].shape or (actual[name] != plain[name]).any() for name in plain)
+    assert processor.to_dict() == before
 
 
 def test_images_prepared_otherwise_cover_the_whole_input():
