@@ -53,6 +53,8 @@ AUTO_MAP = {
 }
 # Options of `save_pretrained` by which every part of a checkpoint is pushed.
 PUSH_OPTIONS = ("commit_message", "private", "push_to_hub", "repo_id", "token")
+# Arguments or settings of the config by which a model is asked to record its layers.
+RECORDINGS = ("output_hidden_states", "output_attentions", "output_cross_attentions")
 NO_TRAINING = (
     "This model was saved for inference: its text embeddings are constants, prompts and text encoder are left out, so "
     "that it can't be trained. Train the model that it was saved from; for inference call `model.eval()`."
@@ -758,7 +760,8 @@ class MTAClipModel(MTAClipPreTrainedModel):
             self.backbone.get_parameter(name).requires_grad_(False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not getattr(self, "_output_capturing_hooks_installed", False):
+        asked_for = (kwargs.get(name, getattr(self.config, name, False)) for name in RECORDINGS)
+        if not getattr(self, "_output_capturing_hooks_installed", False) and any(asked_for):
             self._prepare_recording()
         return super().__call__(*args, **kwargs)
 
@@ -766,8 +769,8 @@ class MTAClipModel(MTAClipPreTrainedModel):
         """Installs the hooks that record hidden states and attentions, not in the backbone, which has its own.
 
         Left to its first use, it would install those of the backbone a second time. Many backbones take their feature
-        maps from what their hooks record, and would silently return other layers' maps from then on. Before its first
-        use a model has no hooks, because those of transformers can't be pickled.
+        maps from what their hooks record, and would silently return other layers' maps from then on. A model that was
+        never asked to record has no hooks, because those of transformers can't be pickled.
         """
         backbone, self.backbone = self.backbone, None
         maybe_install_capturing_hooks(self)

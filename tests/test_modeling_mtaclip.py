@@ -322,11 +322,13 @@ def test_shards(tmp_path, options):
 
 def test_pickling():
     model, batch = tiny_model(), make_batch()
-    # Before the first forward pass, in which transformers gives its models hooks that can't be pickled.
     copied = pickle.loads(pickle.dumps(model))
     with torch.no_grad():
         expected, actual = model(batch["pixel_values"]), copied(batch["pixel_values"])
+        again = pickle.loads(pickle.dumps(model))(batch["pixel_values"], output_hidden_states=True)
     assert torch.equal(actual.logits, expected.logits)
+    assert torch.equal(again.logits, expected.logits)
+    assert len(again.hidden_states) == model.config.decoder_layers + 1
 
 
 def test_evaluation_is_deterministic():
