@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from transformers.utils import logging
@@ -26,7 +26,8 @@ logger = logging.get_logger(__name__)
 # A stream is allowed so many unusable examples before their share counts.
 MIN_STREAM_LENGTH = 1000
 SHUFFLE_BUFFER = 256
-MAX_WORKERS = 256
+# Unusable examples of a stream are remembered by a hash of their name; of 1000, fewer than one shares its place.
+NUM_HASHES = 2**20
 
 
 def seed_of(*parts: int | str) -> int:
@@ -143,13 +144,13 @@ class TrainingStream(IterableDataset):
         self.data, self.augmentation, self.seed = data, augmentation, seed
         self.dataset = _take(data, split, max_samples)
         self.max_bad_share = max_bad_share
-        # Shared with the workers of a data loader, each of which counts in a place of its own.
+        # Shared with the workers of a data loader, which outlive an epoch.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self.bad = torch.zeros(MAX_WORKERS, dtype=torch.int64).share_memory_()
+        self.bad = torch.zeros(NUM_HASHES, dtype=torch.bool).share_memory_()
 
     @property
     def num_bad(self) -> int:
-        """Number of unusable examples of the epoch so far, over all workers of this process."""
+        """Number of examples that turned out to be unusable, over all workers of this process."""
         return int(self.bad.sum())
 
     def set_epoch(self, epoch: int) -> None:
@@ -162,25 +163,26 @@ class TrainingStream(IterableDataset):
         Raises:
             BadExamplesError: more unusable files than allowed.
         """
-        worker = get_worker_info()
-        place = 0 if worker is None else worker.id % MAX_WORKERS
-        epoch = int(self._epoch[0])
-        self.bad[place] = 0
+        epoch, num_bad = int(self._epoch[0]), 0
         shuffled = self.dataset.shuffle(seed=seed_of(self.seed, epoch) % 2**32, buffer_size=SHUFFLE_BUFFER)
         for number, example in enumerate(shuffled, start=1):
             seed = seed_of(self.seed, epoch, example["name"])
             try:
                 image, labels = self.data.read(example)
             except ValueError as error:
-                logger.warning("An unusable example was left out: %s", error)
-                self.bad[place] += 1
-                if self.bad[place] > self.max_bad_share * max(number, MIN_STREAM_LENGTH):
-                    raise BadExamplesError(
-                        f"{int(self.bad[place])} of {number} training examples can't be used: more than the share of "
-                        f"{self.max_bad_share} (`max_bad_share`). The last one: {error}"
-                    ) from error
+                num_bad += 1
+                self._report(example["name"], error, num_bad, number)
                 continue
             yield _augmented(self.augmentation, image, labels, seed)
+
+    def _report(self, name: str, error: ValueError, num_bad: int, number: int) -> None:
+        logger.warning("An unusable example was left out: %s", error)
+        self.bad[seed_of(name) % NUM_HASHES] = True
+        if num_bad > self.max_bad_share * max(number, MIN_STREAM_LENGTH):
+            raise BadExamplesError(
+                f"{num_bad} of {number} training examples can't be used: more than the share of {self.max_bad_share} "
+                f"(`max_bad_share`). The last one: {error}"
+            ) from error
 
 
 class EvaluationExamples(Dataset):

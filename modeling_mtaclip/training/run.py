@@ -99,9 +99,9 @@ class Run:
     def _count_bad(self) -> int:
         """Training examples that turned out to be unusable in any process, which must all call this."""
         dataset = self.trainer.train_dataset
-        total = self.trainer.accelerator.reduce(dataset.bad.long().to(self.trainer.args.device))
-        # The places are examples, of which each counts once, or workers that read a stream.
-        return int((total.clamp(max=1) if has_length(dataset) else total).sum())
+        bad = self.trainer.accelerator.reduce(dataset.bad.long().to(self.trainer.args.device))
+        # Each example has a place of its own, and counts once however many processes met it.
+        return int((bad > 0).sum())
 
     def _report(self, metrics: dict[str, Any], examined: list[ExaminedImage]) -> None:
         folder = Path(self.trainer.args.output_dir)

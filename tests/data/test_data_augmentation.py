@@ -365,7 +365,12 @@ def test_stream_gives_every_example_once_whatever_the_workers(folder):
 
 def test_stream_leaves_out_bad_files(folder, monkeypatch):
     (folder / "images/train/2.png").write_bytes(b"damaged")
-    assert len(list(training_stream(folder))) == 5
+    stream = training_stream(folder)
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        assert len(list(stream)) == 5
+        assert len(list(DataLoader(stream, batch_size=None, num_workers=2))) == 5
+        assert stream.num_bad == 1
     monkeypatch.setattr("modeling_mtaclip.data.examples.MIN_STREAM_LENGTH", 1)
     with pytest.raises(RuntimeError, match=r"1 of \d training examples can't be used.*train/2\.png"):
         list(training_stream(folder))
