@@ -3,10 +3,14 @@
 """What all tests share: no hub access, the folder of real data and reference numbers, one seed."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Lists of the files that tests draw, which are of no use afterwards.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets")
 # Tests in several processes at once would get in each other's way with a thread for each core.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +20,10 @@ import torch
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

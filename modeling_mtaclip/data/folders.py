@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splits made of image files: SceneParse150, Cityscapes, and folders of one's own.
 
-Only the paths are stored; no file is opened before its example is read.
+Only the paths are stored, as a table in the cache of `datasets` whose fingerprint is that of the list of files; no
+file is opened before its example is read.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Image, Value
+from datasets import Dataset, DatasetDict, Features, Image, NamedSplit, Value
 from transformers.utils import logging
 
 
@@ -52,7 +54,7 @@ def splits_of_folder(folder: Path) -> DatasetDict:
             raise ValueError(f"{images / directory} has no images (of the kinds {', '.join(IMAGE_SUFFIXES)}).")
         masks = [(annotations / path.relative_to(images)).with_suffix(".png") for path in paths]
         _warn_of_unused(masks, annotations / directory)
-        splits[split] = _make_split(paths, masks, images, labelled=split != "test")
+        splits[split] = _make_split(split, paths, masks, images)
     return _require_any(splits, folder)
 
 
@@ -82,7 +84,7 @@ def splits_of_cityscapes(folder: Path) -> tuple[DatasetDict, bool]:
     for split, (paths, masks) in files.items():
         if train_ids:
             masks = [_with_train_ids(mask) for mask in masks]
-        splits[split] = _make_split(paths, masks, images, labelled=split != "test")
+        splits[split] = _make_split(split, paths, masks, images)
     return _require_any(splits, images), train_ids
 
 
@@ -121,10 +123,10 @@ def _require_any(splits: dict[str, Dataset], folder: Path) -> DatasetDict:
     return DatasetDict(splits)
 
 
-def _make_split(images: Sequence[Path], annotations: Sequence[Path], root: Path, labelled: bool) -> Dataset:
-    """A split of image files; where it needn't be labelled, missing annotations become `None`."""
+def _make_split(split: str, images: Sequence[Path], annotations: Sequence[Path], root: Path) -> Dataset:
+    """A split of image files; the test split needn't be labelled: missing annotations become `None`."""
     exist = [mask.is_file() for mask in annotations]
-    if labelled and not all(exist):
+    if split != "test" and not all(exist):
         missing = [
             f"{image} (expected {mask})"
             for image, mask, there in zip(images, annotations, exist, strict=True)
@@ -139,7 +141,12 @@ def _make_split(images: Sequence[Path], annotations: Sequence[Path], root: Path,
         "annotation": [str(mask) if there else None for mask, there in zip(annotations, exist, strict=True)],
         "name": [path.relative_to(root).as_posix() for path in images],
     }
-    return Dataset.from_dict(columns, features=FEATURES)
+    return Dataset.from_generator(_rows, features=FEATURES, gen_kwargs={"columns": columns}, split=NamedSplit(split))
+
+
+def _rows(columns: Mapping[str, list[str | None]]) -> Iterator[dict[str, Any]]:
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
 
 
 __all__ = ["FEATURES", "SPLIT_NAMES", "splits_of_cityscapes", "splits_of_folder"]

@@ -66,6 +66,22 @@ def test_folder_has_lazy_splits_with_names_and_paths(folder):
     np.testing.assert_array_equal(labels, annotation(seed=1))
 
 
+def test_list_of_files_is_cached_by_its_fingerprint_and_images_are_not_copied(folder):
+    first, again = (load_segmentation_dataset(str(folder)).splits for _ in range(2))
+    for split in ("train", "validation", "test"):
+        assert again[split]._fingerprint == first[split]._fingerprint
+        assert again[split].cache_files == first[split].cache_files
+        files = again[split].cast_column("image", datasets.Image(decode=False))["image"][:]
+        assert [file["path"] for file in files] == sorted(map(str, (folder / "images").glob(f"{split[:3]}*/*")))
+        assert all(file["bytes"] is None for file in files)
+    save(image(), folder / "images/train/3.jpg")
+    save(annotation(), folder / "annotations/train/3.png")
+    more = load_segmentation_dataset(str(folder)).splits
+    assert len(more["train"]) == 4
+    assert more["train"]._fingerprint != first["train"]._fingerprint
+    assert more["validation"]._fingerprint == first["validation"]._fingerprint
+
+
 def test_test_split_needs_no_annotations(folder):
     data = load_segmentation_dataset(str(folder))
     example = data.splits["test"][0]
