@@ -127,14 +127,14 @@ def _make_split(split: str, images: Sequence[Path], annotations: Sequence[Path],
     """A split of image files; the test split needn't be labelled: missing annotations become `None`."""
     exist = [mask.is_file() for mask in annotations]
     if split != "test" and not all(exist):
-        missing = [
-            f"{image} (expected {mask})"
+        missing = "\n".join(
+            f"- {image} (expected {mask})"
             for image, mask, there in zip(images, annotations, exist, strict=True)
             if not there
-        ]
+        )
         raise ValueError(
-            f"{len(missing)} of {len(images)} images have no annotation: {', '.join(missing[:5])}"
-            f"{', …' if len(missing) > 5 else ''}. Add the annotations, or move these images away."
+            f"{exist.count(False)} of {len(images)} images have no annotation:\n{missing}\n"
+            "Add the annotations, or move these images away."
         )
     columns = {
         "image": [str(path) for path in images],

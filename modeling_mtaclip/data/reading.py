@@ -148,9 +148,8 @@ class SegmentationData:
                 continue
             counts += np.bincount(labels[labels != self.ignore_index], minlength=len(counts))
         if problems:
-            listed = "\n".join(f"- {problem}" for problem in problems[:20])
-            more = f"\n- … and {len(problems) - 20} more" if len(problems) > 20 else ""
-            raise ValueError(f"{len(problems)} unusable examples in the {split} split:\n{listed}{more}")
+            listed = "\n".join(f"- {problem}" for problem in problems)
+            raise ValueError(f"{len(problems)} unusable examples in the {split} split:\n{listed}")
         if how == "full" and not counts.all():
             absent = [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]
             logger.warning("Classes that don't occur in the %s split: %s.", split, ", ".join(absent))

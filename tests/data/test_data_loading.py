@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from modeling_mtaclip.data import EvaluationExamples, load_segmentation_dataset
@@ -211,7 +212,7 @@ def test_corrupt_files_are_named(folder, file, damage):
 
 def test_image_without_annotation_is_named(folder):
     (folder / "annotations/train/1.png").unlink()
-    with pytest.raises(ValueError, match=r"1 of 3 images have no annotation: .*images/train/1\.jpg .*train/1\.png"):
+    with pytest.raises(ValueError, match=r"1 of 3 images have no annotation:\n- .*images/train/1\.jpg .*train/1\.png"):
         load_segmentation_dataset(str(folder))
 
 
@@ -293,6 +294,20 @@ def test_check_lists_every_bad_file_and_counts_pixels(folder):
         data.check("train", "all")
 
 
+def test_check_names_every_offending_file(folder):
+    for index in range(30):
+        save(image(), folder / f"images/train/bad{index}.jpg")
+        save(np.full((24, 32), 200, np.uint8), folder / f"annotations/train/bad{index}.png")
+    with pytest.raises(ValueError, match="30 unusable examples in the train split") as caught:
+        load_segmentation_dataset(str(folder)).check("train", "full")
+    assert all(f"train/bad{index}.png" in str(caught.value) for index in range(30))
+    for path in (folder / "annotations/train").glob("bad*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match="30 of 33 images have no annotation") as caught:
+        load_segmentation_dataset(str(folder))
+    assert all(f"images/train/bad{index}.jpg (expected" in str(caught.value) for index in range(30))
+
+
 def columns_of(folder: Path, image_column: str = "image", annotation_column: str = "annotation"):
     files = {
         image_column: [str(folder / f"images/train/{index}.jpg") for index in range(3)],
@@ -326,6 +341,32 @@ def test_saved_data_sets_are_loaded(folder, tmp_path, monkeypatch, kind, streami
     for index, example in enumerate(examples):
         np.testing.assert_array_equal(data.read(example)[1], annotation(seed=index))
     assert data.check("train", "full").sum() > 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_data_sets_of_the_hub_are_loaded(folder, monkeypatch, streaming):
+    def load(name: str, streaming: bool):
+        assert name == "city/streets"
+        splits = {"train": columns_of(folder, "image", "label"), "validation": columns_of(folder, "image", "label")}
+        if streaming:
+            return datasets.IterableDatasetDict({key: split.to_iterable_dataset() for key, split in splits.items()})
+        return datasets.DatasetDict(splits)
+
+    def download(repository: str, name: str, repo_type: str) -> str:
+        assert (repository, repo_type) == ("city/streets", "dataset")
+        if name != "id2label.json":
+            raise LocalEntryNotFoundError(f"there is no {name}")
+        (folder / name).write_text(json.dumps(dict(enumerate(NAMES))))
+        return str(folder / name)
+
+    monkeypatch.setattr("modeling_mtaclip.data.loading.load_dataset", load)
+    monkeypatch.setattr("modeling_mtaclip.data.loading.hf_hub_download", download)
+    data = load_segmentation_dataset("city/streets", streaming=streaming)
+    assert isinstance(data.splits, datasets.IterableDatasetDict if streaming else datasets.DatasetDict)
+    assert (list(data.splits), data.class_names) == (["train", "validation"], NAMES)
+    for index, example in enumerate(data.splits["validation"]):
+        assert example["name"] == f"validation {index}"
+        np.testing.assert_array_equal(data.read(example)[1], annotation(seed=index))
 
 
 def test_columns_are_found_or_asked_for(folder, tmp_path):
