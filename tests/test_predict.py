@@ -138,6 +138,26 @@ def test_overlay_and_areas(model_dir, images, tmp_path):
         assert (np.abs(legend - palette[each["id"]]).max(axis=1) < 40).any()
 
 
+@pytest.mark.parametrize(
+    ("names", "first_colours"),
+    [
+        (ADE20K_CLASSES, [(120, 120, 120), (180, 120, 120), (6, 230, 230)]),
+        (CITYSCAPES_CLASSES, [(128, 64, 128), (244, 35, 232), (70, 70, 70)]),
+    ],
+)
+def test_data_sets_keep_their_own_colours(named_model, images, tmp_path, names, first_colours):
+    path, out = images / "part1" / "3.png", tmp_path / "out"
+    arguments = [str(path), "--model", str(named_model(names)), "--output_dir", str(out)]
+    assert predict([*arguments, "--format", "index", "overlay"]) == 0
+    with Image.open(out / "3.png") as index:
+        palette = np.array(index.getpalette()).reshape(-1, 3)
+        labels = np.array(index)
+    assert [tuple(colour) for colour in palette[:3].tolist()] == first_colours
+    overlay = np.array(Image.open(out / "3_overlay.jpg")).astype(int)[: labels.shape[0], : labels.shape[1]]
+    expected = (np.array(Image.open(path)).astype(int) + palette[labels]) / 2
+    assert np.abs(overlay - expected).mean() < 12
+
+
 def test_nothing_is_predicted_twice_or_overwritten(model_dir, images, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     arguments = [str(images), "--model", str(model_dir), "--output_dir", str(out)]
