@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoVideoProcessor,
 )
+from transformers.utils import is_torchvision_available
 
 from .configuration_mtaclip import MTAClipConfig
 from .image_processing_mtaclip import MTAClipImageProcessor, MTAClipImageProcessorPil
@@ -29,7 +30,8 @@ AutoImageProcessor.register(
 )
 # Pipelines look for a video processor as well. Told that there is none, they don't ask on the terminal whether
 # they may run a saved folder's code to find one.
-AutoVideoProcessor.register(MTAClipConfig, video_processor_classes={})
+if is_torchvision_available():
+    AutoVideoProcessor.register(MTAClipConfig, video_processor_classes={})
 
 # `save_pretrained` then stores the code beside the weights, for `trust_remote_code=True`.
 MTAClipConfig.register_for_auto_class()

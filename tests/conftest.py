@@ -5,6 +5,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 
@@ -20,6 +21,12 @@ import torch
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """With `-n auto`, machines with many cores would need 2 GB of memory for each."""
+    return min((yield), 8)
 
 
 def pytest_unconfigure() -> None:

@@ -271,7 +271,12 @@ def start(repository_dir, *arguments, launcher="python"):
     command = [sys.executable, *LAUNCHERS[launcher], str(repository_dir / "scripts" / "predict.py")]
     environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
 
 
@@ -305,7 +310,8 @@ def test_a_killed_run_goes_on(repository_dir, model_dir, tmp_path):
     process = start(repository_dir, *arguments)
     while not len(list(out.glob("*.png"))) > 3 and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    # With all its processes, as schedulers do: a worker whose parent dies while it starts would never end.
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert 3 < len(done) < 60

@@ -6,6 +6,8 @@ They come with transformers' source distribution of the installed version, from 
 transformers transformers==VERSION`. Unpack it and name the folder in the environment variable `TRANSFORMERS_SOURCE`.
 """
 
+import subprocess
+import sys
 import tempfile
 import unittest
 from unittest import mock
@@ -49,6 +51,20 @@ class SegmentationPipelineTests:
             # Each pixel has one class.
             assert np.array_equal(pixels, np.ones(image.size[::-1]))
 
+
+WITHOUT_TORCHVISION = """
+import sys
+sys.modules["torchvision"] = None
+
+import numpy as np
+from transformers import AutoImageProcessor
+import modeling_mtaclip
+
+folder = sys.argv[1]
+processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+image = np.load(f"{folder}/image.npy")
+np.save(f"{folder}/pixel_values.npy", processor(image, return_tensors="np").pixel_values)
+"""
 
 modeling = load_suite("test_modeling_common")
 image_processing = load_suite("test_image_processing_common")
@@ -185,6 +201,17 @@ class MTAClipImageProcessingTest(
             first.size["shortest_edge"] = 1
             first.image_mean = (0, 0, 0)
             assert second.to_dict() == expected
+
+    def test_pil_can_run_without_torchvision(self):
+        """As the suite's own, in a process that imports our package."""
+        processor = MTAClipImageProcessorPil(**self.image_processor_tester.prepare_image_processor_dict())
+        image = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        with tempfile.TemporaryDirectory() as folder:
+            processor.save_pretrained(folder)
+            np.save(f"{folder}/image.npy", image)
+            subprocess.run([sys.executable, "-c", WITHOUT_TORCHVISION, folder], check=True)
+            found = np.load(f"{folder}/pixel_values.npy")
+        np.testing.assert_array_equal(found, processor(image, return_tensors="np").pixel_values)
 
     def test_image_processor_preprocess_arguments(self):
         """As the suite's own, for the check that transformers' backends make."""

@@ -42,6 +42,7 @@ def start(repository_dir, folder_data, output_dir, num_processes=1, **overrides)
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        start_new_session=True,
     )
 
 
@@ -64,7 +65,8 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(repository_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(repository_dir, folder_data, killed, **more)
     wait_for((killed / "checkpoint-8" / "trainer_state.json").is_file, process)
-    process.send_signal(signal.SIGKILL)
+    # With all its processes, as schedulers do: a worker whose parent dies while it starts would never end.
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "model.safetensors").exists()
     for arguments in ((whole, more), (killed, more | {"resume_from_checkpoint": "last"})):
