@@ -348,11 +348,10 @@ class MTAClipCriterion(nn.Module):
 
     def _divisors(self, matches: Matches, class_weights: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
         """Per layer: sum of the queries' class weights and number of matched masks, as a process's share of both."""
-        num_layers, _, num_queries = matches.query_classes.shape
+        num_layers = len(matches.query_classes)
         weight_sums = (class_weights[matches.query_classes] * labelled).sum(dim=(1, 2))
-        mask_counts = torch.zeros_like(weight_sums)
-        for rows in matches.rows:
-            mask_counts += torch.bincount(rows // num_queries, minlength=num_layers)
+        # Every layer gives each image's classes to as many queries.
+        mask_counts = torch.full_like(weight_sums, sum(len(rows) for rows in matches.rows) // num_layers)
         divisors = torch.stack((weight_sums, mask_counts))
         if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
             # Gradients are averaged over processes, so that each must divide by the mean of what all have.
