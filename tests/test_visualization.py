@@ -1,0 +1,132 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures have exactly the colors that they should have, and what can't be drawn is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from modeling_mtaclip.visualization import (
+    VOID_COLOR,
+    WRONG_COLOR,
+    colorize,
+    compare,
+    confidence_map,
+    error_map,
+    legend,
+    overlay,
+    plot_alignment,
+)
+
+
+PALETTE = [(10, 20, 30), (200, 100, 0)]
+LABELS = np.array([[0, 1], [255, 1]])
+GRAY = Image.new("L", (2, 2), 100)
+
+
+@pytest.mark.parametrize("labels", [LABELS, torch.from_numpy(LABELS), Image.fromarray(LABELS.astype(np.uint8))])
+def test_colors_are_those_of_the_palette(labels):
+    assert np.array(colorize(labels, PALETTE)).tolist() == [[[10, 20, 30], [200, 100, 0]], [[255] * 3, [200, 100, 0]]]
+
+
+def test_any_label_can_be_the_ignored_one():
+    assert colorize([[0, -1]], [(1, 2, 3)], ignore_index=-1).getpixel((1, 0)) == VOID_COLOR
+    assert colorize([[0, 1]], PALETTE, ignore_index=0).getpixel((0, 0)) == VOID_COLOR
+    assert colorize(np.full((2, 3), 255), []).getcolors() == [(6, VOID_COLOR)]
+
+
+def test_overlay_mixes_image_and_colors():
+    assert np.array(overlay(GRAY, LABELS, PALETTE, 0.5)).tolist() == [
+        [[55, 60, 65], [150, 100, 50]],
+        [[177, 177, 177], [150, 100, 50]],
+    ]
+    assert overlay(GRAY, LABELS, PALETTE, 0).getcolors() == [(4, (100, 100, 100))]
+    assert np.array_equal(overlay(GRAY, LABELS, PALETTE, 1), colorize(LABELS, PALETTE))
+
+
+def test_errors_are_shown_on_gray_or_on_the_image():
+    prediction = np.array([[0, 0], [1, 1]])
+    for image, right in ((None, [200] * 3), (GRAY, [140] * 3)):
+        picture = np.array(error_map(prediction, LABELS, image=image)).tolist()
+        assert picture == [[right, list(WRONG_COLOR)], [list(VOID_COLOR), right]]
+
+
+def test_confidences_go_from_dark_to_light():
+    picture = np.array(confidence_map([[0.0, 0.125, 1.0, np.nan]])).tolist()
+    assert picture == [[[68, 1, 84], [64, 42, 112], [253, 231, 37], list(VOID_COLOR)]]
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: colorize([[0, 2]], PALETTE), r"ids \[2\], but there are 2 classes"),
+        (lambda: colorize([[-1]], PALETTE), r"ids \[-1\]"),
+        (lambda: colorize([[0]], []), "there are 0 classes"),
+        (lambda: colorize(np.zeros((0, 4), int), PALETTE), r"at least one pixel, got int64 of shape \(0, 4\)"),
+        (lambda: colorize([[0.5]], PALETTE), "float64"),
+        (lambda: overlay(GRAY, [[0]], PALETTE), r"got \(2, 2\) and \(1, 1\)"),
+        (lambda: overlay(GRAY, LABELS, PALETTE, 2), "`opacity`"),
+        (lambda: error_map([[0]], LABELS), "same size"),
+        (lambda: confidence_map([[1.5]]), "between 0 and 1, got 1.5"),
+        (lambda: legend([], []), "at least one name"),
+        (lambda: legend(["a"], PALETTE), "1 names, 2 colors"),
+        (lambda: compare([], ["a"], PALETTE[:1]), "at least one panel"),
+        (lambda: plot_alignment(np.zeros((0, 3)), [], ["a", "b", "c"], []), "heat map"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+@pytest.mark.parametrize("width", [16, 640, 2048])
+@pytest.mark.parametrize(
+    "names", [["road"], ["道路", "дом", "بيت", "a\nb"], [f"class number {i}" for i in range(150)]]
+)
+def test_every_class_has_its_box_and_text_inside_the_legend(names, width):
+    palette = [(i, 255 - i, 128) for i in range(len(names))]
+    picture = legend(names, palette, [1 / len(names)] * len(names), width=width)
+    assert picture.width == max(width, 240)
+    counts = {color: count for count, color in picture.getcolors(1 << 24)}
+    assert all(counts[color] >= 12 * 12 for color in palette)
+    edge = np.array(picture)[:, -3:]
+    assert (edge == 255).all()
+
+
+def test_long_names_end_with_dots(monkeypatch):
+    texts = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **options: texts.append(text))
+    legend(["x" * 500, "sky"], PALETTE, [0.25, 0.75], width=100)
+    assert texts[0].endswith("xxx... 25.0 %")
+    assert ImageFont.load_default(14).getlength(texts[0]) <= 240
+    assert texts[1] == "sky 75.0 %"
+
+
+def test_panels_stand_side_by_side_above_the_classes_that_occur():
+    panels = [("left", Image.new("RGB", (300, 20), "red")), ("right", Image.new("L", (90, 30), 0))]
+    picture = compare(panels, ["a", "b", "c"], [*PALETTE, (1, 2, 3)], label_maps=[LABELS])
+    assert picture.width == 300 + 7 + 90
+    assert np.array_equal(picture.crop((0, 28, 300, 48)), panels[0][1])
+    assert np.array_equal(picture.crop((307, 28, 397, 58)), panels[1][1].convert("RGB"))
+    colors = {color for _, color in picture.crop((0, 58, *picture.size)).getcolors(1 << 16)}
+    assert set(PALETTE) <= colors
+    assert (1, 2, 3) not in colors
+
+
+def test_a_picture_alone_has_no_title_and_a_legend_of_shares(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "modeling_mtaclip.visualization.legend",
+        lambda names, palette, shares, width: drawn.update(names=names, shares=shares) or Image.new("RGB", (240, 9)),
+    )
+    picture = compare([("", GRAY)], ["a", "b"], PALETTE, label_maps=[LABELS], show_shares=True)
+    assert picture.size == (240, 11)
+    assert drawn == {"names": ["b", "a", "not annotated"], "shares": [0.5, 0.25, 0.25]}
+
+
+def test_alignment_has_a_cell_for_each_mask_and_text_and_frames_the_own_text():
+    figure = plot_alignment(np.array([[0.5, -0.25], [0.0, 1.0]]), ["1 sky", "2 sea"], ["sky", "sea"], [0, None])
+    axis = figure.axes[0]
+    assert [text.get_text() for text in axis.texts] == ["0.50", "-0.25", "0.00", "1.00"]
+    assert [frame.get_xy() for frame in axis.patches] == [(-0.5, -0.5)]
