@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MTA-CLIP for semantic segmentation: prompts and text, mask-text decoder, heads, and the two model classes.
 
-The way of the data: image → backbone → pixel decoder → mask features and three memories; class names → prompts →
+The way of the data: image → backbone → pixel decoder → mask features and multi-scale features; class names → prompts →
 frozen CLIP text encoder → text embeddings; mask queries and text queries together → mask-text decoder → heads.
 "Sec." refers to the paper (arXiv 2407.21654).
 """
@@ -112,7 +112,7 @@ class MTAClipModelOutput(ModelOutput):
             decoder's LayerNorm.
         mask_features (`torch.FloatTensor` of shape `(batch_size, mask_feature_size, height / 4, width / 4)`):
             Features whose products with mask embeddings are mask logits; channels-last in memory.
-        memories (`tuple[torch.FloatTensor]` of shapes `(batch_size, hidden_size, height / s, width / s)`):
+        multi_scale_features (`tuple[torch.FloatTensor]` of shapes `(batch_size, hidden_size, height / s, width / s)`):
             What the decoder attends to, for the strides `s` 32, 16, 8.
         text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
             CLIP embeddings of the class names and "no object" in every prompt context.
@@ -124,12 +124,12 @@ class MTAClipModelOutput(ModelOutput):
         attentions (`tuple[torch.FloatTensor]`, *optional*):
             Self-attention weights of each decoder layer.
         cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Weights of the masked attention of each decoder layer, over the pixels of its memory.
+            Weights of the masked attention of each decoder layer, over the pixels that it attends to.
     """  # noqa: E501
 
     last_hidden_state: Tensor | None = None
     mask_features: Tensor | None = None
-    memories: tuple[Tensor, ...] | None = None
+    multi_scale_features: tuple[Tensor, ...] | None = None
     text_embeddings: Tensor | None = None
     normalized_states: tuple[Tensor, ...] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -264,8 +264,8 @@ class MTAClipDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         query_positions: Tensor,
-        memory_keys: Tensor,
-        memory_values: Tensor,
+        pixel_keys: Tensor,
+        pixel_states: Tensor,
         attention_mask: Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
@@ -274,12 +274,12 @@ class MTAClipDecoderLayer(GradientCheckpointingLayer):
         Args:
             hidden_states (`Tensor` of shape `(B, N, D)`): mask queries, then text queries.
             query_positions (`Tensor` of shape `(N, D)`): their learned position embeddings.
-            memory_keys (`Tensor` of shape `(B, S, D)`): pixels with their position embeddings.
-            memory_values (`Tensor` of shape `(B, S, D)`): pixels.
+            pixel_keys (`Tensor` of shape `(B, S, D)`): pixels with their position embeddings.
+            pixel_states (`Tensor` of shape `(B, S, D)`): pixels.
             attention_mask (`Tensor` of shape `(B, 1, N, S)`): added to the attention logits.
         """
         attended, _ = self.cross_attn(
-            hidden_states + query_positions, memory_keys, memory_values, attention_mask, **kwargs
+            hidden_states + query_positions, pixel_keys, pixel_states, attention_mask, **kwargs
         )
         hidden_states = self.cross_attn_layer_norm(hidden_states + attended)
         positioned = hidden_states + query_positions
@@ -326,7 +326,7 @@ class MTAClipMaskTextDecoder(nn.Module):
     def forward(
         self,
         mask_features: Tensor,
-        memories: list[Tensor],
+        multi_scale_features: list[Tensor],
         text_embeddings: Tensor | None,
         output_all_states: bool,
         **kwargs: Unpack[TransformersKwargs],
@@ -335,7 +335,7 @@ class MTAClipMaskTextDecoder(nn.Module):
 
         Args:
             mask_features (`Tensor` of shape `(B, mask_feature_size, h, w)`): at stride 4.
-            memories (`list[Tensor]` of shapes `(B, D, h_l, w_l)`): strides 32, 16, 8.
+            multi_scale_features (`list[Tensor]` of shapes `(B, D, h_l, w_l)`): strides 32, 16, 8.
             text_embeddings (`Tensor` of shape `(C, K + 1, E)`, *optional*): absent without text branch.
             output_all_states (`bool`): whether to return the states before each layer too.
 
@@ -345,12 +345,15 @@ class MTAClipMaskTextDecoder(nn.Module):
         """
         queries, positions = self._queries(text_embeddings)
         hidden_states = queries.expand(mask_features.shape[0], -1, -1)
-        values = [to_sequence(memory) + level for memory, level in zip(memories, self.level_embed, strict=True)]
-        keys = [
-            value + sine_position_embedding(*memory.shape[-2:], value.shape[-1], value.dtype, value.device)
-            for value, memory in zip(values, memories, strict=True)
+        sizes = [maps.shape[-2:] for maps in multi_scale_features]
+        values = [
+            to_sequence(maps) + level for maps, level in zip(multi_scale_features, self.level_embed, strict=True)
         ]
-        features = [_resize_features(mask_features, memory.shape[-2:]) for memory in memories]
+        keys = [
+            value + sine_position_embedding(*size, value.shape[-1], value.dtype, value.device)
+            for value, size in zip(values, sizes, strict=True)
+        ]
+        features = [_resize_features(mask_features, size) for size in sizes]
         states = [self.layer_norm(hidden_states)]
         for index, layer in enumerate(self.layers):
             level = index % NUM_LEVELS
@@ -377,7 +380,7 @@ class MTAClipMaskTextDecoder(nn.Module):
 
 @torch.no_grad()
 def _resize_features(mask_features: Tensor, size: torch.Size) -> Tensor:
-    """Mask features at the size of a memory, `(B, D, h * w)`.
+    """Mask features at the size of the features of one scale, `(B, D, h * w)`.
 
     Resizing is linear over pixels and mask logits are linear over channels, so that products with resized features are
     the resized mask logits.
@@ -799,14 +802,14 @@ class MTAClipModel(MTAClipPreTrainedModel):
             ValueError: both or neither of `pixel_values` and `feature_maps`, or feature maps that don't fit.
         """  # noqa: E501
         feature_maps = self._feature_maps(pixel_values, feature_maps)
-        mask_features, memories = self.pixel_decoder(feature_maps)
+        mask_features, multi_scale_features = self.pixel_decoder(feature_maps)
         text_embeddings = self.text_model.get_text_embeddings() if self.config.text_branch else None
         output_all_states = self.training if output_auxiliary_predictions is None else output_auxiliary_predictions
-        states = self.decoder(mask_features, memories, text_embeddings, output_all_states, **kwargs)
+        states = self.decoder(mask_features, multi_scale_features, text_embeddings, output_all_states, **kwargs)
         return MTAClipModelOutput(
             last_hidden_state=states[-1],
             mask_features=mask_features,
-            memories=tuple(memories),
+            multi_scale_features=tuple(multi_scale_features),
             text_embeddings=text_embeddings,
             normalized_states=tuple(states),
         )

@@ -157,7 +157,7 @@ class MTAClipPixelDecoderLayer(GradientCheckpointingLayer):
 
 
 class MTAClipPixelDecoder(nn.Module):
-    """Turns the backbone's four feature maps into mask features at stride 4 and memories at strides 32, 16 and 8.
+    """Turns the backbone's four feature maps into mask features (stride 4) and multi-scale features (32, 16, 8).
 
     Args:
         config ([`MTAClipConfig`]): sizes of the layers.
@@ -192,8 +192,8 @@ class MTAClipPixelDecoder(nn.Module):
             feature_maps (`list[Tensor]` of shapes `(B, C_i, H / stride_i, W / stride_i)`): strides 4, 8, 16, 32.
 
         Returns:
-            `tuple[Tensor, list[Tensor]]`: mask features `(B, mask_feature_size, H / 4, W / 4)` and three memories
-            `(B, D, h, w)` from stride 32 to stride 8, all channels-last in memory.
+            `tuple[Tensor, list[Tensor]]`: mask features `(B, mask_feature_size, H / 4, W / 4)` and multi-scale
+            features, three maps `(B, D, h, w)` from stride 32 to stride 8, all channels-last in memory.
         """
         feature_maps = [maps.contiguous(memory_format=torch.channels_last) for maps in feature_maps]
         levels = [
@@ -209,15 +209,15 @@ class MTAClipPixelDecoder(nn.Module):
             hidden_states = layer(hidden_states, position_embeddings, centres, spatial_shapes)
 
         sequences = hidden_states.split([height * width for height, width in spatial_shapes], dim=1)
-        memories = [
+        multi_scale_features = [
             to_feature_map(sequence, *shape) for sequence, shape in zip(sequences, spatial_shapes, strict=True)
         ]
         lateral = self.lateral_projection(feature_maps[0])
         upsampled = nn.functional.interpolate(
-            memories[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
+            multi_scale_features[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
         )
         mask_features = self.mask_projection(self.output_projection(lateral + upsampled))
-        return mask_features, memories
+        return mask_features, multi_scale_features
 
     def _position_embeddings(self, spatial_shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
         size = like.shape[-1]

@@ -20,7 +20,7 @@ def decoder_inputs(height=24, width=32):
     sizes = [(height // stride, width // stride) for stride in (8, 4, 2)]
     return {
         "mask_features": torch.randn(2, 16, height, width, requires_grad=True),
-        "memories": [torch.randn(2, 32, *size, requires_grad=True) for size in sizes],
+        "multi_scale_features": [torch.randn(2, 32, *size, requires_grad=True) for size in sizes],
         "text_embeddings": torch.randn(3, 4, 24, requires_grad=True),
         "output_all_states": True,
     }
@@ -30,7 +30,12 @@ def decoder_inputs(height=24, width=32):
 def test_decoder_is_one_graph():
     decoder = tiny_model().train().model.decoder
     inputs = decoder_inputs()
-    differentiable = [inputs["mask_features"], *inputs["memories"], inputs["text_embeddings"], *decoder.parameters()]
+    differentiable = [
+        inputs["mask_features"],
+        *inputs["multi_scale_features"],
+        inputs["text_embeddings"],
+        *decoder.parameters(),
+    ]
     results = []
     for decode in (decoder, torch.compile(decoder, fullgraph=True, backend="aot_eager")):
         states = torch.stack(decode(**inputs))

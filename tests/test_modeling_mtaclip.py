@@ -87,11 +87,11 @@ def test_attention_masks_equal_resized_mask_logits(dtype):
         base = model.model(make_batch()["pixel_values"])
         states = base.last_hidden_state
         logits = torch.einsum("bnd,bdhw->bnhw", model.model.decoder.mask_embedder(states), base.mask_features)
-        for memory in base.memories:
-            resized = F.interpolate(logits, memory.shape[-2:], mode="bilinear").flatten(2)
+        for maps in base.multi_scale_features:
+            resized = F.interpolate(logits, maps.shape[-2:], mode="bilinear").flatten(2)
             outside = resized.sigmoid() < 0.5
             outside[outside.all(-1)] = False
-            features = F.interpolate(base.mask_features, memory.shape[-2:], mode="bilinear").flatten(2)
+            features = F.interpolate(base.mask_features, maps.shape[-2:], mode="bilinear").flatten(2)
             mask = model.model.decoder._attention_mask(states, features)[:, 0]
             certain = resized.abs() > 1e-5
             assert torch.equal((mask < 0)[certain], outside[certain])

@@ -77,10 +77,10 @@ def test_text_embeddings(outputs, expected):
 
 def test_pixel_decoder(model, feature_maps, expected):
     with torch.no_grad():
-        mask_features, memories = model.model.pixel_decoder(feature_maps)
+        mask_features, multi_scale_features = model.model.pixel_decoder(feature_maps)
     assert_near(mask_features, expected["pixel_decoder.mask_features"])
-    for index, memory in enumerate(memories):
-        assert_near(memory, expected[f"pixel_decoder.memory{index}"])
+    for index, maps in enumerate(multi_scale_features):
+        assert_near(maps, expected[f"pixel_decoder.memory{index}"])
 
 
 def test_decoder_states(outputs, expected):
@@ -102,8 +102,8 @@ def test_attention_masks(model, outputs, expected):
     with torch.no_grad():
         base = model.model(feature_maps=[expected[f"backbone.feat{i}"] for i in range(4)])
         for layer, stage in ((1, "layer0"), (2, "layer1"), (3, "layer2")):
-            memory = base.memories[layer % 3]
-            features = F.interpolate(base.mask_features, memory.shape[-2:], mode="bilinear").flatten(2)
+            maps = base.multi_scale_features[layer % 3]
+            features = F.interpolate(base.mask_features, maps.shape[-2:], mode="bilinear").flatten(2)
             states = decoder.layer_norm(expected[f"{stage}.hidden"])
             blocked = decoder._attention_mask(states, features)[:, 0] < 0
             assert torch.equal(blocked, expected[f"layer{layer}.attn_mask_in"].bool())
