@@ -12,6 +12,7 @@ from .examples import (
     TrainingStream,
     collate_examples,
 )
+from .image_files import ImageFiles, find_image_files, open_image
 from .loading import load_segmentation_dataset
 from .reading import IGNORE_INDEX, SegmentationData
 from .scenes import make_scene
@@ -23,11 +24,14 @@ __all__ = [
     "BadExamplesError",
     "EvaluationExamples",
     "EvaluationStream",
+    "ImageFiles",
     "SegmentationData",
     "TrainingExamples",
     "TrainingStream",
     "collate_examples",
+    "find_image_files",
     "generate_palette",
     "load_segmentation_dataset",
     "make_scene",
+    "open_image",
 ]
