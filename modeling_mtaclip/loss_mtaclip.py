@@ -10,21 +10,21 @@ sampled once and every logit at a point comes from a matrix product.
 "Sec." refers to MTA-CLIP (arXiv 2407.21654); Mask2Former is arXiv 2112.01527.
 """
 
-from dataclasses import dataclass
-
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from .configuration_mtaclip import MTAClipConfig
-from .point_sampling_mtaclip import bilinear_corners, sample_rows
+from .point_sampling_mtaclip import bilinear_corners, sample_pixels, seeded_points
 
 
 logger = logging.get_logger(__name__)
 
 # Stands for a cost that is not finite: larger than any real cost, small enough for float32 sums to stay exact.
 UNUSABLE_COST = 1e6
+# Marks the columns of costs that stand for no class; no real cost is minus infinity.
+NO_CLASS = float("-inf")
 
 
 def classification_losses(class_queries_logits: Tensor, classes: Tensor, class_weights: Tensor) -> Tensor:
@@ -78,12 +78,12 @@ def mask_losses(point_logits: Tensor, point_targets: Tensor, point_weights: Tens
     """Sigmoid cross-entropy of masks, averaged over their points.
 
     Args:
-        point_logits (`Tensor` of shape `(M, P)`): mask logits at points.
-        point_targets (`Tensor` of shape `(M, P)`): how much of each point belongs to the mask, in [0, weight].
-        point_weights (`Tensor` of shape `(M, P)`): how much of each point is labelled, in [0, 1].
+        point_logits (`Tensor` of shape `(..., P)`): mask logits at points.
+        point_targets (`Tensor` of shape `(..., P)`): how much of each point belongs to the mask, in [0, weight].
+        point_weights (`Tensor` of shape `(..., P)`): how much of each point is labelled, in [0, 1].
 
     Returns:
-        `Tensor` of shape `(M,)`.
+        `Tensor` of shape `(...)`.
     """
     losses = point_weights * nn.functional.softplus(point_logits) - point_targets * point_logits
     return losses.sum(dim=-1) / point_weights.sum(dim=-1).clamp(min=1)
@@ -110,70 +110,66 @@ def matching_costs(
     """Cost of giving query `q` the class `g`: minus its probability, plus mask cross-entropy, plus dice, weighted.
 
     Args:
-        class_probabilities (`Tensor` of shape `(N, G)`): of the `G` classes of an image, for `N` queries.
-        point_logits (`Tensor` of shape `(N, P)`): mask logits at points; overwritten.
-        point_targets (`Tensor` of shape `(G, P)`): how much of each point belongs to each class.
-        point_weights (`Tensor` of shape `(P,)`): how much of each point is labelled.
+        class_probabilities (`Tensor` of shape `(..., N, G)`): of the `G` classes of an image, for `N` queries.
+        point_logits (`Tensor` of shape `(..., N, P)`): mask logits at points; overwritten.
+        point_targets (`Tensor` of shape `(..., G, P)`): how much of each point belongs to each class.
+        point_weights (`Tensor` of shape `(..., P)`): how much of each point is labelled.
         config ([`MTAClipConfig`]): the weights.
 
     Returns:
-        `Tensor` of shape `(N, G)`.
+        `Tensor` of shape `(..., N, G)`.
     """
-    num_points = point_weights.sum().clamp(min=1)
+    targets, weights = point_targets.transpose(-1, -2), point_weights[..., None]
+    num_points = point_weights.sum(dim=-1)[..., None, None].clamp(min=1)
     # Everything here is linear in the targets: the elementwise work is per query, never per query and class.
-    mask_cost = (nn.functional.softplus(point_logits) @ point_weights)[:, None] - point_logits @ point_targets.T
+    mask_cost = (nn.functional.softplus(point_logits) @ weights - point_logits @ targets) / num_points
     probabilities = point_logits.sigmoid_()
-    overlap = probabilities @ point_targets.T
-    total = (probabilities @ point_weights)[:, None] + point_targets.sum(dim=-1)
-    dice_cost = 1 - (2 * overlap + 1) / (total + 1)
+    total = probabilities @ weights + point_targets.sum(dim=-1)[..., None, :]
+    dice_cost = 1 - (2 * (probabilities @ targets) + 1) / (total + 1)
     return (
-        config.match_mask_weight * mask_cost / num_points
+        config.match_mask_weight * mask_cost
         + config.match_dice_weight * dice_cost
         - config.match_class_weight * class_probabilities
     )
 
 
-@dataclass
-class LabelPoints:
-    """The labels of one image at random points, by bilinear interpolation of its class masks.
-
-    Attributes:
-        targets (`Tensor` of shape `(G, P)`): how much of each point belongs to each class of the image, in [0, 1].
-        weights (`Tensor` of shape `(P,)`): how much of each point counts, in [0, 1].
-    """
-
-    targets: Tensor
-    weights: Tensor
-
-
 def interpolate_labels(
     labels: Tensor, points: Tensor, classes: Tensor, ignore_index: int | None, dtype: torch.dtype
-) -> LabelPoints:
-    """Samples the class masks of a label map at points, without making the masks.
+) -> tuple[Tensor, Tensor]:
+    """Samples the class masks of label maps at points, bilinearly, without making the masks.
 
     Args:
-        labels (`Tensor` of shape `(H, W)`): int64 label map.
-        points (`Tensor` of shape `(P, 2)`): (x, y) in [0, 1].
-        classes (`Tensor` of shape `(G,)`): the classes whose masks are sampled.
+        labels (`Tensor` of shape `(..., H, W)`): int64 label maps.
+        points (`Tensor` of shape `(..., P, 2)`): (x, y) in [0, 1].
+        classes (`Tensor` of shape `(..., G)`): the classes whose masks are sampled.
         ignore_index (`int`, *optional*): label of pixels that don't count; `None`: every pixel counts.
         dtype (`torch.dtype`): of the result.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: how much of each point belongs to each class, `(..., G, P)`, and how much of it
+        counts, `(..., P)`, both in [0, 1].
     """
-    rows, shares = bilinear_corners(tuple(labels.shape), points)
-    corners, shares = labels.flatten()[rows], shares.to(dtype)
-    targets = labels.new_zeros((len(classes), len(points)), dtype=dtype)
-    for corner, share in zip(corners.unbind(1), shares.unbind(1), strict=True):
-        targets += (corner == classes[:, None]) * share
-    weights = ((corners != ignore_index) * shares).sum(dim=1)
-    return LabelPoints(targets, torch.ones_like(weights) if ignore_index is None else weights)
+    pixels, shares = bilinear_corners(tuple(labels.shape[-2:]), points)
+    corners = labels.flatten(-2).gather(-1, pixels.flatten(-2)).view(pixels.shape)
+    shares = shares.to(dtype)
+    targets = shares.new_zeros((*classes.shape, points.shape[-2]))
+    for corner, share in zip(corners.unbind(-1), shares.unbind(-1), strict=True):
+        targets += (corner[..., None, :] == classes[..., None]) * share[..., None, :]
+    weights = torch.ones_like(shares[..., 0]) if ignore_index is None else ((corners != ignore_index) * shares).sum(-1)
+    return targets, weights
 
 
-def classes_of_images(labels: Tensor, num_labels: int, ignore_index: int) -> list[Tensor]:
-    """The classes that occur in each label map, ascending.
+def classes_of_images(labels: Tensor, num_labels: int, ignore_index: int) -> Tensor:
+    """The classes that occur in each label map, ascending; where labels are on an accelerator, it waits for them.
 
     Args:
         labels (`Tensor` of shape `(B, H, W)`): int64 label maps.
         num_labels (`int`): number of classes, `K`.
         ignore_index (`int`): label of pixels without class.
+
+    Returns:
+        `Tensor` of shape `(B, M)`: int64, `M` being the largest number of classes of an image, at least 1; images with
+        fewer end with -1.
 
     Raises:
         ValueError: a label that is neither in 0 … K - 1 nor `ignore_index`.
@@ -181,8 +177,7 @@ def classes_of_images(labels: Tensor, num_labels: int, ignore_index: int) -> lis
     usable = (labels >= 0) & (labels < num_labels)
     bins = torch.where(usable, labels, torch.where(labels == ignore_index, num_labels, num_labels + 1))
     present = torch.zeros(len(labels), num_labels + 2, dtype=torch.bool, device=labels.device)
-    present.scatter_(1, bins.flatten(1), True)
-    present = present.cpu()
+    present = present.scatter_(1, bins.flatten(1), True).cpu()
     if present[:, -1].any():
         wrong = labels[~usable & (labels != ignore_index)].unique().tolist()
         raise ValueError(
@@ -190,26 +185,35 @@ def classes_of_images(labels: Tensor, num_labels: int, ignore_index: int) -> lis
             f"{num_labels - 1}, or {ignore_index} for pixels to ignore. Check the label map, `do_reduce_labels` and "
             "`id2label`."
         )
-    return [image.nonzero()[:, 0].to(labels.device) for image in present[:, :num_labels]]
+    classes = [image.nonzero()[:, 0] for image in present[:, :num_labels]]
+    padded = nn.utils.rnn.pad_sequence([*classes, torch.zeros(1)], batch_first=True, padding_value=-1)[:-1]
+    return padded.long().to(labels.device)
 
 
-@dataclass
-class Matches:
-    """The queries that were given a class.
+def loss_normalizers(image_classes: Tensor, config: MTAClipConfig) -> Tensor:
+    """What the losses of some images are divided by, the same for every layer.
 
-    Attributes:
-        query_classes (`Tensor` of shape `(L, B, Q)`): int64, the class of each query, `K` for "no object".
-        rows (`list[Tensor]`): for each image, the matched queries as `layer * Q + query`.
-        columns (`list[Tensor]`): for each image, which of the image's classes each of them was given.
+    Where a batch is split, by gradient accumulation or over processes, the gradients of its parts add up to those of
+    the whole only if every part divides by the whole batch's normalizers: average those of all parts, and give them to
+    the forward pass of each.
+
+    Args:
+        image_classes (`Tensor` of shape `(B, M)`): as of [`classes_of_images`].
+        config ([`MTAClipConfig`]): number of queries and weight of "no object".
+
+    Returns:
+        `Tensor` of shape `(2,)`: float32, sum of the queries' class weights and number of matched masks.
     """
-
-    query_classes: Tensor
-    rows: list[Tensor]
-    columns: list[Tensor]
+    matched = (image_classes >= 0).sum(dim=1).clamp(max=config.num_queries)
+    # An image without any labelled pixel says nothing, not even "no object".
+    no_objects = (matched > 0) * (config.num_queries - matched)
+    return torch.stack((matched + config.no_object_weight * no_objects, matched)).sum(dim=1).float()
 
 
 class MTAClipCriterion(nn.Module):
-    """All losses of all supervised predictions in one pass.
+    """All losses of all supervised predictions in one pass over the batch.
+
+    Every image has as many places for masks as the image with the most classes; places without class count nowhere.
 
     Args:
         config ([`MTAClipConfig`]): weights, sampling sizes and the choices between ours and the authors' behaviour.
@@ -226,6 +230,8 @@ class MTAClipCriterion(nn.Module):
         mask_features: Tensor,
         mask_text_similarity: Tensor | None,
         labels: Tensor,
+        image_classes: Tensor | None = None,
+        normalizers: Tensor | None = None,
         point_seeds: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the losses, in float32.
@@ -236,6 +242,10 @@ class MTAClipCriterion(nn.Module):
             mask_features (`Tensor` of shape `(B, D, h, w)`): channels-last in memory.
             mask_text_similarity (`Tensor` of shape `(L, B, C, Q, K + 1)`, *optional*): cosines with the class texts.
             labels (`Tensor` of shape `(B, H, W)`): int64 label maps.
+            image_classes (`Tensor` of shape `(B, M)`, *optional*): as of [`classes_of_images`], which finds them when
+                they are not given.
+            normalizers (`Tensor` of shape `(2,)`, *optional*): what the losses are divided by; by default the
+                [`loss_normalizers`] of these images.
             point_seeds (`Tensor` of shape `(B,)`, *optional*): int64; makes each image's random points a function of
                 its seed alone, whatever else is in the batch.
 
@@ -244,48 +254,34 @@ class MTAClipCriterion(nn.Module):
             layer plain, those of prediction `i` with the suffix `_i`.
 
         Raises:
-            ValueError: labels out of range.
+            ValueError: labels out of range, when `image_classes` are not given.
         """
         config = self.config
-        with torch.autocast(labels.device.type, enabled=False):
-            class_queries_logits, mask_embeddings, mask_features = (
-                tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-                for tensor in (class_queries_logits, mask_embeddings, mask_features)
-            )
-            features = mask_features.permute(0, 2, 3, 1)  # (B, h, w, D)
+        if image_classes is None:
             image_classes = classes_of_images(labels, config.num_labels, config.semantic_loss_ignore_index)
-            points = self._draw_points(labels, point_seeds)
-            matches = self._match(class_queries_logits, mask_embeddings, features, labels, image_classes, points)
+        if normalizers is None:
+            normalizers = loss_normalizers(image_classes, config)
+        with torch.autocast(labels.device.type, enabled=False):
+            class_queries_logits = _to_float32(class_queries_logits)
+            features = mask_features.permute(0, 2, 3, 1)  # (B, h, w, D)
+            match_points, mask_points = self._draw_points(labels, point_seeds)
+            queries = self._match(class_queries_logits, mask_embeddings, features, labels, image_classes, match_points)
+            terms = self._query_terms(class_queries_logits, mask_text_similarity, queries, image_classes)
+            terms |= self._mask_terms(mask_embeddings, features, labels, image_classes, queries, mask_points)
 
-            class_weights = class_queries_logits.new_ones(config.num_labels + 1)
-            class_weights[-1] = config.no_object_weight
-            # An image without any labelled pixel says nothing, not even "no object".
-            labelled = torch.tensor([len(classes) > 0 for classes in image_classes], device=labels.device)[:, None]
-            weight_sums, mask_counts = self._divisors(matches, class_weights, labelled)
-
-            terms = {}
-            losses = classification_losses(class_queries_logits, matches.query_classes, class_weights)
-            terms["cross_entropy"] = (losses * labelled).sum(dim=(1, 2)) / weight_sums
-            mask_terms, dice_terms = self._mask_terms(
-                mask_embeddings, features, labels, image_classes, points, matches
-            )
-            mask_divisors = mask_counts if config.mask_loss_normalizer == "num_masks" else weight_sums
-            terms["mask"], terms["dice"] = mask_terms / mask_divisors, dice_terms / mask_divisors
-            if mask_text_similarity is not None:
-                losses = contrastive_losses(
-                    mask_text_similarity.to(class_queries_logits.dtype),
-                    matches.query_classes,
-                    class_weights,
-                    config.contrastive_negatives,
-                    config.contrastive_temperature,
-                )
-                terms["contrastive"] = (losses * labelled).sum(dim=(1, 2)) / weight_sums
-
+            weight_sum, num_masks = normalizers.to(class_queries_logits.dtype).unbind()
+            mask_divisor = num_masks if config.mask_loss_normalizer == "num_masks" else weight_sum
+            divisors = {"mask": mask_divisor, "dice": mask_divisor}
+            # Without any labelled pixel the sums are 0 too.
+            terms = {
+                name: term / torch.where(divisors.get(name, weight_sum) > 0, divisors.get(name, weight_sum), 1)
+                for name, term in terms.items()
+            }
         weights = {
             "cross_entropy": config.class_weight,
+            "contrastive": config.contrastive_weight,
             "mask": config.mask_weight,
             "dice": config.dice_weight,
-            "contrastive": config.contrastive_weight,
         }
         total = sum(weights[name] * term.sum() for name, term in terms.items())
         return total, _named_components(terms)
@@ -298,15 +294,15 @@ class MTAClipCriterion(nn.Module):
         if point_seeds is None:
             points = torch.rand(len(labels), sum(sizes), 2, device=labels.device)
         else:
-            generators = [torch.Generator().manual_seed(seed) for seed in point_seeds.tolist()]
-            points = torch.stack([torch.rand(sum(sizes), 2, generator=generator) for generator in generators])
-            points = points.to(labels.device)
+            points = seeded_points(point_seeds, sum(sizes))
         return points.split(sizes, dim=1)
 
     def _num_uniform_points(self) -> int:
         return self.config.train_num_points - int(self.config.importance_sample_ratio * self.config.train_num_points)
 
-    def _label_points(self, labels: Tensor, points: Tensor, classes: Tensor, dtype: torch.dtype) -> LabelPoints:
+    def _label_points(
+        self, labels: Tensor, points: Tensor, classes: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         exclude = self.config.ignored_pixels == "exclude"
         ignore_index = self.config.semantic_loss_ignore_index if exclude else None
         return interpolate_labels(labels, points, classes, ignore_index, dtype)
@@ -318,115 +314,119 @@ class MTAClipCriterion(nn.Module):
         mask_embeddings: Tensor,
         features: Tensor,
         labels: Tensor,
-        image_classes: list[Tensor],
-        points: tuple[Tensor, Tensor],
-    ) -> Matches:
-        num_layers, _, num_queries, num_classes = class_queries_logits.shape
+        image_classes: Tensor,
+        points: Tensor,
+    ) -> Tensor:
+        """The query that each class of each image is given, `(L, B, M)`; -1 for none."""
+        targets, weights = self._label_points(labels, points, image_classes, class_queries_logits.dtype)
+        point_features = sample_pixels(features.flatten(1, 2), features.shape[1:3], points)
+        classes = image_classes.clamp(min=0)[:, None].expand(-1, class_queries_logits.shape[2], -1)
         costs = []
-        for image, classes in enumerate(image_classes):
-            label_points = self._label_points(labels[image], points[0][image], classes, features.dtype)
-            point_features = sample_rows(features[image].flatten(0, 1), features.shape[1:3], points[0][image])
-            point_logits = mask_embeddings[:, image].flatten(0, 1) @ point_features.T
-            probabilities = class_queries_logits[:, image].softmax(dim=-1)[..., classes].flatten(0, 1)
-            costs.append(
-                matching_costs(probabilities, point_logits, label_points.targets, label_points.weights, self.config)
+        # Layer by layer, because the logits of all of them would be large.
+        for layer_logits, layer_embeddings in zip(class_queries_logits, mask_embeddings, strict=True):
+            point_logits = _to_float32(layer_embeddings @ point_features.transpose(1, 2))
+            probabilities = layer_logits.softmax(dim=-1).gather(-1, classes)
+            costs.append(matching_costs(probabilities, point_logits, targets, weights, self.config))
+        return _assign(torch.stack(costs).masked_fill(image_classes[:, None] < 0, NO_CLASS))
+
+    def _query_terms(
+        self, class_queries_logits: Tensor, similarity: Tensor | None, queries: Tensor, image_classes: Tensor
+    ) -> dict[str, Tensor]:
+        """Sums of the losses that every query has, per layer."""
+        config = self.config
+        num_layers, batch_size, num_queries, _ = class_queries_logits.shape
+        # Classes without query go to one more, which is dropped.
+        query_classes = image_classes.new_full((num_layers, batch_size, num_queries + 1), config.num_labels)
+        places = torch.where(queries >= 0, queries, num_queries)
+        query_classes = query_classes.scatter(2, places, image_classes.expand_as(places))[..., :-1]
+        class_weights = class_queries_logits.new_ones(config.num_labels + 1)
+        class_weights[-1] = config.no_object_weight
+        losses = {"cross_entropy": classification_losses(class_queries_logits, query_classes, class_weights)}
+        if similarity is not None:
+            losses["contrastive"] = contrastive_losses(
+                _to_float32(similarity),
+                query_classes,
+                class_weights,
+                config.contrastive_negatives,
+                config.contrastive_temperature,
             )
-        sizes = [len(classes) for classes in image_classes]
-        device_costs = torch.cat(costs, dim=1)
-        assigned = _assign(device_costs.cpu().unflatten(0, (num_layers, num_queries)), sizes)
-
-        query_classes = torch.full(
-            class_queries_logits.shape[:-1], num_classes - 1, dtype=torch.long, device=labels.device
-        )
-        rows, columns = [], []
-        for image, (layers, queries, chosen) in enumerate(assigned):
-            layers, queries, chosen = (indices.to(labels.device) for indices in (layers, queries, chosen))
-            rows.append(layers * num_queries + queries)
-            columns.append(chosen)
-            query_classes[layers, image, queries] = image_classes[image][chosen]
-        return Matches(query_classes, rows, columns)
-
-    def _divisors(self, matches: Matches, class_weights: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-        """Per layer: sum of the queries' class weights and number of matched masks, as a process's share of both."""
-        num_layers = len(matches.query_classes)
-        weight_sums = (class_weights[matches.query_classes] * labelled).sum(dim=(1, 2))
-        # Every layer gives each image's classes to as many queries.
-        mask_counts = torch.full_like(weight_sums, sum(len(rows) for rows in matches.rows) // num_layers)
-        divisors = torch.stack((weight_sums, mask_counts))
-        if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Gradients are averaged over processes, so that each must divide by the mean of what all have.
-            torch.distributed.all_reduce(divisors)
-            divisors /= torch.distributed.get_world_size()
-        weight_sums, mask_counts = divisors
-        return torch.where(weight_sums > 0, weight_sums, 1), torch.where(mask_counts > 0, mask_counts, 1)
+        labelled = image_classes[:, :1] >= 0
+        return {name: (values * labelled).sum(dim=(1, 2)) for name, values in losses.items()}
 
     def _mask_terms(
         self,
         mask_embeddings: Tensor,
         features: Tensor,
         labels: Tensor,
-        image_classes: list[Tensor],
-        points: tuple[Tensor, Tensor],
-        matches: Matches,
-    ) -> tuple[Tensor, Tensor]:
-        """Sums of the matched masks' cross-entropy and dice losses, per layer."""
-        num_layers, _, num_queries, _ = mask_embeddings.shape
-        sums = [mask_embeddings.new_zeros(num_layers) for _ in range(2)]
-        for image, (rows, columns) in enumerate(zip(matches.rows, matches.columns, strict=True)):
-            label_points = self._label_points(labels[image], points[1][image], image_classes[image], features.dtype)
-            # Only matched masks are made, as columns, so that sampling a pixel reads one row.
-            embeddings = mask_embeddings[:, image].flatten(0, 1)[rows]
-            masks = features[image].flatten(0, 1) @ embeddings.T  # (h * w, M)
-            logits = sample_rows(masks, features.shape[1:3], points[1][image]).T
-            chosen = self._choose_points(logits.detach(), label_points.weights)
-            logits = logits.gather(1, chosen)
-            targets = label_points.targets[columns].gather(1, chosen)
-            weights = label_points.weights[chosen]
-            layers = rows // num_queries
-            for index, losses in enumerate((mask_losses, dice_losses)):
-                sums[index] = sums[index].index_add(0, layers, losses(logits, targets, weights))
-        return sums[0], sums[1]
+        image_classes: Tensor,
+        queries: Tensor,
+        points: Tensor,
+    ) -> dict[str, Tensor]:
+        """Sums of the losses that every matched mask has, per layer."""
+        matched = (queries >= 0).transpose(0, 1)  # (B, L, M)
+        index = queries.clamp(min=0)[..., None].expand(-1, -1, -1, mask_embeddings.shape[-1])
+        embeddings = mask_embeddings.gather(2, index).transpose(0, 1).flatten(1, 2)  # (B, L * M, D)
+        # Only matched masks are made, as columns, so that sampling a pixel reads one row.
+        masks = features.flatten(1, 2) @ embeddings.transpose(1, 2)
+        logits = sample_pixels(masks, features.shape[1:3], points).transpose(1, 2)
+        logits = _to_float32(logits).contiguous().view(*matched.shape, -1)  # (B, L, M, P')
+        targets, weights = self._label_points(labels, points, image_classes, logits.dtype)
+        targets, weights = targets[:, None].expand_as(logits), weights[:, None, None].expand_as(logits)
+        chosen = self._choose_points(logits.detach(), weights)
+        chosen_points = [values.gather(-1, chosen) for values in (logits, targets, weights)]
+        terms = {"mask": mask_losses(*chosen_points), "dice": dice_losses(*chosen_points)}
+        return {name: (losses * matched).sum(dim=(0, 2)) for name, losses in terms.items()}
 
     def _choose_points(self, logits: Tensor, weights: Tensor) -> Tensor:
         """For each mask the most uncertain of the candidates (PointRend, arXiv 1912.08193) and all uniform points."""
         num_uniform = self._num_uniform_points()
-        num_candidates = logits.shape[1] - num_uniform
-        certainty = logits[:, :num_candidates].abs()
-        certainty = certainty.masked_fill_(weights[:num_candidates] == 0, float("inf"))
+        num_candidates = logits.shape[-1] - num_uniform
+        certainty = logits[..., :num_candidates].abs()
+        certainty = certainty.masked_fill_(weights[..., :num_candidates] == 0, float("inf"))
         num_uncertain = self.config.train_num_points - num_uniform
-        uncertain = certainty.topk(num_uncertain, dim=1, largest=False, sorted=False).indices
-        uniform = torch.arange(num_candidates, logits.shape[1], device=logits.device)
-        return torch.cat((uncertain, uniform.expand(len(logits), -1)), dim=1)
+        uncertain = certainty.topk(num_uncertain, dim=-1, largest=False, sorted=False).indices
+        uniform = torch.arange(num_candidates, logits.shape[-1], device=logits.device)
+        return torch.cat((uncertain, uniform.expand(*uncertain.shape[:-1], -1)), dim=-1)
 
 
-# Solved on the CPU, by code that no compiler sees into.
-@torch.compiler.disable
-def _assign(costs: Tensor, sizes: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Assigns queries to classes at the least cost, for each layer and image.
+@torch.library.custom_op("mtaclip::assign", mutates_args=())
+def _assign(costs: Tensor) -> Tensor:
+    """Assigns queries to classes at the least cost, for each layer and image, on the CPU.
 
     Args:
-        costs (`Tensor` of shape `(L, Q, sum(sizes))`): on the CPU, the images' classes side by side.
-        sizes (`list[int]`): number of classes of each image.
+        costs (`Tensor` of shape `(L, B, Q, M)`): `NO_CLASS` in the columns of an image that stand for no class.
 
     Returns:
-        For each image three int64 tensors: layers, queries and positions among the image's classes.
+        `Tensor` of shape `(L, B, M)`: int64, the query that each class is given; -1 for none.
     """
-    finite = costs.isfinite()
-    if not finite.all():
+    host_costs = costs.cpu()
+    num_classes = (host_costs[0, :, 0] != NO_CLASS).sum(dim=-1).tolist()
+    unusable = ~host_costs.isfinite() & (host_costs != NO_CLASS)
+    if unusable.any():
         logger.warning(
             "%d of %d matching costs are not finite, because predictions are NaN or infinite: the affected queries "
             "are matched last. Lower the learning rate, or look for broken inputs.",
-            int((~finite).sum()),
-            costs.numel(),
+            int(unusable.sum()),
+            int((host_costs != NO_CLASS).sum()),
         )
-        costs = torch.where(finite, costs, UNUSABLE_COST)
-    result = []
-    for block in costs.split(sizes, dim=-1):
-        pairs = [linear_sum_assignment(layer) for layer in block.numpy()]
-        layers = torch.arange(len(pairs)).repeat_interleave(torch.tensor([len(rows) for rows, _ in pairs]))
-        queries, classes = (torch.cat([torch.from_numpy(pair[i]) for pair in pairs]) for i in range(2))
-        result.append((layers, queries, classes))
-    return result
+        host_costs = torch.where(unusable, UNUSABLE_COST, host_costs)
+    assigned = host_costs.new_full((*costs.shape[:2], costs.shape[-1]), -1, dtype=torch.long)
+    for layer, layer_costs in zip(assigned, host_costs.numpy(), strict=True):
+        for queries, image_costs, number in zip(layer, layer_costs, num_classes, strict=True):
+            rows, columns = linear_sum_assignment(image_costs[:, :number])
+            queries[columns] = torch.from_numpy(rows)
+    pinned = assigned.pin_memory() if costs.is_cuda else assigned
+    return pinned.to(costs.device, non_blocking=True)
+
+
+@_assign.register_fake
+def _(costs: Tensor) -> Tensor:
+    return costs.new_empty((*costs.shape[:2], costs.shape[-1]), dtype=torch.long)
+
+
+def _to_float32(tensor: Tensor) -> Tensor:
+    """In float32; float64 as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _named_components(terms: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -445,6 +445,7 @@ __all__ = [
     "contrastive_losses",
     "dice_losses",
     "interpolate_labels",
+    "loss_normalizers",
     "mask_losses",
     "matching_costs",
 ]

@@ -953,6 +953,8 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         pixel_values: Tensor | None = None,
         feature_maps: list[Tensor] | None = None,
         labels: Tensor | None = None,
+        image_classes: Tensor | None = None,
+        loss_normalizers: Tensor | None = None,
         point_seeds: Tensor | None = None,
         output_logits: bool = True,
         output_auxiliary_predictions: bool | None = None,
@@ -967,6 +969,13 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
                 Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Class of each pixel, `config.semantic_loss_ignore_index` where it doesn't count.
+            image_classes (`torch.LongTensor` of shape `(batch_size, max_classes)`, *optional*):
+                The classes in each label map, ascending, padded with -1, as `loss_mtaclip.classes_of_images` finds them.
+                Given where labels lie on an accelerator, they spare the forward pass waiting for it; labels are then
+                not checked.
+            loss_normalizers (`torch.FloatTensor` of shape `(2,)`, *optional*):
+                What the losses are divided by, as of `loss_mtaclip.loss_normalizers`: those of the whole batch, where
+                this is a part of it. By default those of this batch.
             point_seeds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Seeds of the random points on which each image's losses are computed, so that they don't depend on what
                 else is in the batch. By default PyTorch's generator draws them.
@@ -1000,6 +1009,8 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
                 outputs.mask_features,
                 None if similarity is None else similarity[first:],
                 labels,
+                image_classes,
+                loss_normalizers,
                 point_seeds,
             )
 

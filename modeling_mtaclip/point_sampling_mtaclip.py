@@ -1,29 +1,58 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Bilinear sampling of channels-last maps at points that all channels share."""
+"""Random points of images, and bilinear sampling of maps at points that all channels share."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def sample_rows(features: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
-    """Samples a map whose pixels are rows, as `grid_sample(align_corners=False)` with zeros outside does.
+def seeded_points(seeds: Tensor, num_points: int) -> Tensor:
+    """Random points of images, each a function of the image's seed alone, on any device.
+
+    Args:
+        seeds (`Tensor` of shape `(B,)`): int64.
+        num_points (`int`): number of points of each image, `P`.
+
+    Returns:
+        `Tensor` of shape `(B, P, 2)`: float32, uniform in [0, 1).
+    """
+    counters = torch.arange(2 * num_points, device=seeds.device)
+    bits = _scramble(_scramble(seeds ^ (seeds >> 32))[:, None] + counters)
+    # 24 bits are what a float32 holds.
+    return ((bits >> 8).float() / 2**24).unflatten(1, (num_points, 2))
+
+
+def _scramble(numbers: Tensor) -> Tensor:
+    """A well mixed 32-bit hash (`lowbias32`, https://github.com/skeeto/hash-prospector) of int64 numbers."""
+    bits = numbers & 0xFFFFFFFF
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B & 0xFFFFFFFF
+    return bits ^ (bits >> 16)
+
+
+def sample_pixels(features: Tensor, size: tuple[int, int], points: Tensor) -> Tensor:
+    """Samples maps whose pixels are rows, as `grid_sample(align_corners=False)` with zeros outside does.
 
     Each point is a weighted bag of its four pixels, so that only whole rows are read, and added to going backward.
 
     Args:
-        features (`Tensor` of shape `(H * W, C)`): pixels in reading order.
-        size (`tuple[int, int]`): height and width of the map.
-        points (`Tensor` of shape `(P, 2)`): (x, y), 0 and 1 are the map's edges; no gradient flows to them.
+        features (`Tensor` of shape `(B, H * W, C)`): pixels in reading order.
+        size (`tuple[int, int]`): height and width of the maps.
+        points (`Tensor` of shape `(B, P, 2)`): (x, y), 0 and 1 are the map's edges; no gradient flows to them.
 
     Returns:
-        `Tensor` of shape `(P, C)`, of the dtype of `features`.
+        `Tensor` of shape `(B, P, C)`, of the dtype of `features`.
     """
-    rows, shares = bilinear_corners(size, points)
-    if features.shape[1] == 0:  # which embedding_bag refuses
-        return features[rows[:, 0]]
-    return F.embedding_bag(rows, features, per_sample_weights=shares.to(features.dtype), mode="sum")
+    pixels, shares = bilinear_corners(size, points)
+    images = torch.arange(len(features), device=features.device)[:, None, None]
+    sampled = F.embedding_bag(
+        (pixels + images * features.shape[1]).flatten(0, 1),
+        features.flatten(0, 1),
+        per_sample_weights=shares.to(features.dtype).flatten(0, 1),
+        mode="sum",
+    )
+    return sampled.unflatten(0, points.shape[:2])
 
 
 def bilinear_corners(size: tuple[int, int], points: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,22 +60,28 @@ def bilinear_corners(size: tuple[int, int], points: Tensor) -> tuple[Tensor, Ten
 
     Args:
         size (`tuple[int, int]`): height and width of the map.
-        points (`Tensor` of shape `(P, 2)`): (x, y), 0 and 1 are the map's edges.
+        points (`Tensor` of shape `(..., P, 2)`): (x, y), 0 and 1 are the map's edges.
 
     Returns:
-        `tuple[Tensor, Tensor]`: positions in reading order `(P, 4)`, int64, and shares `(P, 4)`, which are 0 for
-        pixels outside the map (their positions are those of pixels inside).
+        `tuple[Tensor, Tensor]`: positions in reading order `(..., P, 4)`, int64, and shares `(..., P, 4)`, which are 0
+        for pixels outside the map (their positions are those of pixels inside).
     """
     height, width = size
-    position = points * points.new_tensor((width, height)) - 0.5
-    low = position.floor()
-    fraction = position - low
-    x, y = (low[:, axis, None].long() + torch.tensor([0, 1], device=points.device) for axis in (0, 1))
-    share_x, share_y = (torch.cat((1 - fraction[:, axis, None], fraction[:, axis, None]), dim=1) for axis in (0, 1))
-    share_x = share_x * ((x >= 0) & (x < width))
-    share_y = share_y * ((y >= 0) & (y < height))
-    rows = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None]
-    return rows.flatten(1), (share_y[:, :, None] * share_x[:, None]).flatten(1)
+    columns, column_shares = _neighbors(points[..., 0], width)
+    rows, row_shares = _neighbors(points[..., 1], height)
+    positions = rows[..., :, None] * width + columns[..., None, :]
+    return positions.flatten(-2), (row_shares[..., :, None] * column_shares[..., None, :]).flatten(-2)
 
 
-__all__ = ["bilinear_corners", "sample_rows"]
+def _neighbors(coordinates: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The two pixels on an axis around each coordinate, and their shares, both `(..., P, 2)`."""
+    position = coordinates * length - 0.5
+    first = position.floor()
+    pixels = torch.stack((first, first + 1), dim=-1)
+    inside = pixels.clamp(0, length - 1)
+    # A pixel's share falls from 1 at its center to 0 at its neighbors' centers.
+    shares = (1 - (position[..., None] - pixels).abs()) * (inside == pixels)
+    return inside.long(), shares
+
+
+__all__ = ["bilinear_corners", "sample_pixels", "seeded_points"]

@@ -7,7 +7,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
-from modeling_mtaclip.loss_mtaclip import MTAClipCriterion, classes_of_images, interpolate_labels
+from modeling_mtaclip.loss_mtaclip import MTAClipCriterion, classes_of_images, interpolate_labels, loss_normalizers
 from tests.tiny import tiny_config
 
 
@@ -151,7 +151,7 @@ def test_more_classes_than_queries():
         id2label={i: str(i) for i in range(12)}, class_token_ids={str(i): [1] for i in range(12)} | {"none": [2]}
     )
     inputs, labels = make_inputs(num_labels=12)
-    assert all(len(classes) > QUERIES for classes in classes_of_images(labels, 12, 255))
+    assert classes_of_images(labels, 12, 255)[:, QUERIES].amin() >= 0
     loss, _, total, _ = run_both(config, inputs, labels)
     torch.testing.assert_close(loss, total)
 
@@ -187,6 +187,32 @@ def test_ignored_pixels_count_in_no_loss():
     assert not inputs["mask_features"].grad[..., 5:].any()
 
 
+def test_images_with_different_numbers_of_classes():
+    config = tiny_config()
+    inputs, labels = make_inputs()
+    labels[1] = 2
+    assert classes_of_images(labels, 3, 255).tolist() == [[0, 1, 2], [2, -1, -1]]
+    loss, _, total, _ = run_both(config, inputs, labels)
+    torch.testing.assert_close(loss, total)
+
+
+def test_parts_divided_by_the_normalizers_of_the_whole():
+    criterion = MTAClipCriterion(tiny_config())
+    inputs, labels = make_inputs()
+    labels[1] = 2
+    seeds = torch.arange(BATCH)
+    whole, _ = criterion(**inputs, labels=labels, point_seeds=seeds)
+    parts = []
+    image_classes = classes_of_images(labels, 3, 255)
+    normalizers = torch.stack([loss_normalizers(image_classes[[i]], criterion.config) for i in range(BATCH)])
+    torch.testing.assert_close(normalizers.sum(dim=0), loss_normalizers(image_classes, criterion.config))
+    for i in range(BATCH):
+        part = {name: value[[i]] if name == "mask_features" else value[:, [i]] for name, value in inputs.items()}
+        loss, _ = criterion(**part, labels=labels[[i]], normalizers=normalizers.mean(dim=0), point_seeds=seeds[[i]])
+        parts.append(loss)
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_predictions_that_are_not_finite_are_reported(value, caplog):
     inputs, labels = make_inputs()
@@ -216,8 +242,8 @@ def test_interpolated_labels_are_sampled_masks():
     labels = torch.randint(0, 4, (5, 9))
     labels[labels == 3] = 255
     points = torch.rand(200, 2)
-    sampled = interpolate_labels(labels, points, torch.tensor([0, 2]), 255, torch.float64)
+    targets, weights = interpolate_labels(labels, points, torch.tensor([0, 2]), 255, torch.float64)
     masks = torch.stack([labels == 0, labels == 2, labels != 255]).double()
     expected = sample(masks, points.double())
-    torch.testing.assert_close(sampled.targets, expected[:2], rtol=0, atol=1e-6)
-    torch.testing.assert_close(sampled.weights, expected[2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(targets, expected[:2], rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights, expected[2], rtol=0, atol=1e-6)

@@ -146,7 +146,7 @@ def test_matching_costs(layer, image, model, expected):
     logits = F.grid_sample(masks[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
     targets = interpolate_labels(expected["loss.gt_sem_seg"][image], points, classes, None, torch.float32)
     probabilities = expected[f"{layer}.cls_pred"][image].softmax(-1)[:, classes]
-    costs = matching_costs(probabilities, logits, targets.targets, targets.weights, model.config)
+    costs = matching_costs(probabilities, logits, *targets, model.config)
     torch.testing.assert_close(costs, expected[f"{recorded}.cost"], rtol=1e-4, atol=1e-4)
 
 
@@ -165,7 +165,7 @@ def recorded_losses(predictions, expected, config, recording="loss"):
             query_classes[image, queries] = classes
             for query, label in sorted(zip(queries.tolist(), classes.tolist(), strict=True)):
                 points = expected[f"{recorded}.points_coords"][len(masks)]
-                sampled = interpolate_labels(
+                target, weight = interpolate_labels(
                     expected["loss.gt_sem_seg"][image], points, torch.tensor([label]), None, torch.float32
                 )
                 masks.append(
@@ -175,8 +175,8 @@ def recorded_losses(predictions, expected, config, recording="loss"):
                         align_corners=False,
                     ).flatten()
                 )
-                targets.append(sampled.targets[0])
-                weights.append(sampled.weights)
+                targets.append(target[0])
+                weights.append(weight)
         divisor = class_weights[query_classes].sum()
         points = torch.stack(masks), torch.stack(targets), torch.stack(weights)
         classification = classification_losses(prediction.class_queries_logits, query_classes, class_weights)

@@ -21,8 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, Tr
 from transformers.utils import logging
 
 from ..inference import Segmenter
+from ..loss_mtaclip import classes_of_images, loss_normalizers
 from ..modeling_mtaclip import MTAClipForSemanticSegmentationOutput
-from .accumulation import SharedCriterion
 from .arguments import MTAClipTrainingArguments
 from .callbacks import (
     AveragedWeightsCallback,
@@ -75,8 +75,6 @@ class MTAClipTrainer(Trainer):
         self.tokenizer = tokenizer
         self.options = options or {}
         self.scores: SegmentationScores | None = None
-        # Losses are normalised over the accumulated batch; the criterion has no weights.
-        without_adapters(self.model).criterion = SharedCriterion(self.model.config)
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_count = 0
         if hasattr(self.train_dataset, "set_epoch"):
@@ -124,26 +122,32 @@ class MTAClipTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Tensor | int | None]:
-        """Collects the batches of one optimizer step, and tells the criterion what they are parts of."""
-        batches, num_items = super().get_batch_samples(*args, **kwargs)
-        if batches:
-            model = without_adapters(self.accelerator.unwrap_model(self.model))
-            model.criterion.set_whole_batch([batch["labels"] for batch in batches])
-        return batches, num_items
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Tensor | None]:
+        """Collects the batches of one optimizer step, and what their losses are divided by: the parts' average."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        config = self.model.config
+        for batch in batches:
+            if "image_classes" not in batch:
+                ignore_index = config.semantic_loss_ignore_index
+                batch["image_classes"] = classes_of_images(batch["labels"], config.num_labels, ignore_index)
+        if not batches:
+            return batches, None
+        normalizers = torch.stack([loss_normalizers(batch["image_classes"], config) for batch in batches]).mean(dim=0)
+        return batches, self.accelerator.reduce(normalizers.to(self.args.device), reduction="mean")
 
     def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Computes the loss without what only predictions need, and keeps its terms for the log."""
         if self.args.freeze_backbone:
             # Its batch norms use and keep the statistics they came with.
             self.accelerator.unwrap_model(model).model.backbone.eval()
         names = inputs.pop("names", None)
+        inputs = inputs | {"loss_normalizers": num_items_in_batch}
         outputs = model(**inputs, output_logits=False, output_auxiliary_predictions=False)
         if not outputs.loss.isfinite():
             self._report_broken_loss(model, inputs, outputs.loss_components, names)
@@ -161,7 +165,7 @@ class MTAClipTrainer(Trainer):
         broken_terms = [name for name, value in terms.items() if not value.isfinite()]
         images = []
         for index in range(len(inputs["labels"])):
-            one = {name: value[index : index + 1] for name, value in inputs.items()}
+            one = {name: value[index : index + 1] for name, value in inputs.items() if name != "loss_normalizers"}
             loss = self.accelerator.unwrap_model(model)(**one, output_logits=False).loss
             if not loss.isfinite():
                 pixels = one["pixel_values"]

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from modeling_mtaclip.data import collate_examples
-from modeling_mtaclip.training.accumulation import SharedCriterion
+from modeling_mtaclip.loss_mtaclip import classes_of_images, loss_normalizers
 from modeling_mtaclip.training.callbacks import FiniteGradientsCallback
 from modeling_mtaclip.training.distribution import whole_weights
 from tests.tiny import tiny_model
@@ -50,8 +50,12 @@ def train(model: torch.nn.Module, num_steps: int) -> list[tuple[float, float]]:
     for step in range(num_steps):
         first = step * WHOLE_BATCH + rank * share
         batch = collate_examples([example(index) for index in range(first, first + share)])
-        model.criterion.set_whole_batch([batch["labels"]])
-        loss = model(**batch, output_logits=False).loss
+        config = model.config
+        classes = classes_of_images(batch["labels"], config.num_labels, config.semantic_loss_ignore_index)
+        normalizers = loss_normalizers(classes, config)
+        dist.all_reduce(normalizers)
+        normalizers /= world_size
+        loss = model(**batch, image_classes=classes, loss_normalizers=normalizers, output_logits=False).loss
         loss.backward()
         gradients = [value.grad for value in model.parameters() if value.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).full_tensor()
@@ -75,7 +79,6 @@ def main(output: str) -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     model = tiny_model(backbone_config=convnext_config()).train()
-    model.criterion = SharedCriterion(model.config)
     shard(model)
     history = train(model, 2)
     # Processes that predict different numbers of images must not wait for each other.

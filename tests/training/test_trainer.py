@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch.utils.data import IterableDataset
 
 from modeling_mtaclip import MTAClipImageProcessor
+from modeling_mtaclip.data import collate_examples
 from modeling_mtaclip.inference import InferenceOptions, Segmenter
 from modeling_mtaclip.metrics import MeanIoU
 from modeling_mtaclip.training import MTAClipTrainer, MTAClipTrainingArguments
 from modeling_mtaclip.training.evaluation import SegmentationScores
 from tests.tiny import CLASS_NAMES, tiny_model, varied_model
-from tests.training.distributed_steps import evaluation_example, example
+from tests.training.distributed_steps import convnext_config, evaluation_example, example
 
 
 def run_steps(repository_dir, output_dir, num_processes, batch_size, accumulation_steps=1, num_steps=5):
@@ -99,6 +100,16 @@ def test_every_loss_term_is_logged_as_the_mean_over_the_steps(tmp_path):
     weights = {"cross_entropy": 2.0, "mask": 5.0, "dice": 5.0, "contrastive": 1.0}
     total = sum(weight * entry[f"loss_{term}{layer}"] for term, weight in weights.items() for layer in layers)
     assert entry["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_the_loss_after_training_is_the_plain_one(tmp_path):
+    model = tiny_model(backbone_config=convnext_config())
+    trainer(tmp_path, model, max_steps=1, train_dataset=[example(index) for index in (1, 2)]).train()
+    batch = collate_examples([example(5)])
+    loss = model.eval()(**batch).loss
+    fresh = tiny_model(backbone_config=convnext_config())
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(loss, fresh(**batch).loss)
 
 
 def test_a_training_step_makes_no_logits(tmp_path):
