@@ -6,7 +6,7 @@ Label maps are integer arrays, tensors on the CPU or PIL images of shape `(heigh
 the functions named `plot_…` return matplotlib figures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -189,6 +189,31 @@ def legend(
     return picture
 
 
+def legend_entries(
+    label_maps: Sequence[Any], names: Sequence[str], palette: Sequence[Color], ignore_index: int = 255
+) -> tuple[list[str], list[Color], list[float]]:
+    """Finds what the legend of some label maps should show.
+
+    Args:
+        label_maps (`Sequence`): as for [`colorize`].
+        names, palette: name and color of each class, in the order of the ids.
+        ignore_index (`int`, defaults to 255): label of pixels without a class.
+
+    Returns:
+        `tuple[list[str], list[Sequence[int]], list[float]]`: names, colors and shares (of all pixels) of the classes
+        that occur, the most frequent first, and at the end "not annotated" if pixels are ignored.
+    """
+    counts = np.zeros(len(names) + 1, dtype=np.int64)
+    for labels in label_maps:
+        labels = _as_label_map(labels, len(names), ignore_index)
+        places = np.where(labels == ignore_index, len(names), labels)
+        counts += np.bincount(places.ravel(), minlength=len(counts))
+    order = [index for index in np.argsort(-counts[:-1], kind="stable").tolist() if counts[index]]
+    order += [len(names)] if counts[-1] else []
+    all_names, colors = [*names, "not annotated"], [*palette, VOID_COLOR]
+    return [all_names[i] for i in order], [colors[i] for i in order], (counts[order] / counts.sum()).tolist()
+
+
 def compare(
     panels: Sequence[tuple[str, Image.Image]],
     names: Sequence[str],
@@ -218,7 +243,7 @@ def compare(
         raise ValueError("`compare` needs at least one panel.")
     shares = None
     if label_maps is not None:
-        names, palette, shares = _occurring(label_maps, names, palette, ignore_index)
+        names, palette, shares = legend_entries(label_maps, names, palette, ignore_index)
     font, gap = ImageFont.load_default(FONT_SIZE), FONT_SIZE // 2
     widths = [max(picture.width, int(font.getlength(title)) + 1) for title, picture in panels]
     top = 2 * gap + FONT_SIZE if any(title for title, _ in panels) else 0
@@ -250,15 +275,12 @@ def plot_alignment(
 
     Returns:
         `matplotlib.figure.Figure`: a heat map, with numbers if there are not too many.
-
-    Raises:
-        ValueError: an empty matrix.
     """
     from matplotlib.patches import Rectangle
 
     limits = (similarity.min(), similarity.max()) if similarity.size else (0, 1)
     size = (3.2 + 0.5 * len(text_names), 1.8 + 0.32 * len(mask_names))
-    figure = _heat_map(similarity, mask_names, text_names, limits, size, ".2f")
+    figure = plot_matrix(similarity, mask_names, text_names, limits, size, ".2f")
     for row, column in enumerate(own_texts):
         if column is not None:
             frame = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, color=np.array(WRONG_COLOR) / 255, lw=2)
@@ -266,14 +288,29 @@ def plot_alignment(
     return figure
 
 
-def _heat_map(
+def plot_matrix(
     values: np.ndarray,
     row_names: Sequence[str],
     column_names: Sequence[str],
-    limits: tuple[float, float],
-    size: tuple[float, float],
-    number_format: str,
+    limits: tuple[float, float] = (0.0, 1.0),
+    size: tuple[float, float] | None = None,
+    number_format: str = ".0%",
 ) -> "Figure":
+    """Plots a matrix, such as a confusion matrix of shares, as a heat map.
+
+    Args:
+        values (`np.ndarray` of shape `(R, C)`): NaN is left empty.
+        row_names, column_names (`Sequence[str]`): R and C names.
+        limits (`tuple[float, float]`, defaults to 0 and 1): values of the lightest and the darkest color.
+        size (`tuple[float, float]`, *optional*): in inches; by default enough for the names.
+        number_format (`str`, defaults to `".0%"`): of the numbers in the cells, if there are not too many.
+
+    Returns:
+        `matplotlib.figure.Figure`: to be saved or shown.
+
+    Raises:
+        ValueError: an empty matrix, or names that don't fit it.
+    """
     from matplotlib.figure import Figure
 
     if not values.size or values.shape != (len(row_names), len(column_names)):
@@ -281,18 +318,90 @@ def _heat_map(
             f"A heat map needs a value for each row and column, got {values.shape} for {len(row_names)} rows and "
             f"{len(column_names)} columns."
         )
-    figure = Figure(figsize=size, layout="constrained")
+    length = max(values.shape)
+    side = max(5.0, 1.8 + 0.42 * length if length <= 20 else 3 + 0.19 * length)
+    figure = Figure(figsize=size or (side + 0.8, side), layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(values, vmin=limits[0], vmax=limits[1], cmap="Blues", aspect="auto", interpolation="none")
-    font_size = 10 if max(values.shape) <= 30 else 8
-    axis.set_xticks(range(len(column_names)), column_names, rotation=90, fontsize=font_size)
-    axis.set_yticks(range(len(row_names)), row_names, fontsize=font_size)
+    options = {"fontsize": 10 if length <= 30 else 8, "parse_math": False}
+    axis.set_xticks(range(len(column_names)), column_names, rotation=90, **options)
+    axis.set_yticks(range(len(row_names)), row_names, **options)
     figure.colorbar(picture, ax=axis, fraction=0.04, pad=0.02)
     for (row, column), value in np.ndenumerate(values if values.size <= MAX_NUMBERS else np.empty((0, 0))):
         if np.isfinite(value):
             color = "white" if value > sum(limits) / 2 else "black"
             axis.text(column, row, format(value, number_format), ha="center", va="center", color=color, fontsize=8)
     return figure
+
+
+def plot_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> "Figure":
+    """Plots curves over the steps of a training, four panels to a figure at most.
+
+    Args:
+        panels (`Mapping`): title of each panel → name of each of its curves → steps and values.
+
+    Returns:
+        `matplotlib.figure.Figure`: to be saved or shown.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for axis, (title, curves) in zip(figure.subplots(2, 2).flat, panels.items(), strict=False):
+        for name, (steps, values) in curves.items():
+            if len(steps):
+                axis.plot(steps, values, label=name, marker="o" if len(steps) < 25 else None, markersize=3)
+        axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(axis.lines) > 1:
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=9)
+    return figure
+
+
+def plot_embeddings(
+    masks: np.ndarray,
+    mask_classes: Sequence[int],
+    texts: Mapping[int, np.ndarray],
+    names: Sequence[str],
+    palette: Sequence[Color],
+) -> "Figure":
+    """Plots masks and class texts in the two directions in which they differ most (Figure 1b of the paper).
+
+    Args:
+        masks (`np.ndarray` of shape `(M, E)`): embeddings of masks, drawn as dots.
+        mask_classes (`Sequence[int]`): the class of each.
+        texts (`Mapping[int, np.ndarray]`): class → embedding `(E,)` of its text, drawn as a star with its name.
+        names, palette: name and color of each class, in the order of the ids.
+
+    Returns:
+        `matplotlib.figure.Figure`: to be saved or shown.
+    """
+    from matplotlib.figure import Figure
+
+    points, shares = _principal_components(np.concatenate((masks, np.stack(list(texts.values())))))
+    mask_points, text_points = np.split(points, [len(masks)])
+    colors = np.array(palette) / 255
+    figure = Figure(figsize=(10.5, 6.5), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(*mask_points.T, c=colors[mask_classes], s=22, alpha=0.75, linewidths=0.3, edgecolors="white")
+    axis.scatter(*text_points.T, c=colors[list(texts)], marker="*", s=170, edgecolors="black", linewidths=0.7)
+    order = sorted(zip(text_points.tolist(), texts, strict=True))
+    for place, (point, label) in enumerate(order):
+        # Names of neighbors stand above and below in turn, so that they seldom overlap.
+        offset = (7, 5 if place % 2 else -13)
+        axis.annotate(names[label], point, xytext=offset, textcoords="offset points", parse_math=False)
+    axis.set_xlabel(f"{shares[0]:.0%} of the variance")
+    axis.set_ylabel(f"{shares[1]:.0%} of the variance")
+    return figure
+
+
+def _principal_components(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates `(n, 2)` of points `(n, E)` on their two principal axes, and these axes' shares of the variance."""
+    padded = np.pad(points - points.mean(axis=0), ((0, max(0, 2 - len(points))), (0, max(0, 2 - points.shape[1]))))
+    left, values, _ = np.linalg.svd(padded, full_matrices=False)
+    return (left * values)[: len(points), :2], values[:2] ** 2 / max((values**2).sum(), np.finfo(float).tiny)
 
 
 def _as_label_map(labels: Any, num_classes: int | None = None, ignore_index: int = 255) -> np.ndarray:
@@ -317,21 +426,6 @@ def _check_size(image: Image.Image, size: tuple[int, int]) -> None:
         raise ValueError(f"Image and label map must have the same size, got {image.size} and {tuple(size)} (w, h).")
 
 
-def _occurring(
-    label_maps: Sequence[Any], names: Sequence[str], palette: Sequence[Color], ignore_index: int
-) -> tuple[list[str], list[Color], list[float]]:
-    """Names, colors and shares of the classes in some label maps, most first; ignored pixels are the last of them."""
-    counts = np.zeros(len(names) + 1, dtype=np.int64)
-    for labels in label_maps:
-        labels = _as_label_map(labels, len(names), ignore_index)
-        places = np.where(labels == ignore_index, len(names), labels)
-        counts += np.bincount(places.ravel(), minlength=len(counts))
-    order = [index for index in np.argsort(-counts[:-1], kind="stable").tolist() if counts[index]]
-    order += [len(names)] if counts[-1] else []
-    all_names, colors = [*names, "not annotated"], [*palette, VOID_COLOR]
-    return [all_names[i] for i in order], [colors[i] for i in order], (counts[order] / counts.sum()).tolist()
-
-
 def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     """The text, or as much of its beginning as has room in front of three dots."""
     if font.getlength(text) <= room:
@@ -350,6 +444,10 @@ __all__ = [
     "confidence_map",
     "error_map",
     "legend",
+    "legend_entries",
     "overlay",
     "plot_alignment",
+    "plot_curves",
+    "plot_embeddings",
+    "plot_matrix",
 ]

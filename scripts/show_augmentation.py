@@ -28,7 +28,7 @@ from modeling_mtaclip.data import (
 )
 from modeling_mtaclip.training import parse_run_arguments
 from modeling_mtaclip.training.arguments import DataArguments
-from modeling_mtaclip.training.reporting import colorize
+from modeling_mtaclip.visualization import colorize
 
 
 NUM_EPOCHS = 4
@@ -97,7 +97,7 @@ def draw_grid(data: SegmentationData, augmentation: Augmentation, num_examples: 
             pixels = (crop["pixel_values"].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
             shown[f"epoch {epoch}"] = pixels, crop["labels"].numpy()
         for axis, (title, (pixels, labels)) in zip(axes, shown.items(), strict=True):
-            axis.imshow(_stacked(pixels, colorize(labels, data.palette)))
+            axis.imshow(_stacked(pixels, np.asarray(colorize(labels, data.palette, data.ignore_index))))
             axis.set_title(title, fontsize=9)
             axis.set_axis_off()
             present.update(np.unique(labels).tolist())

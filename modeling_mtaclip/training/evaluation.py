@@ -26,7 +26,7 @@ from ..metrics import (
 )
 from ..metrics.boundary import BOUNDARY_IOU_RATIO, CITYSCAPES_BOUNDARY_IOU_RATIO
 from ..metrics.mean_iou import mean_over_present
-from .findings import BestAndWorst, ContextUsage, make_thumbnail
+from .evaluated_images import BestAndWorstImages, ContextUsage, make_thumbnail
 
 
 NUM_WORST_IMAGES = 10
@@ -82,7 +82,7 @@ class SegmentationScores:
     Attributes:
         matrix (`Tensor` of shape `(K + 1, K + 1)`, *optional*): after `finish`, the confusion matrix.
         per_image ([`PerImageScores`]): of each image by name.
-        extremes ([`BestAndWorst`]): the best and worst images.
+        best_and_worst ([`BestAndWorstImages`]): the best and worst images.
         contexts ([`ContextUsage`]): which prompt contexts are used.
     """
 
@@ -98,7 +98,7 @@ class SegmentationScores:
         self.metric = MeanIoU(num_labels=len(self.class_names), ignore_index=ignore_index)
         self.matrix: Tensor | None = None
         self.per_image = PerImageScores(len(self.class_names), ignore_index)
-        self.extremes = BestAndWorst()
+        self.best_and_worst = BestAndWorstImages()
         self.contexts = ContextUsage(len(self.class_names))
         self.hub = HubMeanIoU(len(self.class_names), ignore_index) if hub_metric else None
         self.boundary: BoundaryScores | None = None
@@ -119,7 +119,7 @@ class SegmentationScores:
                 metric.add(prediction=prediction, reference=annotation)
         score = self.per_image.add(prediction=prediction, reference=annotation, name=self._unique(name))
         if thumbnail is not None:
-            self.extremes.add(score, thumbnail, annotation, prediction)
+            self.best_and_worst.add(score.name, score.mean_iou, thumbnail, annotation, prediction)
 
     def _unique(self, name: str) -> str:
         """The name, with a number where it is empty or taken."""
@@ -131,8 +131,8 @@ class SegmentationScores:
         self.metric.synchronize()
         self.matrix = self.metric.confusion_matrix()
         self.per_image.synchronize()
-        self.extremes.finish(self.per_image.scores())
-        self.contexts.finish()
+        self.best_and_worst.gather()
+        self.contexts.gather()
         self._figures = iou_figures(self.matrix) if self.hub is None else self.hub.compute()
         if self.boundary is not None:
             self.boundary.synchronize()

@@ -1,130 +1,166 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""`report.html`: what a run's training and evaluation came to, in one page that needs no other file and no network."""
+"""`report.html`: what a run's training and evaluation came to, in one page that needs no other file and no network.
 
+The page is `templates/report.html.jinja`; this file computes what it shows.
+"""
+
+import base64
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from ..metrics import iou_figures
-from . import figures
+from ..visualization import (
+    OKABE_ITO,
+    Color,
+    colorize,
+    error_map,
+    legend_entries,
+    plot_alignment,
+    plot_curves,
+    plot_embeddings,
+    plot_matrix,
+)
+from .evaluated_images import EvaluatedImage
 from .evaluation import SegmentationScores, constant_prediction
-from .examination import ExaminedImage
-from .findings import KeptImage
-from .reporting import colorize
+from .model_card import public_options
 
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_CONFUSIONS = 15
+MAX_NAMED_CLASSES = 20
 MAX_SHOWN_MASKS = 30
-# The similarity matrix has all classes up to this number, else those of the image and of its masks' nearest texts.
+# The alignment of one image shows all classes up to this number, else those of its masks and their nearest texts.
 MAX_SHOWN_TEXTS = 24
-# Okabe and Ito's colours, for the prompt contexts.
-CONTEXT_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
-WRONG_COLOUR = (213, 94, 0)
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; max-width: 1180px; margin: 0 auto; padding: 1.5rem; }
-h1 { margin: 0 0 .2rem; } h2 { margin: 2.4rem 0 .4rem; border-bottom: 1px solid #ccc; } p { max-width: 56rem; }
-img { max-width: 100%; } .wide { overflow: auto; max-height: 62rem; } .wide img { max-width: none; }
-.figures { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
-.figures div { border: 1px solid #ddd; border-radius: 6px; padding: .5rem .9rem; } .figures b { font-size: 1.35rem; }
-.figures span { display: block; color: #555; font-size: .85rem; }
-.scroll { max-height: 36rem; overflow-y: auto; } table { border-collapse: collapse; font-size: .92rem; }
-th { position: sticky; top: 0; background: #fff; text-align: right; padding: .25rem .7rem; vertical-align: bottom; }
-td { text-align: right; padding: .15rem .7rem; border-top: 1px solid #eee; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child, #confusions :is(th, td):nth-child(2) { text-align: left; }
-#classes th:last-child, #contexts th:nth-child(3) { text-align: left; }
-.chip { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #777; }
-.bar { display: flex; width: 14rem; height: .9em; background: #eee; } .bar i { display: block; height: 100%; }
-.row { display: grid; grid-template-columns: repeat(4, 1fr); gap: .5rem; margin: .2rem 0 1rem; }
-.row img, .marked img { width: 100%; display: block; } figure { margin: 0; }
-figcaption { font-size: .85rem; color: #555; }
-.name .legend { margin: 0; font-size: .85rem; max-width: none; }
-.legend span { display: inline-block; margin-right: 1rem; white-space: nowrap; }
-.two { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem; max-width: 52rem; } .marked { position: relative; }
-.marked b { position: absolute; transform: translate(-50%, -50%); background: #000a; color: #fff; border-radius: 1em;
-  font-size: .75rem; line-height: 1.3; padding: 0 .45em; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .85rem; }
-"""
+MAX_SHOWN_EMBEDDINGS = 40
+BAR_COLOR = OKABE_ITO[4]
+LOSS_TERMS = ("cross_entropy", "mask", "dice", "contrastive")
+CURVES = {
+    "Loss": {"loss": "weighted sum of all terms and layers"},
+    "Loss terms of the last layer, unweighted": {f"loss_{term}": term.replace("_", " ") for term in LOSS_TERMS},
+    "Scores on the validation images": {
+        "eval_mean_iou": "mean IoU",
+        "eval_overall_accuracy": "pixel accuracy",
+        "eval_constant_mean_iou": "mean IoU of constant prediction",
+    },
+    "Learning rate (highest of all groups)": {"learning_rate": "learning rate"},
+}
 
 
-@dataclass
-class ReportContent:
-    """What a report is made of.
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    metrics: Mapping[str, Any],
+    scores: SegmentationScores,
+    palette: Sequence[Color],
+    history: Sequence[Mapping[str, Any]] = (),
+    images: Sequence[EvaluatedImage] = (),
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the report; sections without content, like those of the text branch of a model without it, are left out.
 
-    Attributes:
+    Args:
+        path (`str` or `Path`): the HTML file.
         title (`str`): of the page.
         metrics (`Mapping[str, Any]`): what `metrics.json` holds.
         scores ([`SegmentationScores`]): of the evaluation.
         palette (`Sequence[Sequence[int]]`): red, green and blue of each class, 0 … 255.
         history (`Sequence[Mapping[str, Any]]`): the trainer's log; empty if nothing was trained.
-        examined (`Sequence[ExaminedImage]`): small versions of some evaluated images.
-        options (`Mapping[str, Any]`): of the run.
+        images (`Sequence[EvaluatedImage]`): some images with the alignment of their masks, if there is a text branch.
+        options (`Mapping[str, Any]`, *optional*): of the run; shown without folders and tokens.
     """
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+    page = templates.get_template("report.html.jinja").render(
+        title=title,
+        warnings=score_warnings(scores),
+        key_figures=_key_figures(metrics),
+        curves=_curves(history),
+        classes=_classes(metrics["classes"], scores, palette, history),
+        bar_color=BAR_COLOR,
+        confusion=_confusion(scores),
+        best=[_image(image, scores, palette) for image in scores.best_and_worst.best],
+        worst=[_image(image, scores, palette) for image in scores.best_and_worst.worst],
+        contexts=_contexts(scores, palette),
+        alignment=_alignment(images, scores, palette),
+        embeddings=_embeddings(images, scores, palette),
+        options=json.dumps(public_options(options), indent=2, ensure_ascii=False, default=str) if options else "",
+    )
+    Path(path).write_text(page, encoding="utf-8")
 
-    title: str
-    metrics: Mapping[str, Any]
-    scores: SegmentationScores
-    palette: Sequence[Sequence[int]]
-    history: Sequence[Mapping[str, Any]] = ()
-    examined: Sequence[ExaminedImage] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
 
-
-def write_report(path: str | Path, content: ReportContent) -> None:
-    """Writes the report; sections without content, like those of the text branch of a model without it, are left out.
+def score_warnings(scores: SegmentationScores) -> list[str]:
+    """Why the scores say less than they seem to, or nothing at all.
 
     Args:
-        path (`str` or `Path`): the HTML file.
-        content ([`ReportContent`]): of the run.
+        scores ([`SegmentationScores`]): after `finish`.
+
+    Returns:
+        `list[str]`: a sentence or two on each reason; empty if there is none.
     """
-    sections = {
-        "Training": _training_section(content),
-        "Classes": _class_section(content),
-        "Confusion": _confusion_section(content),
-        "Best images": _image_section(content, content.scores.extremes.best),
-        "Worst images": _image_section(content, content.scores.extremes.worst),
-        "Prompt contexts": _context_section(content),
-        "Masks and class texts of one image": _similarity_section(content),
-        "Masks and class texts in CLIP's space": _embedding_section(content),
-        "Options": _option_section(content),
-    }
-    body = "".join(f"<section><h2>{title}</h2>{section}</section>\n" for title, section in sections.items() if section)
-    title = escape(content.title)
-    Path(path).write_text(
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{title}</h1>{_key_figures(content.metrics)}\n{body}</body></html>\n",
-        encoding="utf-8",
-    )
+    annotated = scores.matrix.sum(dim=1)[:-1].tolist()
+    num_images = len(scores.per_image)
+    if not any(annotated):
+        return [
+            f"There are no scores: no pixel of the {num_images} evaluated images is annotated with a class. Check the "
+            "label ids of the annotations against the class names."
+        ]
+    warnings = []
+    absent = [name for name, pixels in zip(scores.class_names, annotated, strict=True) if not pixels]
+    if absent:
+        names = ", ".join(absent[:MAX_NAMED_CLASSES])
+        more = f" and {len(absent) - MAX_NAMED_CLASSES} more" if len(absent) > MAX_NAMED_CLASSES else ""
+        warnings.append(
+            f"{len(absent)} of {len(annotated)} classes are annotated in no evaluated image, so that the scores say "
+            f"nothing about how well they are found: {names}{more}."
+        )
+    empty = sum(score.worst_class is None for score in scores.per_image.scores())
+    if empty:
+        warnings.append(f"{empty} of {num_images} evaluated images have no annotated pixel and don't count.")
+    if num_images == 1:
+        warnings.append("Only one image was evaluated: the interval over images says nothing.")
+    summary = scores.summary()
+    if summary["mean_iou"] <= summary["constant_mean_iou"]:
+        warnings.append("The mean IoU is not above that of always predicting the most frequent class.")
+    return warnings
 
 
-def _key_figures(metrics: Mapping[str, Any]) -> str:
-    low, high = metrics["eval_mean_iou_interval"]
-    shown = {
-        "mean IoU": f"{metrics['eval_mean_iou']:.4f}",
-        "95 % interval over images": f"{low:.4f} &ndash; {high:.4f}",
-        "mean IoU of the constant prediction": f"{metrics['eval_constant_mean_iou']:.4f}",
-        "mean accuracy": f"{metrics['eval_mean_accuracy']:.4f}",
-        "pixel accuracy": f"{metrics['eval_overall_accuracy']:.4f}",
-        "images/s in evaluation": f"{metrics['eval_samples_per_second']:.2f}",
-    }
+def _key_figures(metrics: Mapping[str, Any]) -> list[tuple[str, float | None, int]]:
+    """Name, value and digits of each figure at the top."""
+    low, high = metrics.get("eval_mean_iou_interval") or (None, None)
+    shown = [
+        ("mean IoU", metrics.get("eval_mean_iou"), 4),
+        ("95 % interval over images: from", low, 4),
+        ("95 % interval over images: to", high, 4),
+        ("mean IoU of the constant prediction", metrics.get("eval_constant_mean_iou"), 4),
+        ("mean accuracy", metrics.get("eval_mean_accuracy"), 4),
+        ("pixel accuracy", metrics.get("eval_overall_accuracy"), 4),
+        ("images/s in evaluation", metrics.get("eval_samples_per_second"), 2),
+    ]
     if "train_runtime" in metrics:
-        shown["minutes of training"] = f"{metrics['train_runtime'] / 60:.1f}"
-        shown["images/s in training"] = f"{metrics['train_samples_per_second']:.2f}"
-    boxes = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for name, value in shown.items())
-    return f'<div class="figures">{boxes}</div>'
+        shown.append(("minutes of training", metrics["train_runtime"] / 60, 1))
+        shown.append(("images/s in training", metrics.get("train_samples_per_second"), 2))
+    return shown
 
 
-def _training_section(content: ReportContent) -> str:
-    picture = figures.curves(content.history)
-    return picture and f'<img src="{picture}" alt="Loss, loss terms, scores and learning rate over the steps">'
+def _curves(history: Sequence[Mapping[str, Any]]) -> str | None:
+    def series(name: str) -> tuple[list[float], list[float]]:
+        entries = [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
+        return [step for step, _ in entries], [value for _, value in entries]
+
+    if len(series("loss")[0]) < 2:
+        return None
+    panels = {title: {label: series(name) for name, label in lines.items()} for title, lines in CURVES.items()}
+    return _svg(plot_curves(panels))
 
 
 def reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
@@ -141,249 +177,167 @@ def reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any
     evaluations = [entry for entry in history if "eval_mean_iou" in entry]
     if evaluations and evaluations[0]["step"] < evaluations[-1]["step"]:
         first = evaluations[0]
-        return f"first evaluation (step {first['step']})", [
-            first.get(f"eval_iou_{name}", 0.0) for name in scores.class_names
-        ]
+        ious = [first.get(f"eval_iou_{name}") or 0.0 for name in scores.class_names]
+        return f"first evaluation (step {first['step']})", ious
     constant = iou_figures(constant_prediction(scores.matrix))["per_category_iou"]
     return "constant prediction", np.nan_to_num(constant).tolist()
 
 
-def _class_section(content: ReportContent) -> str:
-    scores = content.scores
-    name, references = reference_iou(scores, content.history)
+def _classes(
+    per_class: Mapping[str, Mapping[str, float | None]],
+    scores: SegmentationScores,
+    palette: Sequence[Color],
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    reference, reference_ious = reference_iou(scores, history)
     pixels = scores.matrix.sum(dim=1)[:-1].numpy()
-    shares = pixels / max(pixels.sum(), 1)
-    classes = list(zip(scores.class_names, content.metrics["classes"].values(), references, shares, strict=True))
-    present = [each for each in enumerate(classes) if each[1][1]["iou"] is not None]
-    present.sort(key=lambda each: each[1][1]["iou"] - each[1][2], reverse=True)
-    rows = (
-        (
-            f"{_chip(content.palette[index])}{escape(label)}",
-            f"{share:.2%}",
-            _number(figures["iou"]),
-            _number(figures["accuracy"]),
-            _number(reference),
-            f"{figures['iou'] - reference:+.4f}",
-            _bar([(figures["iou"], "#0072b2")]),
-        )
-        for index, (label, figures, reference, share) in present
-    )
-    absent = [escape(label) for label, figures, _, _ in classes if figures["iou"] is None]
-    note = f"<p>Neither annotated nor predicted: {', '.join(absent)}.</p>" if absent else ""
-    head = ("class", "share of pixels", "IoU", "accuracy", "IoU of reference", "gain", "")
-    return (
-        f"<p>Sorted by gain: the class's IoU minus that of the reference, here the <b>{name}</b>. Accuracy is the "
-        f"share of the class's annotated pixels that are predicted right.</p>{_table(head, rows, 'classes')}{note}"
-    )
+    shares = (pixels / max(pixels.sum(), 1)).tolist()
+    rows, absent = [], []
+    columns = (per_class.items(), palette, shares, reference_ious)
+    for (name, each), color, share, reference_value in zip(*columns, strict=True):
+        if each["iou"] is None:
+            absent.append(name)
+            continue
+        row = {"name": name, "color": color, "share": share, "reference": reference_value, **each}
+        rows.append(row | {"gain": each["iou"] - reference_value})
+    rows.sort(key=lambda row: row["gain"], reverse=True)
+    return {"reference": reference, "rows": rows, "absent": absent}
 
 
-def _confusion_section(content: ReportContent) -> str:
-    names, matrix = content.scores.class_names, content.scores.matrix[:-1, :-1].numpy()
+def _confusion(scores: SegmentationScores) -> dict[str, Any] | None:
+    names, matrix = scores.class_names, scores.matrix[:-1, :-1].numpy()
     present = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     if not len(present):
-        return ""
-    picture = figures.confusion_matrix(matrix[np.ix_(present, present)], [names[index] for index in present])
+        return None
+    shown = [names[index] for index in present]
+    with np.errstate(invalid="ignore"):
+        shares = matrix / matrix.sum(axis=1, keepdims=True)
     wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
-    most = [divmod(int(index), len(matrix)) for index in np.argsort(-wrong, axis=None, kind="stable")[:NUM_CONFUSIONS]]
-    rows = (
-        (
-            escape(names[row]),
-            escape(names[column]),
-            f"{wrong[row, column] / wrong.sum():.1%}",
-            f"{wrong[row, column] / matrix[row].sum():.1%}",
-        )
-        for row, column in most
-        if wrong[row, column]
-    )
-    head = ("annotated", "predicted", "of all wrong pixels", "of the annotated class")
-    return (
-        "<p>Per cent of each annotated class's pixels that were predicted as each class; rows without annotated "
-        f'pixels are empty.</p><div class="wide"><img src="{picture}" alt="Confusion matrix"></div>'
-        f"<p>The most frequent confusions:</p>{_table(head, rows, 'confusions')}"
-    )
-
-
-def _image_section(content: ReportContent, images: Sequence[KeptImage]) -> str:
-    if not images:
-        return ""
-    rows = []
-    for kept in images:
-        panels = {
-            "image": _jpeg(np.asarray(kept.image)),
-            "truth": _png(colorize(kept.truth, content.palette)),
-            "prediction": _png(colorize(kept.prediction, content.palette)),
-            "errors": _jpeg(error_map(kept, content.scores.metric.ignore_index)),
+    most = np.argsort(-wrong, axis=None, kind="stable")[:NUM_CONFUSIONS]
+    rows = [
+        {
+            "ground_truth": names[row],
+            "predicted": names[column],
+            "of_wrong": wrong[row, column] / wrong.sum(),
+            "of_class": shares[row, column],
         }
-        cells = "".join(
-            f'<figure><img src="{uri}" alt="{name}"><figcaption>{name}</figcaption></figure>'
-            for name, uri in panels.items()
-        )
-        legend = _legend(content, [kept.truth, kept.prediction])
-        rows.append(
-            f'<div class="name"><b>{escape(kept.name)}: mean IoU {kept.mean_iou:.4f}</b>{legend}</div>'
-            f'<div class="row">{cells}</div>'
-        )
-    return (
-        "<p>By the mean IoU over the classes of the image. Errors are orange, pixels without annotation white.</p>"
-        f"{''.join(rows)}"
-    )
+        for row, column in np.stack(np.unravel_index(most, wrong.shape), axis=1).tolist()
+        if wrong[row, column]
+    ]
+    return {"picture": _svg(plot_matrix(shares[np.ix_(present, present)], shown, shown)), "rows": rows}
 
 
-def error_map(kept: KeptImage, ignore_index: int) -> np.ndarray:
-    """The image in pale grey, with wrong pixels in colour and pixels that don't count in white, `(h, w, 3)` uint8."""
-    grey = 90 + 0.5 * np.asarray(kept.image.convert("L"), dtype=np.float32)
-    errors = np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
-    errors[kept.truth != kept.prediction] = WRONG_COLOUR
-    errors[kept.truth == ignore_index] = 255
-    return errors
+def _image(image: EvaluatedImage, scores: SegmentationScores, palette: Sequence[Color]) -> dict[str, Any]:
+    ignore_index = scores.metric.ignore_index
+    panels = [
+        ("image", _encoded(image.image, "JPEG")),
+        ("ground truth", _encoded(colorize(image.ground_truth, palette, ignore_index), "PNG")),
+        ("prediction", _encoded(colorize(image.prediction, palette, ignore_index), "PNG")),
+        ("errors", _encoded(error_map(image.prediction, image.ground_truth, ignore_index, image.image), "JPEG")),
+    ]
+    entries = _legend([image.ground_truth, image.prediction], scores, palette)
+    return {"name": image.name, "mean_iou": image.mean_iou, "panels": panels, "legend": entries}
 
 
-def _context_section(content: ReportContent) -> str:
-    usage = content.scores.contexts
+def _contexts(scores: SegmentationScores, palette: Sequence[Color]) -> dict[str, Any] | None:
+    usage = scores.contexts
     if not usage.counts.sum():
-        return ""
+        return None
     totals, entropies = usage.counts.sum(axis=1), usage.entropies()
-    num_contexts = usage.counts.shape[1]
-    colours = [CONTEXT_COLOURS[index % len(CONTEXT_COLOURS)] for index in range(num_contexts)]
-    rows = (
-        (
-            f"{_chip(content.palette[index])}{escape(content.scores.class_names[index])}",
-            str(totals[index]),
-            _bar(zip(usage.counts[index] / totals[index], colours, strict=True)),
-            f"{usage.counts[index].argmax() + 1} ({usage.counts[index].max() / totals[index]:.0%})",
-            f"{entropies[index]:.3f}",
-            f"{usage.agreeing[index] / totals[index]:.0%}",
-        )
+    shares = usage.counts / np.maximum(totals, 1)[:, None]
+    colors = [OKABE_ITO[index % len(OKABE_ITO)] for index in range(usage.counts.shape[1])]
+    rows = [
+        {
+            "name": scores.class_names[index],
+            "color": palette[index],
+            "masks": totals[index],
+            "shares": list(zip(shares[index], colors, strict=True)),
+            "winner": shares[index].argmax() + 1,
+            "win_share": shares[index].max(),
+            "entropy": entropies[index],
+            "agrees": usage.agreeing[index] / totals[index],
+        }
         for index in np.argsort(-totals, kind="stable")
         if totals[index]
-    )
-    head = ("class", "masks", "which context wins", "most often", "entropy (bits)", "text agrees")
-    legend = "".join(
-        f"<span>{_chip_of(colour)}context {index} ({share:.0%})</span>"
-        for index, (colour, share) in enumerate(
-            zip(colours, usage.counts.sum(axis=0) / usage.counts.sum(), strict=True), start=1
-        )
-    )
-    return (
-        "<p>Each mask (a query that is given a class) compares itself with the text of its class in every prompt "
-        "context; the most similar context wins. The entropy is 0 if one context always wins, and "
-        f"{np.log2(num_contexts):.3f} bits if all win equally often. &ldquo;Text agrees&rdquo;: share of the masks "
-        f'whose most similar text, of all classes, is that of the class.</p><p class="legend">{legend}</p>'
-        f"{_table(head, rows, 'contexts')}"
-    )
+    ]
+    wins = usage.counts.sum(axis=0) / totals.sum()
+    names = [f"context {index} ({share:.0%})" for index, share in enumerate(wins, start=1)]
+    return {"rows": rows, "legend": list(zip(names, colors, strict=True)), "max_entropy": np.log2(len(colors))}
 
 
-def _similarity_section(content: ReportContent) -> str:
-    candidates = [image for image in content.examined if image.masks is not None and len(image.classes)]
-    if not candidates:
-        return ""
-    image = max(candidates, key=lambda each: len(np.unique(each.classes)))
-    similarity = image.similarity[:MAX_SHOWN_MASKS]
-    classes = image.classes[:MAX_SHOWN_MASKS].tolist()
-    names = [*content.scores.class_names, "no object"]
+def _alignment(
+    images: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
+) -> dict[str, Any] | None:
+    with_masks = [image for image in images if image.alignment is not None and len(image.alignment.classes)]
+    if not with_masks:
+        return None
+    image = max(with_masks, key=lambda each: len(np.unique(each.alignment.classes)))
+    similarity = image.alignment.similarity[:MAX_SHOWN_MASKS]
+    classes = image.alignment.classes[:MAX_SHOWN_MASKS].tolist()
+    names = [*scores.class_names, "no object"]
     texts = list(range(len(names)))
     if len(texts) > MAX_SHOWN_TEXTS:
-        nearest = similarity.argmax(axis=1).tolist()
-        texts = sorted({*classes, *nearest, len(names) - 1})
-    picture = figures.similarity(
+        texts = sorted({*classes, *similarity.argmax(axis=1).tolist(), len(names) - 1})
+    figure = plot_alignment(
         similarity[:, texts],
-        [f"{number} {names[label]}" for number, label in enumerate(classes, start=1)],
+        [f"{place} {names[label]}" for place, label in enumerate(classes, start=1)],
         [names[label] for label in texts],
         [texts.index(label) for label in classes],
     )
-    marks = "".join(
-        f'<b style="left:{x:.1%};top:{y:.1%}">{number}</b>'
-        for number, (x, y) in enumerate(image.centres[:MAX_SHOWN_MASKS], start=1)
-    )
-    return (
-        f"<p>{escape(image.name)}, of the {len(content.examined)} examined images the one with masks of the most "
-        "classes. Each row is a mask, the most probable first, and its number stands where it is surest; each column "
-        "is a class text, in the prompt context in which it is most similar. Cosines; the mask's own class is "
-        f'framed.</p>{_legend(content, [image.prediction])}<div class="two">'
-        f'<figure class="marked"><img src="{_jpeg(np.asarray(image.image))}" alt="image">{marks}</figure>'
-        f'<figure class="marked"><img src="{_png(colorize(image.prediction, content.palette))}" alt="prediction">'
-        f'{marks}</figure></div><div class="wide"><img src="{picture}" alt="Cosine of masks and class texts"></div>'
-    )
+    prediction = colorize(image.prediction, palette, scores.metric.ignore_index)
+    return {
+        "name": image.name,
+        "num_images": len(images),
+        "centers": image.alignment.centers[:MAX_SHOWN_MASKS].tolist(),
+        "legend": _legend([image.prediction], scores, palette),
+        "panels": [("image", _encoded(image.image, "JPEG")), ("prediction", _encoded(prediction, "PNG"))],
+        "picture": _svg(figure),
+    }
 
 
-def _embedding_section(content: ReportContent) -> str:
-    images = [image for image in content.examined if image.masks is not None]
-    if not sum(len(image.classes) for image in images):
-        return ""
-    contexts = content.scores.contexts.counts.argmax(axis=1)
-    picture, num_classes = figures.embeddings(images, contexts, content.scores.class_names, content.palette)
-    num_masks = sum(len(image.classes) for image in images)
-    return (
-        f"<p>{num_masks} masks of {len(images)} images (dots) and the texts of {num_classes} classes (stars), each in "
-        "the prompt context that wins most often for it, in the two directions in which they differ most (principal "
-        f'components), as in Figure 1b of the paper.</p><img src="{picture}" alt="Masks and class texts in the plane">'
-    )
+def _embeddings(
+    images: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
+) -> dict[str, Any] | None:
+    alignments = [image.alignment for image in images if image.alignment is not None]
+    classes = [label for alignment in alignments for label in alignment.classes.tolist()]
+    if not classes:
+        return None
+    masks = np.concatenate([alignment.masks for alignment in alignments])
+    texts = np.mean([alignment.texts for alignment in alignments], axis=0)
+    contexts = scores.contexts.counts.argmax(axis=1)
+    counts = np.bincount(classes)
+    shown = [index for index in np.argsort(-counts, kind="stable").tolist() if counts[index]][:MAX_SHOWN_EMBEDDINGS]
+    shown_texts = {label: texts[contexts[label], label] for label in shown}
+    figure = plot_embeddings(masks, classes, shown_texts, scores.class_names, palette)
+    sizes = {"num_masks": len(masks), "num_images": len(alignments), "num_classes": len(shown)}
+    return {"picture": _svg(figure), **sizes}
 
 
-def _option_section(content: ReportContent) -> str:
-    if not content.options:
-        return ""
-    return (
-        f"<details><summary>All options of the run</summary><pre>{escape(_as_json(content.options))}</pre></details>"
-    )
+def _legend(
+    label_maps: Sequence[np.ndarray], scores: SegmentationScores, palette: Sequence[Color]
+) -> list[tuple[str, Color]]:
+    names, colors, _ = legend_entries(label_maps, scores.class_names, palette, scores.metric.ignore_index)
+    return list(zip(names, colors, strict=True))
 
 
-def _as_json(options: Mapping[str, Any]) -> str:
-    return json.dumps(options, indent=2, ensure_ascii=False, default=str)
+def _svg(figure: "Figure") -> str:
+    from matplotlib import rc_context
 
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], name: str) -> str:
-    """A table whose cells are HTML already."""
-    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
-    return (
-        f'<div class="scroll"><table id="{name}"><thead><tr>{titles}</tr></thead><tbody>{lines}</tbody></table></div>'
-    )
-
-
-def _legend(content: ReportContent, label_maps: Iterable[np.ndarray]) -> str:
-    """The classes of some label maps, the most frequent first."""
-    num_labels = len(content.scores.class_names)
-    known = np.concatenate([labels[(labels >= 0) & (labels < num_labels)] for labels in label_maps])
-    counts = np.bincount(known, minlength=num_labels)
-    chips = "".join(
-        f"<span>{_chip(content.palette[index])}{escape(content.scores.class_names[index])}</span>"
-        for index in np.argsort(-counts, kind="stable")
-        if counts[index]
-    )
-    return f'<p class="legend">{chips}</p>'
-
-
-def _chip(colour: Sequence[int]) -> str:
-    return _chip_of(f"rgb({','.join(map(str, colour))})")
-
-
-def _chip_of(colour: str) -> str:
-    return f'<i class="chip" style="background:{colour}"></i>'
-
-
-def _bar(parts: Iterable[tuple[float, str]]) -> str:
-    """A bar of shares, each with its colour."""
-    filled = "".join(f'<i style="width:{share:.1%};background:{colour}"></i>' for share, colour in parts)
-    return f'<div class="bar">{filled}</div>'
-
-
-def _number(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.4f}"
-
-
-def _png(picture: np.ndarray) -> str:
-    return _encoded(picture, "PNG", optimize=True)
-
-
-def _jpeg(picture: np.ndarray) -> str:
-    return _encoded(picture, "JPEG", quality=85)
-
-
-def _encoded(picture: np.ndarray, kind: str, **options: Any) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind, **options)
-    return figures.as_data_uri(buffer.getvalue(), f"image/{kind.lower()}")
+    with rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _data_uri(buffer.getvalue(), "image/svg+xml")
 
 
-__all__ = ["ReportContent", "error_map", "reference_iou", "write_report"]
+def _encoded(picture: Image.Image, kind: str) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, optimize=True)
+    return _data_uri(buffer.getvalue(), f"image/{kind.lower()}")
+
+
+def _data_uri(content: bytes, media_type: str) -> str:
+    """What an `img` element shows without a file."""
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+
+
+__all__ = ["reference_iou", "score_warnings", "write_report"]

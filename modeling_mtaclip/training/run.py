@@ -33,15 +33,13 @@ from ..metrics import HubMeanIoU
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options
 from .building import ModelParts, build_model, load_model
 from .checkpoints import checkpoint_to_resume
-from .examination import ExaminedImage
-from .model_card import public_options
-from .report import ReportContent, write_report
-from .reporting import save_comparison
+from .evaluated_images import EvaluatedImage, save_pictures
+from .report import score_warnings, write_report
 from .trainer import MTAClipTrainer
 
 
 # How many images the report's masks and class texts are from.
-NUM_EXAMINED_IMAGES = 12
+NUM_ALIGNED_IMAGES = 12
 
 
 @dataclass
@@ -88,10 +86,10 @@ class Run:
             folder = Path(args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
-        # All processes look at the same images: one that shares the model's weights with others can't do it alone.
-        examined = self._examine_images() if args.do_eval else []
+        # All processes predict the same images: one that shares the model's weights with others can't do it alone.
+        images = self._evaluated_images() if args.do_eval else []
         if self.trainer.is_world_process_zero():
-            self._report(metrics, examined)
+            self._report(metrics, images)
         if args.do_train and args.push_to_hub:
             self.trainer.push_to_hub()
         return metrics
@@ -103,7 +101,7 @@ class Run:
         # Each example has a place of its own, and counts once however many processes met it.
         return int((bad > 0).sum())
 
-    def _report(self, metrics: dict[str, Any], examined: list[ExaminedImage]) -> None:
+    def _report(self, metrics: dict[str, Any], images: list[EvaluatedImage]) -> None:
         folder = Path(self.trainer.args.output_dir)
         print()
         if "classes" in metrics:
@@ -114,45 +112,34 @@ class Run:
                 f"{'mean':>24}  IoU {metrics['eval_mean_iou']:.4f} (constant prediction: "
                 f"{metrics['eval_constant_mean_iou']:.4f}), pixel accuracy {metrics['eval_overall_accuracy']:.4f}"
             )
+            for warning in score_warnings(self.trainer.scores):
+                print(f"Note: {warning}")
         if self.trainer.args.do_train:
             print(f"Model, image processor, tokenizer and model card: {folder}")
         print(f"Metrics: {folder / 'metrics.json'}")
         if "classes" in metrics and self.trainer.args.num_pictures:
+            pictured = np.linspace(0, len(images) - 1, min(self.trainer.args.num_pictures, len(images)))
+            shown = [images[place] for place in pictured.round().astype(int)]
+            save_pictures(folder / "pictures", shown, self.data.class_names, self.data.palette, self.data.ignore_index)
             print(f"Pictures: {folder / 'pictures'}")
         if "classes" in metrics and self.trainer.args.report:
-            self._write_report(folder / "report.html", metrics, examined)
+            write_report(
+                folder / "report.html",
+                title=f"MTA-CLIP: {folder.absolute().name}",
+                metrics=metrics,
+                scores=self.trainer.scores,
+                palette=self.data.palette,
+                history=self.trainer.state.log_history,
+                images=images,
+                options=self.trainer.options,
+            )
             print(f"Report: {folder / 'report.html'}")
 
-    def _examine_images(self) -> list[ExaminedImage]:
-        """Saves pictures of some images and returns small versions of these and of what the report needs more."""
+    def _evaluated_images(self) -> list[EvaluatedImage]:
+        """Some images for the pictures and the report."""
         args = self.trainer.args
-        folder = Path(args.output_dir) / "pictures"
-        number = max(args.num_pictures, NUM_EXAMINED_IMAGES) if args.report else args.num_pictures
-        examples = list(_spread(self.trainer.eval_dataset, number))
-        num_pictures = min(args.num_pictures, len(examples))
-        pictured = np.linspace(0, len(examples) - 1, num_pictures).round().astype(int).tolist()
-        small = []
-        for place, example in enumerate(examples):
-            examined = self.trainer.examine_image(example)
-            if place in pictured and self.trainer.is_world_process_zero():
-                folder.mkdir(exist_ok=True)
-                path = folder / f"{Path(examined.name).stem.replace(' ', '_')}.png"
-                save_comparison(path, examined, self.data.class_names, self.data.palette)
-            small.append(examined.shrunk())
-        return small
-
-    def _write_report(self, path: Path, metrics: dict[str, Any], examined: list[ExaminedImage]) -> None:
-        trainer = self.trainer
-        content = ReportContent(
-            title=f"MTA-CLIP: {path.absolute().parent.name}",
-            metrics=metrics,
-            scores=trainer.scores,
-            palette=self.data.palette,
-            history=trainer.state.log_history,
-            examined=examined,
-            options=trainer.options,
-        )
-        write_report(path, content)
+        number = max(args.num_pictures, NUM_ALIGNED_IMAGES) if args.report else args.num_pictures
+        return [self.trainer.evaluated_image(example) for example in _spread(self.trainer.eval_dataset, number)]
 
 
 def prepare_run(
@@ -215,7 +202,7 @@ def prepare_run(
         data_collator=collate_examples,
         processing_class=parts.image_processor,
         tokenizer=parts.tokenizer,
-        options=public_options(options),
+        options=options,
     )
     pixels = {split: dict(zip(data.class_names, counts.tolist(), strict=True)) for split, counts in checked.items()}
     return Run(trainer, data, checkpoint, pixels)

@@ -33,11 +33,11 @@ from .callbacks import (
 )
 from .checkpoints import discard_failed_save, write_through
 from .distribution import whole_weights
+from .evaluated_images import ContextUsage, EvaluatedImage, align_masks
 from .evaluation import EvaluationCollator, SegmentationScores
-from .examination import ExaminedImage, examine_image
-from .findings import ContextUsage
-from .model_card import CardContent, as_list, size_in_words, write_model_card
+from .model_card import write_model_card
 from .optimization import parameter_groups, polynomial_schedule
+from .report import score_warnings
 
 
 logger = logging.get_logger(__name__)
@@ -270,13 +270,13 @@ class MTAClipTrainer(Trainer):
         """
         return self._segmenter()([image])[0].cpu().numpy()
 
-    def examine_image(self, example: Mapping[str, Any]) -> ExaminedImage:
-        """Predicts an evaluation example as evaluation does, and looks at its masks in the image as a whole."""
-        prediction = self.predict_image(example["image"])
+    def evaluated_image(self, example: Mapping[str, Any]) -> EvaluatedImage:
+        """Predicts an evaluation example as evaluation does, and aligns its masks in the image as a whole."""
+        image, model = example["image"], self.accelerator.unwrap_model(self.model)
+        prediction = self.predict_image(image)
         with self.compute_loss_context_manager():
-            return examine_image(
-                self.accelerator.unwrap_model(self.model).eval(), self.processing_class, example, prediction
-            )
+            alignment = align_masks(model, self.processing_class, image)
+        return EvaluatedImage(example.get("name", ""), image, example["annotation"], prediction, alignment=alignment)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluates; in training with `ema_decay`, the averaged weights."""
@@ -332,24 +332,24 @@ class MTAClipTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        model = self.accelerator.unwrap_model(self.model)
         datasets = {"training": self.train_dataset, "validation": self.eval_dataset}
-        content = CardContent(
+        path = Path(self.args.output_dir) / "README.md"
+        is_written = write_model_card(
+            path,
+            model=self.accelerator.unwrap_model(self.model),
+            image_processor=self.processing_class,
             model_id=self.hub_model_id or self.args.hub_model_id or model_name or Path(self.args.output_dir).name,
-            config=model.config,
-            num_parameters=model.num_parameters(),
             options=self.options,
             history=self.state.log_history,
             num_images={name: len(images) for name, images in datasets.items() if has_length(images)},
-            image_size=size_in_words(self.processing_class),
+            warnings=[] if self.scores is None else score_warnings(self.scores),
             license=license or self.args.hub_license,
-            tags=as_list(tags),
+            tags=tags,
             language=language,
-            datasets=as_list(dataset),
-            base_models=as_list(finetuned_from),
+            datasets=dataset,
+            base_model=finetuned_from,
         )
-        path = Path(self.args.output_dir) / "README.md"
-        if not write_model_card(path, content):
+        if not is_written:
             logger.warning("%s is left as it is: it was not written by a training run.", path)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card: metadata that the Hub can read, a snippet that runs, and pushing through the trainer."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -12,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import HfApi, ModelCard
 
+from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.data.scenes import SCENE_CLASSES, make_scene
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
-from modeling_mtaclip.training.model_card import MARKER, CardContent, public_options, write_model_card
-from tests.tiny import tiny_config
+from modeling_mtaclip.training.model_card import MARKER, public_options, write_model_card
+from tests.tiny import CLASS_TOKEN_IDS, tiny_model
 from tests.training.conftest import draw_folder, options
 
 
@@ -124,37 +126,85 @@ def test_a_run_pushes_when_it_is_told_to(tmp_path, monkeypatch):
     assert uploads == ["someone/something"]
 
 
-def test_a_card_that_its_reader_took_over_is_left_alone(tmp_path):
+def card(tmp_path, warnings=(), history=(), model=None, **options):
+    """A card of a model that no run has made: whether it was written, and the card."""
     path = tmp_path / "README.md"
-    content = CardContent("model", tiny_config(), 1_000_000, {"dataset_name": "scenes"})
-    assert write_model_card(path, content)
-    assert write_model_card(path, content)
-    assert ModelCard.load(path).data.license == "apache-2.0"
+    is_written = write_model_card(
+        path,
+        model=model or tiny_model(),
+        image_processor=MTAClipImageProcessor(),
+        model_id="model",
+        options={"dataset_name": "scenes"} | options,
+        history=history,
+        warnings=warnings,
+    )
+    return is_written, ModelCard.load(path)
+
+
+def test_a_card_that_its_reader_took_over_is_left_alone(tmp_path):
+    assert card(tmp_path)[0]
+    is_written, written = card(tmp_path)
+    assert is_written
+    assert written.data.license == "apache-2.0"
+    path = tmp_path / "README.md"
     own = path.read_text().replace(MARKER, "My words.")
     path.write_text(own)
-    assert not write_model_card(path, content)
+    assert not card(tmp_path)[0]
     assert path.read_text() == own
 
 
-def test_folders_of_the_machine_are_not_shown(tmp_path):
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_scores_that_do_not_exist_are_not_shown(tmp_path, missing):
+    evaluation = {"eval_mean_iou": missing, "eval_overall_accuracy": missing, "eval_iou_road": missing, "step": 1}
+    _, written = card(tmp_path, ["Nothing is annotated."], [evaluation])
+    assert "There are no scores." in written.text
+    assert "Nothing is annotated." in written.text
+    assert written.data.eval_results is None
+    assert "nan" not in (tmp_path / "README.md").read_text().lower()
+
+
+def test_unusual_class_names_stay_in_their_cells(tmp_path):
+    names = ["a | b", "<script>", "{{ 1 + 1 }}"]
+    tokens = dict(zip([*names, "none"], CLASS_TOKEN_IDS.values(), strict=True))
+    model = tiny_model(id2label=dict(enumerate(names)), class_token_ids=tokens)
+    evaluation = {"eval_mean_iou": 0.5, "step": 1} | {f"eval_iou_{name}": 0.25 for name in names}
+    _, written = card(tmp_path, history=[evaluation], model=model)
+    assert "| a \\| b | 0.2500 |" in written.text
+    assert "| &lt;script&gt; | 0.2500 |" in written.text
+    assert "| {{ 1 + 1 }} | 0.2500 |" in written.text
+
+
+def test_tokens_and_folders_of_the_machine_are_not_shown(tmp_path):
     given = {
         "dataset_name": str(tmp_path / "streets"),
         "model_name_or_path": "someone/model",
         "text_encoder": "../clip",
         "output_dir": str(tmp_path),
+        "backbone_weights": Path("/home/me/weights.pt"),
+        "backbone_config": '{"layers": 3, "file": "/home/me/config.json"}',
+        "lr_scheduler_kwargs": {"file": "C:\\Users\\me\\x.json", "hub_token": "hf_secret"},
+        "files": ["~/a.txt", "b"],
+        "hub_token": "hf_secret",
+        "token": "hf_secret",
         "num_queries": 5,
     }
-    assert public_options(given) == {
+    shown = {
         "dataset_name": "streets",
         "model_name_or_path": "someone/model",
         "text_encoder": "clip",
+        "backbone_weights": "weights.pt",
+        "backbone_config": '{"layers": 3, "file": "config.json"}',
+        "lr_scheduler_kwargs": {"file": "x.json"},
+        "files": ["a.txt", "b"],
         "num_queries": 5,
     }
+    assert public_options(given) == shown
+    card(tmp_path, **given)
+    text = (tmp_path / "README.md").read_text()
+    assert not re.search(r"hf_secret|/home|~/|Users", text)
+    assert str(tmp_path) not in text
 
 
 def test_models_it_starts_from_are_named(tmp_path):
-    given = {"dataset_name": "ade20k", "text_encoder": "openai/clip-vit-base-patch16", "backbone": "resnet50"}
-    for named, expected in (([], ["openai/clip-vit-base-patch16"]), (["a/b"], ["a/b"])):
-        content = CardContent("model", tiny_config(), 1, public_options(given), base_models=named)
-        write_model_card(tmp_path / "README.md", content)
-        assert ModelCard.load(tmp_path / "README.md").data.base_model == expected
+    _, written = card(tmp_path, text_encoder="openai/clip-vit-base-patch16", backbone="resnet50")
+    assert written.data.base_model == ["openai/clip-vit-base-patch16"]

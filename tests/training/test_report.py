@@ -17,10 +17,10 @@ from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 from modeling_mtaclip.metrics import MeanIoU
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
+from modeling_mtaclip.training.evaluated_images import align_masks
 from modeling_mtaclip.training.evaluation import SegmentationScores
-from modeling_mtaclip.training.examination import examine_image, principal_components
-from modeling_mtaclip.training.findings import KeptImage
-from modeling_mtaclip.training.report import WRONG_COLOUR, ReportContent, error_map, write_report
+from modeling_mtaclip.training.report import write_report
+from modeling_mtaclip.visualization import _principal_components
 from tests.tiny import tiny_model
 from tests.training.conftest import draw_folder, options
 from tests.training.distributed_steps import evaluation_example
@@ -54,7 +54,7 @@ def cells(text):
     for name, body in re.findall(r'<table id="(\w+)">(.*?)</table>', text, flags=re.DOTALL):
         rows = re.findall(r"<tr>(.*?)</tr>", body, flags=re.DOTALL)
         tables[name] = [
-            [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd]>(.*?)</t[hd]>", row, flags=re.DOTALL)]
+            [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, flags=re.DOTALL)]
             for row in rows
         ]
     return {name: [dict(zip(head, row, strict=True)) for row in rows] for name, (head, *rows) in tables.items()}
@@ -103,7 +103,7 @@ def test_the_report_has_all_sections(finished):
     assert Page(finished[2]).titles == [
         "Training",
         "Classes",
-        "Confusion",
+        "Confusion matrix",
         "Best images",
         "Worst images",
         "Prompt contexts",
@@ -137,7 +137,8 @@ def test_key_figures_are_those_of_the_metrics(finished):
     }.items():
         assert figures[label] == f"{metrics[name]:.4f}"
     low, high = metrics["eval_mean_iou_interval"]
-    assert figures["95 % interval over images"] == f"{low:.4f} &ndash; {high:.4f}"
+    assert figures["95 % interval over images: from"] == f"{low:.4f}"
+    assert figures["95 % interval over images: to"] == f"{high:.4f}"
     assert low <= metrics["eval_mean_iou"] <= high
 
 
@@ -173,9 +174,9 @@ def test_confusions_are_recomputed(finished, predicted):
     rows = cells(finished[2])["confusions"]
     assert len(rows) == min(15, np.count_nonzero(wrong))
     for row in rows:
-        true, guessed = SCENE_CLASSES.index(row["annotated"]), SCENE_CLASSES.index(row["predicted"])
+        true, guessed = SCENE_CLASSES.index(row["ground truth"]), SCENE_CLASSES.index(row["predicted"])
         assert row["of all wrong pixels"] == f"{wrong[true, guessed] / wrong.sum():.1%}"
-        assert row["of the annotated class"] == f"{counts[true, guessed] / counts[true].sum():.1%}"
+        assert row["of the class"] == f"{counts[true, guessed] / counts[true].sum():.1%}"
     (matrix,) = Page(finished[2]).pictures["Confusion matrix"]
     assert set(SCENE_CLASSES) - set(svg_text(matrix)) == set()
 
@@ -196,13 +197,6 @@ def test_best_and_worst_images_are_recomputed(finished, predicted):
     assert [name for name, _ in shown] == [*best, *worst]
     for name, value in shown:
         assert float(value) == pytest.approx(scores[name], abs=1e-4)
-
-
-def test_error_map_by_hand():
-    truth, prediction = np.array([[0, 1], [255, 1]]), np.array([[0, 0], [1, 1]])
-    kept = KeptImage("image", 0.5, Image.new("RGB", (2, 2), (100, 100, 100)), truth, prediction)
-    pale = [140, 140, 140]
-    assert error_map(kept, 255).tolist() == [[pale, list(WRONG_COLOUR)], [[255, 255, 255], pale]]
 
 
 def test_context_table_is_recomputed(finished, predicted):
@@ -226,7 +220,7 @@ def test_similarity_matrix_is_the_models(finished, predicted):
     text = svg_text(matrix)
     masks_of = {name: outputs.class_queries_logits[0].argmax(dim=-1) for name, _, _, outputs in predicted}
     picked = max(masks_of, key=lambda name: len(set(masks_of[name].tolist()) - {len(SCENE_CLASSES)}))
-    assert f"{picked}, of the 5 examined images" in finished[2]
+    assert f"{picked}: of 5 images" in finished[2]
     outputs = next(outputs for name, _, _, outputs in predicted if name == picked)
     queries = (masks_of[picked] < len(SCENE_CLASSES)).nonzero()[:, 0]
     expected = outputs.mask_text_similarity[0, :, queries].amax(dim=0)
@@ -236,33 +230,33 @@ def test_similarity_matrix_is_the_models(finished, predicted):
     assert sum(bool(re.fullmatch(r"\d+ [\w ]+", each)) for each in text) == len(queries)
 
 
-def test_examined_masks_and_texts_give_the_models_similarity():
+def test_aligned_masks_and_texts_give_the_models_similarity():
     model = tiny_model()
     torch.nn.init.constant_(model.class_predictor.bias[-1], -3.0)
     processor = MTAClipImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
     example = evaluation_example(1)
-    examined = examine_image(model, processor, example, np.array(example["annotation"]))
+    alignment = align_masks(model, processor, example["image"])
     with torch.no_grad():
         outputs = model(**processor(example["image"], return_tensors="pt"))
     probabilities, classes = outputs.class_queries_logits[0].softmax(dim=-1).max(dim=-1)
     queries = probabilities.argsort(descending=True)
     queries = queries[classes[queries] < 3]
     assert len(queries) > 1
-    assert examined.classes.tolist() == classes[queries].tolist()
+    assert alignment.classes.tolist() == classes[queries].tolist()
     similarity = outputs.mask_text_similarity[0, :, queries].amax(dim=0)
-    np.testing.assert_allclose(examined.similarity, similarity, atol=1e-6)
-    assert ((examined.centres >= 0) & (examined.centres <= 1)).all()
+    np.testing.assert_allclose(alignment.similarity, similarity, atol=1e-6)
+    assert ((alignment.centers >= 0) & (alignment.centers <= 1)).all()
     assert not model.text_head._forward_hooks
 
 
 def test_principal_components_are_those_of_the_covariance():
     points = np.random.default_rng(0).normal(size=(20, 5)) * [1, 4, 2, 0.5, 3]
-    coordinates, shares = principal_components(points)
+    coordinates, shares = _principal_components(points)
     values, vectors = np.linalg.eigh(np.cov(points.T))
     expected = (points - points.mean(axis=0)) @ vectors[:, :-3:-1]
     np.testing.assert_allclose(np.abs(coordinates), np.abs(expected), atol=1e-10)
     assert shares == pytest.approx(values[:-3:-1] / values.sum())
-    assert principal_components(points[:1])[0].tolist() == [[0, 0]]
+    assert _principal_components(points[:1])[0].tolist() == [[0, 0]]
 
 
 def test_curves_show_loss_terms_and_scores(finished):
@@ -293,7 +287,7 @@ def test_evaluation_alone_has_no_curves_and_gains_over_the_constant_prediction(f
 def test_a_model_without_text_has_no_text_sections(tmp_path):
     draw_folder(tmp_path / "data")
     _, _, text = execute(tmp_path, text_branch=False, eval_strategy="no", load_best_model_at_end=False)
-    assert Page(text).titles == ["Training", "Classes", "Confusion", "Best images", "Worst images", "Options"]
+    assert Page(text).titles == ["Training", "Classes", "Confusion matrix", "Best images", "Worst images", "Options"]
 
 
 def test_the_report_can_be_left_out(tmp_path):
@@ -315,7 +309,7 @@ def test_many_classes_with_unusual_names(tmp_path):
     scores.finish()
     metrics = {f"eval_{name}": value for name, value in scores.summary().items()}
     metrics |= {"eval_mean_iou_interval": (0.0, 1.0), "eval_samples_per_second": 1.0, "classes": scores.per_class()}
-    write_report(tmp_path / "report.html", ReportContent("many", metrics, scores, [(0, 0, 0)] * 150))
+    write_report(tmp_path / "report.html", title="many", metrics=metrics, scores=scores, palette=[(0, 0, 0)] * 150)
     text = (tmp_path / "report.html").read_text()
     assert len(cells(text)["classes"]) == 149
     assert "Neither annotated nor predicted: never seen." in text

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modeling_mtaclip.metrics import ImageScore
 from modeling_mtaclip.training.callbacks import BriefProgressCallback
-from modeling_mtaclip.training.findings import BestAndWorst, ContextUsage, shrink_labels
+from modeling_mtaclip.training.evaluated_images import BestAndWorstImages, ContextUsage, EvaluatedImage
 from tests.tiny import CLASS_NAMES, tiny_model
 from tests.training.distributed_steps import evaluation_example, example
 from tests.training.test_trainer import trainer
@@ -26,21 +26,26 @@ def test_the_best_and_worst_images_are_kept(num_images):
     scores.append(ImageScore("nothing annotated", math.nan, None))
     in_order = sorted(scores[:-1], key=lambda score: (score.mean_iou, score.name))
     random.Random(num_images).shuffle(scores)
-    kept = BestAndWorst(number=3)
+    kept = BestAndWorstImages(number=3)
     labels = torch.zeros(4, 6, dtype=torch.long)
     for score in scores:
-        kept.add(score, Image.new("RGB", (6, 4)), labels, labels)
-    kept.finish([*in_order, ImageScore("nothing annotated", math.nan, None)])
+        kept.add(score.name, score.mean_iou, Image.new("RGB", (6, 4)), labels, labels)
+    kept.gather()
     num_worst = min(3, num_images // 2)
     assert [image.name for image in kept.worst] == [score.name for score in in_order[:num_worst]]
     num_best = min(3, num_images - num_worst)
     assert [image.name for image in kept.best] == [score.name for score in in_order[::-1][:num_best]]
 
 
-def test_shrunk_labels_are_those_at_the_centres():
-    labels = np.arange(24).reshape(4, 6)
-    assert shrink_labels(labels, (2, 3)).tolist() == [[7, 9, 11], [19, 21, 23]]
-    assert np.array_equal(shrink_labels(labels, (4, 6)), labels)
+def test_kept_label_maps_have_the_labels_at_the_centers():
+    labels = np.arange(40).reshape(4, 10) % 256
+    image = EvaluatedImage("", Image.new("L", (10, 4)), labels, labels)
+    assert np.array_equal(image.ground_truth, labels)
+    large = np.zeros((1440, 960), dtype=np.uint8)
+    large[1::3, 1::3] = 255
+    image = EvaluatedImage("", Image.new("L", (960, 1440)), large, large)
+    assert image.image.size == (320, 480)
+    assert (image.prediction == 255).all()
 
 
 def test_winning_contexts_are_counted_as_written_out():
@@ -50,7 +55,7 @@ def test_winning_contexts_are_counted_as_written_out():
     usage = ContextUsage(num_labels)
     for part in range(5):
         usage.add(class_logits[part : part + 1], similarity[part : part + 1])
-    usage.finish()
+    usage.gather()
     counts = np.zeros((num_labels, num_contexts))
     agreeing = np.zeros(num_labels)
     for image in range(5):
@@ -76,14 +81,14 @@ def test_evaluation_finds_images_and_contexts(tmp_path):
     examples = [evaluation_example(index) | {"name": f"number {index}"} for index in range(5)]
     run = trainer(tmp_path, eval_dataset=examples)
     run.evaluate()
-    names = {image.name for image in (*run.scores.extremes.best, *run.scores.extremes.worst)}
+    names = {image.name for image in (*run.scores.best_and_worst.best, *run.scores.best_and_worst.worst)}
     assert names == {example["name"] for example in examples}
     assert len(run.scores.per_image) == 5
-    best = run.scores.extremes.best[0]
+    best = run.scores.best_and_worst.best[0]
     index = int(best.name.split()[1])
-    assert np.array_equal(best.truth, np.array(examples[index]["annotation"]))
+    assert np.array_equal(best.ground_truth, np.array(examples[index]["annotation"]))
     assert np.array_equal(best.image, np.array(examples[index]["image"]))
-    assert np.array_equal(best.prediction, run.examine_image(examples[index]).prediction)
+    assert np.array_equal(best.prediction, run.evaluated_image(examples[index]).prediction)
     assert run.scores.contexts.counts.shape == (len(CLASS_NAMES), 3)
 
 

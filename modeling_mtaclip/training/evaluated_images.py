@@ -1,0 +1,269 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of evaluated images to be shown: the best and the worst of them, the alignment of their masks with the
+class texts, and how often each prompt context is used."""
+
+import bisect
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+
+from ..image_processing_mtaclip import MTAClipImageProcessor
+from ..modeling_mtaclip import MTAClipForSemanticSegmentation
+from ..visualization import Color, colorize, compare
+
+
+THUMBNAIL_SIZE = 480
+
+
+@dataclass
+class MaskAlignment:
+    """Masks of an image and class texts in CLIP's space. A mask is a query whose most probable class, in the image as
+    a whole, is not "no object".
+
+    Attributes:
+        classes (`np.ndarray` of shape `(M,)`): int64, the class of each mask, the most probable mask first.
+        centers (`np.ndarray` of shape `(M, 2)`): where each mask is surest, as shares (x, y) of the image's size.
+        masks (`np.ndarray` of shape `(M, E)`): unit vectors.
+        texts (`np.ndarray` of shape `(C, K + 1, E)`): unit vectors of the class texts and "no object" in each context.
+    """
+
+    classes: np.ndarray
+    centers: np.ndarray
+    masks: np.ndarray
+    texts: np.ndarray
+
+    @property
+    def similarity(self) -> np.ndarray:
+        """Cosine of each mask with the most similar text of each class, `(M, K + 1)`."""
+        return np.einsum("me,cke->cmk", self.masks, self.texts).max(axis=0)
+
+
+@dataclass
+class EvaluatedImage:
+    """An image with ground truth and prediction, small enough to be kept.
+
+    Attributes:
+        name (`str`): of the image.
+        image (`PIL.Image.Image`): in RGB, its longer side at most `THUMBNAIL_SIZE`.
+        ground_truth (`np.ndarray` of shape `(height, width)`): label map of the image's size.
+        prediction (`np.ndarray` of shape `(height, width)`): predicted label map of the image's size.
+        mean_iou (`float`): over the classes that are annotated or predicted in it; NaN if unknown.
+        alignment ([`MaskAlignment`], *optional*): of its masks; absent without text branch.
+    """
+
+    name: str
+    image: Image.Image
+    ground_truth: np.ndarray
+    prediction: np.ndarray
+    mean_iou: float = math.nan
+    alignment: MaskAlignment | None = None
+
+    def __post_init__(self) -> None:
+        self.image = make_thumbnail(self.image)
+        self.ground_truth = _shrink(self.ground_truth, self.image.size)
+        self.prediction = _shrink(self.prediction, self.image.size)
+
+
+def make_thumbnail(image: Image.Image) -> Image.Image:
+    """The image in RGB, its longer side at most `THUMBNAIL_SIZE`."""
+    image = image.convert("RGB")
+    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), reducing_gap=2.0)
+    return image
+
+
+def _shrink(labels: Any, size: tuple[int, int]) -> np.ndarray:
+    """A label map of a size `(width, height)`: each pixel has the label at its center."""
+    labels = Image.fromarray(np.asarray(labels, dtype=np.int32))
+    return np.array(labels.resize(size, Image.Resampling.NEAREST), dtype=np.int64)
+
+
+class BestAndWorstImages:
+    """Keeps the images with the highest and the lowest mean IoU, however many are evaluated.
+
+    Args:
+        number (`int`, defaults to 4): how many of each.
+
+    Attributes:
+        best (`list[EvaluatedImage]`): after `gather`, the best of all processes, the best first.
+        worst (`list[EvaluatedImage]`): after `gather`, the worst first; no image is in both.
+    """
+
+    def __init__(self, number: int = 4) -> None:
+        self.number = number
+        self.best: list[EvaluatedImage] = []
+        self.worst: list[EvaluatedImage] = []
+        self._kept: list[EvaluatedImage] = []
+
+    def add(self, name: str, mean_iou: float, image: Image.Image, ground_truth: Tensor, prediction: Tensor) -> None:
+        """Keeps an image as long as it is among the best or worst of this process; images without score are not."""
+        place = bisect.bisect(self._kept, (mean_iou, name), key=lambda kept: (kept.mean_iou, kept.name))
+        is_full = len(self._kept) == 2 * self.number
+        if math.isnan(mean_iou) or (is_full and place == self.number):
+            return
+        self._kept.insert(place, EvaluatedImage(name, image, ground_truth.cpu(), prediction.cpu(), mean_iou))
+        if is_full:
+            del self._kept[self.number]
+
+    def gather(self) -> None:
+        """Brings the best and worst of all processes together, which must all call this."""
+        rank = PartialState().process_index
+        mine = [(image.mean_iou, image.name, rank, place) for place, image in enumerate(self._kept)]
+        order = sorted(gather_object(mine))
+        num_worst = min(self.number, len(order) // 2)
+        worst, best = order[:num_worst], order[num_worst:][::-1][: self.number]
+        chosen = gather_object([(key, self._kept[key[-1]]) for key in (*worst, *best) if key[2] == rank])
+        images = dict(chosen)
+        self.worst, self.best = [images[key] for key in worst], [images[key] for key in best]
+
+
+class ContextUsage:
+    """Counts which prompt context is the most similar one to the masks of each class.
+
+    A mask is a query whose most probable class is not "no object"; the winning context of a mask is the one in which
+    the text of that class is most similar to the mask, as in the contrastive loss (Sec. 3.4).
+
+    Args:
+        num_labels (`int`): number of classes, K.
+
+    Attributes:
+        counts (`np.ndarray` of shape `(K, C)`): int64, masks of each class that each context won; after `gather`, of
+            all processes. Without text branch, C is 0.
+        agreeing (`np.ndarray` of shape `(K,)`): int64, masks of each class whose most similar text, over all classes,
+            "no object" and contexts, is a text of the class.
+    """
+
+    def __init__(self, num_labels: int) -> None:
+        self.counts = np.zeros((num_labels, 0), dtype=np.int64)
+        self.agreeing = np.zeros(num_labels, dtype=np.int64)
+        self._table: Tensor | None = None
+
+    def add(self, class_queries_logits: Tensor, mask_text_similarity: Tensor | None) -> None:
+        """Counts the masks of a batch.
+
+        Args:
+            class_queries_logits (`Tensor` of shape `(B, Q, K + 1)`): the last entry is "no object".
+            mask_text_similarity (`Tensor` of shape `(B, C, Q, K + 1)`, *optional*): absent without text branch.
+        """
+        if mask_text_similarity is None:
+            return
+        _, num_contexts, _, num_texts = mask_text_similarity.shape
+        classes = class_queries_logits.argmax(dim=-1)
+        index = classes[:, None, :, None].expand(-1, num_contexts, -1, 1)
+        winners = mask_text_similarity.gather(-1, index)[..., 0].argmax(dim=1)
+        agrees = mask_text_similarity.amax(dim=1).argmax(dim=-1) == classes
+        if self._table is None:
+            self._table = torch.zeros(num_texts, num_contexts + 1, dtype=torch.long, device=classes.device)
+        self._table.index_put_((classes, winners), torch.ones_like(classes), accumulate=True)
+        self._table[:, -1].index_add_(0, classes.flatten(), agrees.flatten().long())
+
+    def gather(self) -> None:
+        """Adds up the counts of all processes, which must all call this."""
+        tables = gather_object([] if self._table is None else [self._table.cpu().numpy()])
+        if tables:
+            total = sum(tables)[:-1]
+            self.counts, self.agreeing = total[:, :-1], total[:, -1]
+
+    def entropies(self) -> np.ndarray:
+        """Entropy of each class's winning contexts in bits, `(K,)`: 0 if one always wins, log2 C if all win equally
+        often, NaN for classes without masks."""
+        totals = self.counts.sum(axis=1)
+        shares = self.counts / np.maximum(totals, 1)[:, None]
+        entropies = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1) + 0.0
+        return np.where(totals > 0, entropies, np.nan)
+
+
+@torch.no_grad()
+def align_masks(
+    model: MTAClipForSemanticSegmentation, image_processor: MTAClipImageProcessor, image: Image.Image
+) -> MaskAlignment | None:
+    """Compares the masks that a model finds in an image as a whole with the class texts.
+
+    Args:
+        model ([`MTAClipForSemanticSegmentation`]): in evaluation mode.
+        image_processor ([`MTAClipImageProcessor`]): the model's.
+        image (`PIL.Image.Image`): of any size.
+
+    Returns:
+        [`MaskAlignment`], or `None` if the model has no text branch.
+    """
+    if not model.config.text_branch:
+        return None
+    embeddings: list[tuple[Tensor, Tensor]] = []
+    hook = model.text_head.register_forward_hook(lambda head, inputs, _: embeddings.append(head.embed(*inputs)))
+    try:
+        pixel_values = image_processor(image, return_tensors="pt").pixel_values
+        outputs = model(pixel_values=pixel_values.to(model.device))
+    finally:
+        hook.remove()
+    probabilities, classes = outputs.class_queries_logits[0].float().softmax(dim=-1).max(dim=-1)
+    order = probabilities.argsort(descending=True)
+    queries = order[classes[order] < model.config.num_labels]
+    masks, texts = embeddings[0]  # of the last layer: (1, 1, Q, E), (1, 1, C, K + 1, E)
+    unpadded = image_processor(image, return_tensors="pt", do_pad=False).pixel_values
+    return MaskAlignment(
+        classes=classes[queries].cpu().numpy(),
+        centers=_centers(outputs.masks_queries_logits[0, queries], pixel_values.shape[-2:], unpadded.shape[-2:]),
+        masks=masks[0, 0, queries].float().cpu().numpy(),
+        texts=texts[0, 0].float().cpu().numpy(),
+    )
+
+
+def _centers(mask_logits: Tensor, padded: Sequence[int], unpadded: Sequence[int]) -> np.ndarray:
+    """Where each of `(M, h, w)` mask logits is greatest, as shares `(x, y)` of the part that is no padding."""
+    height, width = mask_logits.shape[-2:]
+    rows, columns = np.divmod(mask_logits.flatten(1).argmax(dim=1).cpu().numpy(), width)
+    x = (columns + 0.5) / width * padded[1] / unpadded[1]
+    y = (rows + 0.5) / height * padded[0] / unpadded[0]
+    return np.stack((x, y), axis=1).clip(0, 1)
+
+
+def save_pictures(
+    folder: str | Path,
+    images: Sequence[EvaluatedImage],
+    class_names: Sequence[str],
+    palette: Sequence[Color],
+    ignore_index: int = 255,
+) -> None:
+    """Draws image, ground truth and prediction side by side, in files `000_name.png`, `001_name.png`, …
+
+    Pictures with such names that an earlier run left in the folder are removed first.
+
+    Args:
+        folder (`str` or `Path`): is made if it is absent.
+        images (`Sequence[EvaluatedImage]`): may have equal names.
+        class_names, palette: name and color of each class, in the order of the ids.
+        ignore_index (`int`, defaults to 255): ground truth of pixels that don't count.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("[0-9][0-9][0-9]_*.png"):
+        old.unlink()
+    for place, image in enumerate(images):
+        label_maps = {"ground truth": image.ground_truth, "prediction": image.prediction}
+        colors = [(title, colorize(labels, palette, ignore_index)) for title, labels in label_maps.items()]
+        panels = [("image", image.image), *colors]
+        picture = compare(panels, class_names, palette, list(label_maps.values()), ignore_index=ignore_index)
+        stem = re.sub(r"[^\w.-]+", "_", Path(image.name).stem)[:80]
+        picture.save(folder / f"{place:03}_{stem}.png")
+
+
+__all__ = [
+    "BestAndWorstImages",
+    "ContextUsage",
+    "EvaluatedImage",
+    "MaskAlignment",
+    "align_masks",
+    "make_thumbnail",
+    "save_pictures",
+]
