@@ -22,6 +22,7 @@ register_backbones()
 CONTRASTIVE_NEGATIVES = ("mix", "separate", "all_positive")
 MASK_LOSS_NORMALIZERS = ("num_masks", "class_weights")
 IGNORED_PIXELS = ("exclude", "background")
+POINT_SAMPLINGS = ("random", "auto")
 NUM_FEATURE_MAPS = len(FEATURE_STRIDES)
 
 
@@ -111,6 +112,9 @@ class MTAClipConfig(PreTrainedConfig):
             Candidate points per point of the mask losses, among which the most uncertain are chosen.
         importance_sample_ratio (`float`, defaults to 0.75):
             Share of the points that is chosen by uncertainty; the rest is uniform.
+        point_sampling (`str`, defaults to `"random"`):
+            Where masks are matched and compared: at `"random"` points, as in the authors' code, or (`"auto"`) at every
+            pixel of the mask features, once, where these are at most `train_num_points`, and at random points else.
         semantic_loss_ignore_index (`int`, defaults to 255):
             Label of pixels that no loss counts.
         supervise_initial_prediction (`bool`, defaults to `True`):
@@ -199,6 +203,7 @@ class MTAClipConfig(PreTrainedConfig):
     train_num_points: int = 12544
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
+    point_sampling: str = "random"
     semantic_loss_ignore_index: int = 255
     supervise_initial_prediction: bool = True
     mask_loss_normalizer: str = "num_masks"
@@ -313,6 +318,7 @@ class MTAClipConfig(PreTrainedConfig):
         _require_choice(self, "contrastive_negatives", CONTRASTIVE_NEGATIVES)
         _require_choice(self, "mask_loss_normalizer", MASK_LOSS_NORMALIZERS)
         _require_choice(self, "ignored_pixels", IGNORED_PIXELS)
+        _require_choice(self, "point_sampling", POINT_SAMPLINGS)
         _require_positive(self, "train_num_points", "contrastive_temperature", "no_object_weight")
         for name in ("class", "mask", "dice", "contrastive", "match_class", "match_mask", "match_dice"):
             if getattr(self, f"{name}_weight") < 0:

@@ -10,13 +10,16 @@ sampled once and every logit at a point comes from a matrix product.
 "Sec." refers to MTA-CLIP (arXiv 2407.21654); Mask2Former is arXiv 2112.01527.
 """
 
+import math
+from dataclasses import dataclass
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from transformers.utils import logging
 
 from .configuration_mtaclip import MTAClipConfig
-from .point_sampling_mtaclip import bilinear_corners, sample_pixels, seeded_points
+from .point_sampling_mtaclip import bilinear_corners, pixel_centers, sample_pixels, seeded_points
 
 
 logger = logging.get_logger(__name__)
@@ -210,13 +213,33 @@ def loss_normalizers(image_classes: Tensor, config: MTAClipConfig) -> Tensor:
     return torch.stack((matched + config.no_object_weight * no_objects, matched)).sum(dim=1).float()
 
 
+@dataclass
+class PointLabels:
+    """Points at which masks are compared with the label maps.
+
+    Attributes:
+        points (`Tensor` of shape `(B, P, 2)`, *optional*): (x, y) in [0, 1]; `None`: every pixel of the mask features.
+        targets (`Tensor` of shape `(B, M, P)`): how much of each point belongs to each class of the image.
+        weights (`Tensor` of shape `(B, P)`): how much of each point counts.
+    """
+
+    points: Tensor | None
+    targets: Tensor
+    weights: Tensor
+
+    def sample(self, maps: Tensor) -> Tensor:
+        """Maps `(B, h, w, C)` at the points, `(B, P, C)`."""
+        pixels = maps.flatten(1, 2)
+        return pixels if self.points is None else sample_pixels(pixels, maps.shape[1:3], self.points)
+
+
 class MTAClipCriterion(nn.Module):
     """All losses of all supervised predictions in one pass over the batch.
 
     Every image has as many places for masks as the image with the most classes; places without class count nowhere.
 
     Args:
-        config ([`MTAClipConfig`]): weights, sampling sizes and the choices between ours and the authors' behaviour.
+        config ([`MTAClipConfig`]): weights, sampling sizes and the choices between ours and the authors' behavior.
     """
 
     def __init__(self, config: MTAClipConfig) -> None:
@@ -234,7 +257,7 @@ class MTAClipCriterion(nn.Module):
         normalizers: Tensor | None = None,
         point_seeds: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Computes the losses, in float32.
+        """Computes the losses: mask logits in the queries' dtype, everything from there on in float32.
 
         Args:
             class_queries_logits (`Tensor` of shape `(L, B, Q, K + 1)`): of `L` predictions, the last layer's last.
@@ -263,49 +286,59 @@ class MTAClipCriterion(nn.Module):
             normalizers = loss_normalizers(image_classes, config)
         with torch.autocast(labels.device.type, enabled=False):
             class_queries_logits = _to_float32(class_queries_logits)
-            features = mask_features.permute(0, 2, 3, 1)  # (B, h, w, D)
-            match_points, mask_points = self._draw_points(labels, point_seeds)
-            queries = self._match(class_queries_logits, mask_embeddings, features, labels, image_classes, match_points)
-            terms = self._query_terms(class_queries_logits, mask_text_similarity, queries, image_classes)
-            terms |= self._mask_terms(mask_embeddings, features, labels, image_classes, queries, mask_points)
+            features = mask_features.to(mask_embeddings.dtype).permute(0, 2, 3, 1)  # (B, h, w, D)
+            for_matching, for_masks = self._label_points(
+                labels, image_classes, tuple(features.shape[1:3]), point_seeds, class_queries_logits.dtype
+            )
+            queries = self._match(class_queries_logits, mask_embeddings, features, image_classes, for_matching)
+            sums = self._query_losses(class_queries_logits, mask_text_similarity, queries, image_classes)
+            sums |= self._mask_losses(mask_embeddings, features, queries, for_masks)
 
-            weight_sum, num_masks = normalizers.to(class_queries_logits.dtype).unbind()
+            # Without any labelled pixel, the sums are 0 too.
+            weight_sum, num_masks = (
+                normalizers.to(class_queries_logits.dtype).masked_fill(normalizers <= 0, 1).unbind()
+            )
             mask_divisor = num_masks if config.mask_loss_normalizer == "num_masks" else weight_sum
-            divisors = {"mask": mask_divisor, "dice": mask_divisor}
-            # Without any labelled pixel the sums are 0 too.
-            terms = {
-                name: term / torch.where(divisors.get(name, weight_sum) > 0, divisors.get(name, weight_sum), 1)
-                for name, term in terms.items()
+            weights_and_divisors = {
+                "cross_entropy": (config.class_weight, weight_sum),
+                "contrastive": (config.contrastive_weight, weight_sum),
+                "mask": (config.mask_weight, mask_divisor),
+                "dice": (config.dice_weight, mask_divisor),
             }
-        weights = {
-            "cross_entropy": config.class_weight,
-            "contrastive": config.contrastive_weight,
-            "mask": config.mask_weight,
-            "dice": config.dice_weight,
-        }
-        total = sum(weights[name] * term.sum() for name, term in terms.items())
+            terms = {name: losses / weights_and_divisors[name][1] for name, losses in sums.items()}
+            total = sum(weights_and_divisors[name][0] * term.sum() for name, term in terms.items())
         return total, _named_components(terms)
 
-    def _draw_points(self, labels: Tensor, point_seeds: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Random points to match on, `(B, P, 2)`, and candidates for the mask losses, `(B, P', 2)`."""
-        num_matched = self.config.train_num_points
-        num_candidates = int(num_matched * self.config.oversample_ratio) + self._num_uniform_points()
-        sizes = [num_matched, num_candidates]
+    def _label_points(
+        self,
+        labels: Tensor,
+        image_classes: Tensor,
+        feature_size: tuple[int, int],
+        point_seeds: Tensor | None,
+        dtype: torch.dtype,
+    ) -> tuple[PointLabels, PointLabels]:
+        """Points to match on, and candidates for the mask losses."""
+        config = self.config
+        ignore_index = config.semantic_loss_ignore_index if config.ignored_pixels == "exclude" else None
+        if config.point_sampling == "auto" and math.prod(feature_size) <= config.train_num_points:
+            points = pixel_centers(feature_size, labels.device).expand(len(labels), -1, -1)
+            every_pixel = PointLabels(None, *interpolate_labels(labels, points, image_classes, ignore_index, dtype))
+            return every_pixel, every_pixel
+        sizes = (config.train_num_points, self._num_uncertain_candidates() + self._num_uniform_points())
         if point_seeds is None:
             points = torch.rand(len(labels), sum(sizes), 2, device=labels.device)
         else:
             points = seeded_points(point_seeds, sum(sizes))
-        return points.split(sizes, dim=1)
+        targets, weights = interpolate_labels(labels, points, image_classes, ignore_index, dtype)
+        split = zip(points.split(sizes, dim=1), targets.split(sizes, dim=2), weights.split(sizes, dim=1), strict=True)
+        for_matching, for_masks = (PointLabels(*parts) for parts in split)
+        return for_matching, for_masks
+
+    def _num_uncertain_candidates(self) -> int:
+        return int(self.config.train_num_points * self.config.oversample_ratio)
 
     def _num_uniform_points(self) -> int:
         return self.config.train_num_points - int(self.config.importance_sample_ratio * self.config.train_num_points)
-
-    def _label_points(
-        self, labels: Tensor, points: Tensor, classes: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        exclude = self.config.ignored_pixels == "exclude"
-        ignore_index = self.config.semantic_loss_ignore_index if exclude else None
-        return interpolate_labels(labels, points, classes, ignore_index, dtype)
 
     @torch.no_grad()
     def _match(
@@ -313,23 +346,21 @@ class MTAClipCriterion(nn.Module):
         class_queries_logits: Tensor,
         mask_embeddings: Tensor,
         features: Tensor,
-        labels: Tensor,
         image_classes: Tensor,
-        points: Tensor,
+        labels: PointLabels,
     ) -> Tensor:
         """The query that each class of each image is given, `(L, B, M)`; -1 for none."""
-        targets, weights = self._label_points(labels, points, image_classes, class_queries_logits.dtype)
-        point_features = sample_pixels(features.flatten(1, 2), features.shape[1:3], points)
+        point_features = labels.sample(features).transpose(1, 2)
         classes = image_classes.clamp(min=0)[:, None].expand(-1, class_queries_logits.shape[2], -1)
         costs = []
         # Layer by layer, because the logits of all of them would be large.
         for layer_logits, layer_embeddings in zip(class_queries_logits, mask_embeddings, strict=True):
-            point_logits = _to_float32(layer_embeddings @ point_features.transpose(1, 2))
+            point_logits = _to_float32(layer_embeddings @ point_features)
             probabilities = layer_logits.softmax(dim=-1).gather(-1, classes)
-            costs.append(matching_costs(probabilities, point_logits, targets, weights, self.config))
-        return _assign(torch.stack(costs).masked_fill(image_classes[:, None] < 0, NO_CLASS))
+            costs.append(matching_costs(probabilities, point_logits, labels.targets, labels.weights, self.config))
+        return assign_queries(torch.stack(costs).masked_fill(image_classes[:, None] < 0, NO_CLASS))
 
-    def _query_terms(
+    def _query_losses(
         self, class_queries_logits: Tensor, similarity: Tensor | None, queries: Tensor, image_classes: Tensor
     ) -> dict[str, Tensor]:
         """Sums of the losses that every query has, per layer."""
@@ -337,10 +368,10 @@ class MTAClipCriterion(nn.Module):
         num_layers, batch_size, num_queries, _ = class_queries_logits.shape
         # Classes without query go to one more, which is dropped.
         query_classes = image_classes.new_full((num_layers, batch_size, num_queries + 1), config.num_labels)
-        places = torch.where(queries >= 0, queries, num_queries)
+        places = queries.masked_fill(queries < 0, num_queries)
         query_classes = query_classes.scatter(2, places, image_classes.expand_as(places))[..., :-1]
         class_weights = class_queries_logits.new_ones(config.num_labels + 1)
-        class_weights[-1] = config.no_object_weight
+        class_weights[-1:].fill_(config.no_object_weight)
         losses = {"cross_entropy": classification_losses(class_queries_logits, query_classes, class_weights)}
         if similarity is not None:
             losses["contrastive"] = contrastive_losses(
@@ -350,47 +381,42 @@ class MTAClipCriterion(nn.Module):
                 config.contrastive_negatives,
                 config.contrastive_temperature,
             )
+        # An image without any labelled pixel says nothing, not even "no object".
         labelled = image_classes[:, :1] >= 0
         return {name: (values * labelled).sum(dim=(1, 2)) for name, values in losses.items()}
 
-    def _mask_terms(
-        self,
-        mask_embeddings: Tensor,
-        features: Tensor,
-        labels: Tensor,
-        image_classes: Tensor,
-        queries: Tensor,
-        points: Tensor,
+    def _mask_losses(
+        self, mask_embeddings: Tensor, features: Tensor, queries: Tensor, labels: PointLabels
     ) -> dict[str, Tensor]:
         """Sums of the losses that every matched mask has, per layer."""
-        matched = (queries >= 0).transpose(0, 1)  # (B, L, M)
+        queries = queries.transpose(0, 1)  # (B, L, M)
         index = queries.clamp(min=0)[..., None].expand(-1, -1, -1, mask_embeddings.shape[-1])
-        embeddings = mask_embeddings.gather(2, index).transpose(0, 1).flatten(1, 2)  # (B, L * M, D)
+        embeddings = mask_embeddings.transpose(0, 1).gather(2, index).flatten(1, 2)  # (B, L * M, D)
         # Only matched masks are made, as columns, so that sampling a pixel reads one row.
-        masks = features.flatten(1, 2) @ embeddings.transpose(1, 2)
-        logits = sample_pixels(masks, features.shape[1:3], points).transpose(1, 2)
-        logits = _to_float32(logits).contiguous().view(*matched.shape, -1)  # (B, L, M, P')
-        targets, weights = self._label_points(labels, points, image_classes, logits.dtype)
-        targets, weights = targets[:, None].expand_as(logits), weights[:, None, None].expand_as(logits)
-        chosen = self._choose_points(logits.detach(), weights)
-        chosen_points = [values.gather(-1, chosen) for values in (logits, targets, weights)]
-        terms = {"mask": mask_losses(*chosen_points), "dice": dice_losses(*chosen_points)}
-        return {name: (losses * matched).sum(dim=(0, 2)) for name, losses in terms.items()}
+        masks = features @ embeddings[:, None].transpose(2, 3)
+        logits = labels.sample(masks).transpose(1, 2)  # (B, L * M, P)
+        logits = _to_float32(logits).contiguous().unflatten(1, queries.shape[1:])
+        samples = [logits, labels.targets[:, None].expand_as(logits), labels.weights[:, None, None].expand_as(logits)]
+        if labels.points is not None:
+            chosen = self._choose_points(logits.detach(), labels.weights)
+            samples = [values.gather(-1, chosen) for values in samples]
+        losses = {"mask": mask_losses(*samples), "dice": dice_losses(*samples)}
+        return {name: (values * (queries >= 0)).sum(dim=(0, 2)) for name, values in losses.items()}
 
     def _choose_points(self, logits: Tensor, weights: Tensor) -> Tensor:
         """For each mask the most uncertain of the candidates (PointRend, arXiv 1912.08193) and all uniform points."""
-        num_uniform = self._num_uniform_points()
-        num_candidates = logits.shape[-1] - num_uniform
+        num_candidates, num_uniform = self._num_uncertain_candidates(), self._num_uniform_points()
         certainty = logits[..., :num_candidates].abs()
-        certainty = certainty.masked_fill_(weights[..., :num_candidates] == 0, float("inf"))
+        certainty = certainty.masked_fill_(weights[:, None, None, :num_candidates] == 0, float("inf"))
         num_uncertain = self.config.train_num_points - num_uniform
         uncertain = certainty.topk(num_uncertain, dim=-1, largest=False, sorted=False).indices
         uniform = torch.arange(num_candidates, logits.shape[-1], device=logits.device)
         return torch.cat((uncertain, uniform.expand(*uncertain.shape[:-1], -1)), dim=-1)
 
 
-@torch.library.custom_op("mtaclip::assign", mutates_args=())
-def _assign(costs: Tensor) -> Tensor:
+# One operator, so that graphs that are compiled or run on fake tensors go through it.
+@torch.library.custom_op("mtaclip::assign_queries", mutates_args=())
+def assign_queries(costs: Tensor) -> Tensor:
     """Assigns queries to classes at the least cost, for each layer and image, on the CPU.
 
     Args:
@@ -419,7 +445,7 @@ def _assign(costs: Tensor) -> Tensor:
     return pinned.to(costs.device, non_blocking=True)
 
 
-@_assign.register_fake
+@assign_queries.register_fake
 def _(costs: Tensor) -> Tensor:
     return costs.new_empty((*costs.shape[:2], costs.shape[-1]), dtype=torch.long)
 

@@ -23,6 +23,12 @@ def seeded_points(seeds: Tensor, num_points: int) -> Tensor:
     return ((bits >> 8).float() / 2**24).unflatten(1, (num_points, 2))
 
 
+def pixel_centers(size: tuple[int, int], device: torch.device) -> Tensor:
+    """The centers of a map's pixels in reading order, `(H * W, 2)`: (x, y), 0 and 1 are the map's edges."""
+    y, x = ((torch.arange(length, device=device) + 0.5) / length for length in size)
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
+
+
 def _scramble(numbers: Tensor) -> Tensor:
     """A well mixed 32-bit hash (`lowbias32`, https://github.com/skeeto/hash-prospector) of int64 numbers."""
     bits = numbers & 0xFFFFFFFF
@@ -84,4 +90,4 @@ def _neighbors(coordinates: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return inside.long(), shares
 
 
-__all__ = ["bilinear_corners", "sample_pixels", "seeded_points"]
+__all__ = ["bilinear_corners", "pixel_centers", "sample_pixels", "seeded_points"]

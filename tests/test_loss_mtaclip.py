@@ -115,7 +115,9 @@ def run_both(config, inputs, labels):
     criterion = MTAClipCriterion(config)
     seeds = torch.arange(BATCH)
     loss, components = criterion(**inputs, labels=labels, point_seeds=seeds)
-    plain = plain_losses(inputs, labels, config, criterion._draw_points(labels, seeds))
+    image_classes = classes_of_images(labels, config.num_labels, 255)
+    parts = criterion._label_points(labels, image_classes, (6, 8), seeds, torch.float64)
+    plain = plain_losses(inputs, labels, config, [part.points for part in parts])
     weights = (config.class_weight, config.mask_weight, config.dice_weight, config.contrastive_weight)
     total = sum(weight * plain[name].sum() for weight, name in zip(weights, TERMS, strict=True))
     return loss, components, total, plain
@@ -232,10 +234,12 @@ def test_labels_out_of_range():
 
 def test_seeded_points_do_not_depend_on_the_batch():
     criterion = MTAClipCriterion(tiny_config())
-    _, labels = make_inputs()
-    both = criterion._draw_points(labels, torch.tensor([5, 11]))
-    alone = criterion._draw_points(labels[1:], torch.tensor([11]))
-    assert all(torch.equal(pair[1:], single) for pair, single in zip(both, alone, strict=True))
+    inputs, labels = make_inputs()
+    labels[0] = 255
+    alone = {name: value[[1]] if name == "mask_features" else value[:, [1]] for name, value in inputs.items()}
+    loss, _ = criterion(**inputs, labels=labels, point_seeds=torch.tensor([5, 11]))
+    expected, _ = criterion(**alone, labels=labels[1:], point_seeds=torch.tensor([11]))
+    torch.testing.assert_close(loss, expected)
 
 
 def test_interpolated_labels_are_sampled_masks():
