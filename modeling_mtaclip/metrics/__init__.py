@@ -3,22 +3,20 @@
 """Figures of semantic segmentation: mean IoU as an `evaluate` metric, and what goes beyond it."""
 
 from .boundary import BoundaryScores
-from .figures import CITYSCAPES_CATEGORIES, category_iou, frequency_weighted_iou
-from .hub import HubMeanIoU
-from .mean_iou import MeanIoU, iou_figures
-from .pair_counts import PairCounts
+from .confusion import PairCounts, category_iou, constant_prediction, iou_figures, json_ready, summary_figures
+from .mean_iou import MeanIoU
 from .per_image import ImageScore, PerImageScores
 
 
 __all__ = [
-    "CITYSCAPES_CATEGORIES",
     "BoundaryScores",
-    "HubMeanIoU",
     "ImageScore",
     "MeanIoU",
     "PairCounts",
     "PerImageScores",
     "category_iou",
-    "frequency_weighted_iou",
+    "constant_prediction",
     "iou_figures",
+    "json_ready",
+    "summary_figures",
 ]

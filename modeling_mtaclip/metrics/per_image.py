@@ -1,12 +1,7 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Mean IoU of each image, the worst images, and a bootstrap confidence interval of the mean IoU of all.
+"""The confusion matrix of all images, the score of each, and how far the mean IoU depends on the choice of images."""
 
-Three numbers per image and class are kept: pixels in the intersection, predicted and annotated. Of 2000 images and
-150 classes, these take 7 MB.
-"""
-
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +9,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from .mean_iou import mean_over_present
-from .pair_counts import as_label_tensor, place_by_class, relabel
+from .confusion import PairCounts, areas_of, gathered, iou_of, mean_over_present
 
 
 @dataclass(frozen=True)
@@ -34,107 +28,60 @@ class ImageScore:
 
 
 class PerImageScores:
-    """Areas of intersection, prediction and annotation of each image and class.
+    """One count of each image, which gives its score and the confusion matrix of all.
+
+    Of each image and class the pixels in the intersection, predicted and annotated are kept: 7 MB for 2,000 images and
+    150 classes.
 
     Args:
         num_labels (`int`): number of classes, K.
         ignore_index (`int`, *optional*, defaults to 255): reference value of pixels to leave out; `None` for no such.
-        label_map (`Mapping[int, int]`, *optional*): see [`relabel`]; for references only.
-        reduce_labels (`bool`, *optional*, defaults to `False`): see [`relabel`]; for references only.
+
+    Attributes:
+        confusion_matrix (`Tensor` of shape `(K + 1, K + 1)`): int64, see [`iou_figures`] for what follows from it.
     """
 
-    def __init__(
-        self,
-        num_labels: int,
-        ignore_index: int | None = 255,
-        label_map: Mapping[int, int] | None = None,
-        reduce_labels: bool = False,
-    ) -> None:
-        self.num_labels = num_labels
-        self.ignore_index = ignore_index
-        self.label_map = label_map
-        self.reduce_labels = reduce_labels
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget all images."""
-        self._areas: dict[str, np.ndarray] = {}
+    def __init__(self, num_labels: int, ignore_index: int | None = 255) -> None:
+        self.num_labels, self.ignore_index = num_labels, ignore_index
+        self.confusion_matrix = torch.zeros(num_labels + 1, num_labels + 1, dtype=torch.int64)
+        self._areas: list[tuple[str, np.ndarray]] = []
 
     def __len__(self) -> int:
         return len(self._areas)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._areas
+        return any(name == each for each, _ in self._areas)
 
     def add(self, *, prediction: Any, reference: Any, name: str) -> ImageScore:
-        """Add one image, and return its score.
+        """Adds one image, and returns its score.
 
         Args:
-            prediction (integer array or `Tensor` of shape `(height, width)`): predicted class indices.
-            reference (integer array or `Tensor` of shape `(height, width)`): annotated class indices.
-            name (`str`): of the image. Names must differ.
+            prediction, reference (integer array or `Tensor` of shape `(height, width)`): class indices.
+            name (`str`): of the image.
 
         Raises:
-            ValueError: if the shapes differ or an image of this name was added before.
+            ValueError: shapes that differ, or values that are no labels.
         """
-        if name in self._areas:
-            raise ValueError(f"An image named {name!r} was added before: names of images must differ.")
-        prediction = as_label_tensor(prediction, "predictions")
-        reference = as_label_tensor(reference, "references").to(prediction.device)
-        if prediction.shape != reference.shape:
-            raise ValueError(
-                f"The prediction of {name!r} has shape {tuple(prediction.shape)}, its reference "
-                f"{tuple(reference.shape)}: resize predictions to the size of the annotation first."
-            )
-        self._areas[name] = self._count(prediction.to(torch.int64), reference)
-        return _score(name, _iou(self._areas[name]))
-
-    def add_batch(self, *, predictions: Iterable[Any], references: Iterable[Any], names: Iterable[str]) -> None:
-        """Add images, see [`PerImageScores.add`]."""
-        for prediction, reference, name in zip(predictions, references, names, strict=True):
-            self.add(prediction=prediction, reference=reference, name=name)
-
-    def _count(self, prediction: torch.Tensor, reference: torch.Tensor) -> np.ndarray:
-        """Areas of shape `(3, K)`: intersection, predicted, annotated."""
-        reference = relabel(reference, self.label_map, self.reduce_labels)
-        if self.ignore_index is not None:
-            kept = reference != self.ignore_index
-            prediction, reference = prediction[kept], reference[kept]
-        prediction = place_by_class(prediction.flatten(), self.num_labels)
-        reference = place_by_class(reference.flatten(), self.num_labels)
-        common = torch.where(prediction == reference, reference, self.num_labels)
-        areas = [torch.bincount(x, minlength=self.num_labels + 1)[:-1] for x in (common, prediction, reference)]
-        return torch.stack(areas).cpu().numpy()
+        counts = PairCounts(self.num_labels)
+        counts.add(reference, prediction)
+        matrix = counts.confusion_matrix(self.num_labels, self.ignore_index)
+        self.confusion_matrix += matrix
+        self._areas.append((name, areas_of(matrix)))
+        return _score(*self._areas[-1])
 
     def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Bring the images of all processes together; each process then holds them all.
-
-        All processes of the group must call it. An image that several processes added counts once. It does nothing
-        where `torch.distributed` is not initialised.
+        """Brings the images of all processes together; each process of the group must call this, and then holds all.
 
         Args:
             group (`torch.distributed.ProcessGroup`, *optional*): the processes; all by default.
         """
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return
-        shares: list[dict[str, np.ndarray]] = [{}] * distributed.get_world_size(group)
-        distributed.all_gather_object(shares, self._areas, group=group)
-        self._areas = {name: areas for share in shares for name, areas in share.items()}
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the images, sorted, so that no figure depends on the order of images or on processes."""
-        return sorted(self._areas)
-
-    def areas(self) -> np.ndarray:
-        """Pixels of shape `(images, 3, K)` and type `int64`: intersection, predicted and annotated, as in `names`."""
-        if not self._areas:
-            return np.zeros((0, 3, self.num_labels), dtype=np.int64)
-        return np.stack([self._areas[name] for name in self.names])
+        shares = gathered((self.confusion_matrix, self._areas), group)
+        self.confusion_matrix = torch.stack([matrix for matrix, _ in shares]).sum(dim=0)
+        self._areas = [image for _, areas in shares for image in areas]
 
     def scores(self) -> list[ImageScore]:
         """Scores of all images, the worst first; those without any class come last."""
-        scores = [_score(name, iou) for name, iou in zip(self.names, _iou(self.areas()), strict=True)]
+        scores = [_score(*each) for each in self._areas]
         return sorted(scores, key=lambda score: (np.isnan(score.mean_iou), score.mean_iou, score.name))
 
     def bootstrap_interval(
@@ -147,12 +94,12 @@ class PerImageScores:
         the figure depends on which images the benchmark happens to hold, not on the seed of the training.
 
         Args:
-            confidence (`float`, *optional*, defaults to 0.95): share of resamples within the interval.
-            num_resamples (`int`, *optional*, defaults to 1000): how many sets of images are drawn.
-            seed (`int`, *optional*, defaults to 0): of the draws.
+            confidence (`float`, defaults to 0.95): share of resamples within the interval.
+            num_resamples (`int`, defaults to 1000): how many sets of images are drawn.
+            seed (`int`, defaults to 0): of the draws.
 
         Returns:
-            `tuple[float, float]`: lower and upper end; NaN without images.
+            `tuple[float, float]`: lower and upper end; NaN without annotated or predicted pixels.
 
         Raises:
             ValueError: if `confidence` is not between 0 and 1 or there are no resamples.
@@ -164,26 +111,21 @@ class PerImageScores:
             )
         if not self._areas:
             return float("nan"), float("nan")
-        areas = self.areas()
+        # In one order, so that no figure depends on that of the images or on the processes.
+        areas = np.stack([areas for _, areas in sorted(self._areas, key=lambda each: (each[0], each[1].tobytes()))])
         draws = np.random.default_rng(seed).multinomial(len(areas), np.full(len(areas), 1 / len(areas)), num_resamples)
         sums = (draws.astype(np.float64) @ areas.reshape(len(areas), -1)).reshape(num_resamples, 3, -1)
-        means = np.array([mean_over_present(iou) for iou in _iou(sums)])
+        means = np.array([mean_over_present(iou) for iou in iou_of(sums)])
+        means = means[~np.isnan(means)]
         tail = (1 - confidence) / 2
-        low, high = np.nanquantile(means, [tail, 1 - tail]) if not np.isnan(means).all() else (np.nan, np.nan)
+        low, high = np.quantile(means, [tail, 1 - tail]) if len(means) else (np.nan, np.nan)
         return float(low), float(high)
 
 
-def _score(name: str, iou: np.ndarray) -> ImageScore:
-    """Score of an image with the IoU `(K,)` of its classes."""
+def _score(name: str, areas: np.ndarray) -> ImageScore:
+    iou = iou_of(areas)
     worst_class = None if np.isnan(iou).all() else int(np.nanargmin(iou))
     return ImageScore(name, float(mean_over_present(iou)), worst_class)
-
-
-def _iou(areas: np.ndarray) -> np.ndarray:
-    """IoU of shape `(..., K)` of areas of shape `(..., 3, K)`; NaN where a class does not occur."""
-    intersection, predicted, annotated = np.moveaxis(areas, -2, 0)
-    with np.errstate(invalid="ignore"):
-        return intersection / (predicted + annotated - intersection)
 
 
 __all__ = ["ImageScore", "PerImageScores"]

@@ -386,14 +386,6 @@ class MTAClipTrainingArguments(TrainingArguments):
     report: bool = field(
         default=True, metadata={"help": "Write report.html after evaluation: curves, classes, images, prompts."}
     )
-    metric: str = field(
-        default="own",
-        metadata={
-            "help": "What computes mean IoU and accuracies: the package (own), or evaluate's mean_iou from the Hub "
-            "(hub), which is slower and keeps all predictions. The figures are the same.",
-            "choices": ["own", "hub"],
-        },
-    )
     boundary_metrics: bool = field(
         default=False, metadata={"help": "Also score class boundaries (boundary IoU and F-score), which takes longer."}
     )

@@ -15,21 +15,28 @@ from ..data.catalog import CITYSCAPES_CLASSES
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..inference import PreparedImage, prepare_image
 from ..metrics import (
-    CITYSCAPES_CATEGORIES,
     BoundaryScores,
-    HubMeanIoU,
-    MeanIoU,
     PerImageScores,
     category_iou,
-    frequency_weighted_iou,
     iou_figures,
+    json_ready,
+    summary_figures,
 )
 from ..metrics.boundary import BOUNDARY_IOU_RATIO, CITYSCAPES_BOUNDARY_IOU_RATIO
-from ..metrics.mean_iou import mean_over_present
 from .evaluated_images import BestAndWorstImages, ContextUsage, make_thumbnail
 
 
 NUM_WORST_IMAGES = 10
+# Category of each of the 19 classes of Cityscapes that are evaluated, in the order of their train ids.
+CITYSCAPES_CATEGORIES = (
+    *("flat", "flat"),
+    *("construction", "construction", "construction"),
+    *("object", "object", "object"),
+    *("nature", "nature"),
+    "sky",
+    *("human", "human"),
+    *("vehicle", "vehicle", "vehicle", "vehicle", "vehicle", "vehicle"),
+)
 
 
 @dataclass
@@ -76,8 +83,6 @@ class SegmentationScores:
         class_names (`Sequence[str]`): in the order of the label ids.
         ignore_index (`int`): label of pixels that don't count.
         boundary_metrics (`bool`, defaults to `False`): also score how well the boundaries of classes are met.
-        hub_metric (`bool`, defaults to `False`): let `evaluate`'s own `mean_iou` compute the figures that it has. All
-            processes must then make the scores at the same time.
 
     Attributes:
         matrix (`Tensor` of shape `(K + 1, K + 1)`, *optional*): after `finish`, the confusion matrix.
@@ -91,19 +96,17 @@ class SegmentationScores:
         class_names: Sequence[str],
         ignore_index: int,
         boundary_metrics: bool = False,
-        hub_metric: bool = False,
     ) -> None:
         self.class_names = list(class_names)
-        self.is_cityscapes = self.class_names == list(CITYSCAPES_CLASSES)
-        self.metric = MeanIoU(num_labels=len(self.class_names), ignore_index=ignore_index)
+        self.ignore_index = ignore_index
+        self.categories = CITYSCAPES_CATEGORIES if self.class_names == list(CITYSCAPES_CLASSES) else None
         self.matrix: Tensor | None = None
         self.per_image = PerImageScores(len(self.class_names), ignore_index)
         self.best_and_worst = BestAndWorstImages()
         self.contexts = ContextUsage(len(self.class_names))
-        self.hub = HubMeanIoU(len(self.class_names), ignore_index) if hub_metric else None
         self.boundary: BoundaryScores | None = None
         if boundary_metrics:
-            iou_ratio = CITYSCAPES_BOUNDARY_IOU_RATIO if self.is_cityscapes else BOUNDARY_IOU_RATIO
+            iou_ratio = CITYSCAPES_BOUNDARY_IOU_RATIO if self.categories else BOUNDARY_IOU_RATIO
             self.boundary = BoundaryScores(len(self.class_names), ignore_index, iou_ratio=iou_ratio)
         self._figures: dict[str, Any] = {}
         self._boundary_figures: dict[str, Any] = {}
@@ -114,9 +117,8 @@ class SegmentationScores:
     ) -> None:
         """Counts one image: two int64 label maps of the same size, its name and a small version if there is one."""
         annotation = annotation.to(prediction.device)
-        for metric in (self.metric, self.hub, self.boundary):
-            if metric is not None:
-                metric.add(prediction=prediction, reference=annotation)
+        if self.boundary is not None:
+            self.boundary.add(prediction=prediction, reference=annotation)
         score = self.per_image.add(prediction=prediction, reference=annotation, name=self._unique(name))
         if thumbnail is not None:
             self.best_and_worst.add(score.name, score.mean_iou, thumbnail, annotation, prediction)
@@ -128,32 +130,22 @@ class SegmentationScores:
 
     def finish(self) -> None:
         """Adds up the counts of all processes, which must all call this."""
-        self.metric.synchronize()
-        self.matrix = self.metric.confusion_matrix()
         self.per_image.synchronize()
+        self.matrix = self.per_image.confusion_matrix
         self.best_and_worst.gather()
         self.contexts.gather()
-        self._figures = iou_figures(self.matrix) if self.hub is None else self.hub.compute()
+        self._figures = iou_figures(self.matrix)
         if self.boundary is not None:
             self.boundary.synchronize()
             self._boundary_figures = self.boundary.compute()
 
-    def summary(self) -> dict[str, float]:
-        """`mean_iou`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou`, and `constant_mean_iou`: the mean
-        IoU of an imagined model that gives every pixel the most frequent class. For Cityscapes, `category_iou`, the
-        mean over its categories. With boundary metrics, `boundary_iou` and `boundary_f_score`."""
-        names = ("mean_iou", "mean_accuracy", "overall_accuracy")
-        summary = {name: float(self._figures[name]) for name in names}
-        summary["frequency_weighted_iou"] = frequency_weighted_iou(self.matrix)
-        summary["constant_mean_iou"] = float(iou_figures(constant_prediction(self.matrix))["mean_iou"])
-        if self.is_cityscapes:
-            summary["category_iou"] = float(mean_over_present(np.array(list(self._category_iou().values()))))
+    def summary(self) -> dict[str, float | int]:
+        """Of [`summary_figures`], with `category_iou` for Cityscapes. With boundary metrics, also `boundary_iou` and
+        `boundary_f_score`."""
+        summary = summary_figures(self.matrix, self.categories)
         if self.boundary is not None:
             summary |= {name: float(self._boundary_figures[name]) for name in ("boundary_iou", "boundary_f_score")}
         return summary
-
-    def _category_iou(self) -> dict[str, float]:
-        return category_iou(self.matrix, CITYSCAPES_CATEGORIES)
 
     def details(self) -> dict[str, Any]:
         """What is no single number: `mean_iou_interval`, the 95 % bootstrap interval over images; `worst_images`, ten
@@ -166,8 +158,8 @@ class SegmentationScores:
                 for each in worst
             ],
         }
-        if self.is_cityscapes:
-            details["categories"] = {name: _number(iou) for name, iou in self._category_iou().items()}
+        if self.categories is not None:
+            details["categories"] = json_ready(category_iou(self.matrix, self.categories))
         return details
 
     def per_class(self) -> dict[str, dict[str, float | None]]:
@@ -179,29 +171,13 @@ class SegmentationScores:
             if key.startswith("per_category_")
         }
         return {
-            name: {key: _number(values[index]) for key, values in columns.items()}
+            name: {key: json_ready(values[index]) for key, values in columns.items()}
             for index, name in enumerate(self.class_names)
         }
-
-
-def constant_prediction(matrix: Tensor) -> Tensor:
-    """The confusion matrix of a model that gives every pixel the most frequent class.
-
-    Args:
-        matrix (`Tensor` of shape `(K + 1, K + 1)`): confusion matrix of any predictions; rows are annotations.
-    """
-    annotated = matrix.sum(dim=1)
-    constant = torch.zeros_like(matrix)
-    constant[:, annotated[:-1].argmax()] = annotated
-    return constant
 
 
 def _rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-def _number(value: np.floating) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-__all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores", "constant_prediction"]
+__all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores"]

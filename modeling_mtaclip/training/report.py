@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
-from ..metrics import iou_figures
+from ..metrics import constant_prediction, iou_figures
 from ..visualization import (
     OKABE_ITO,
     Color,
@@ -29,7 +29,7 @@ from ..visualization import (
     plot_matrix,
 )
 from .evaluated_images import EvaluatedImage
-from .evaluation import SegmentationScores, constant_prediction
+from .evaluation import SegmentationScores
 from .model_card import public_options
 
 
@@ -228,7 +228,7 @@ def _confusion(scores: SegmentationScores) -> dict[str, Any] | None:
 
 
 def _image(image: EvaluatedImage, scores: SegmentationScores, palette: Sequence[Color]) -> dict[str, Any]:
-    ignore_index = scores.metric.ignore_index
+    ignore_index = scores.ignore_index
     panels = [
         ("image", _encoded(image.image, "JPEG")),
         ("ground truth", _encoded(colorize(image.ground_truth, palette, ignore_index), "PNG")),
@@ -284,7 +284,7 @@ def _alignment(
         [names[label] for label in texts],
         [texts.index(label) for label in classes],
     )
-    prediction = colorize(image.prediction, palette, scores.metric.ignore_index)
+    prediction = colorize(image.prediction, palette, scores.ignore_index)
     return {
         "name": image.name,
         "num_images": len(images),
@@ -316,7 +316,7 @@ def _embeddings(
 def _legend(
     label_maps: Sequence[np.ndarray], scores: SegmentationScores, palette: Sequence[Color]
 ) -> list[tuple[str, Color]]:
-    names, colors, _ = legend_entries(label_maps, scores.class_names, palette, scores.metric.ignore_index)
+    names, colors, _ = legend_entries(label_maps, scores.class_names, palette, scores.ignore_index)
     return list(zip(names, colors, strict=True))
 
 

@@ -29,7 +29,6 @@ from ..data import (
     load_segmentation_dataset,
 )
 from ..image_processing_mtaclip import MTAClipImageProcessor
-from ..metrics import HubMeanIoU
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options
 from .building import ModelParts, build_model, load_model
 from .checkpoints import checkpoint_to_resume
@@ -177,8 +176,6 @@ def prepare_run(
     if training_arguments.do_eval:
         evaluation_class = EvaluationStream if data_arguments.streaming else EvaluationExamples
         eval_dataset = evaluation_class(data, "validation", data_arguments.max_eval_samples)
-        if training_arguments.metric == "hub":
-            HubMeanIoU(len(data.class_names))
     splits = {"validation": training_arguments.do_eval, "train": training_arguments.do_train}
     checked = {split: data.check(split, data_arguments.check_data) for split, used in splits.items() if used}
     parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments.do_train)

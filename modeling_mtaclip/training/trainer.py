@@ -227,9 +227,7 @@ class MTAClipTrainer(Trainer):
         """
         config = self.accelerator.unwrap_model(self.model).config
         names = [config.id2label[index] for index in range(config.num_labels)]
-        scores = SegmentationScores(
-            names, config.semantic_loss_ignore_index, self.args.boundary_metrics, self.args.metric == "hub"
-        )
+        scores = SegmentationScores(names, config.semantic_loss_ignore_index, self.args.boundary_metrics)
         segmenter = self._segmenter(scores.contexts)
         num_images = 0
         self.callback_handler.eval_dataloader = dataloader

@@ -12,12 +12,11 @@ from PIL import Image
 from scipy import ndimage
 
 from modeling_mtaclip.metrics import (
-    CITYSCAPES_CATEGORIES,
     BoundaryScores,
     MeanIoU,
     PerImageScores,
     category_iou,
-    frequency_weighted_iou,
+    summary_figures,
 )
 
 
@@ -45,8 +44,7 @@ def test_confusion_matrix_rows_are_references():
 def test_frequency_weighted_iou_by_hand():
     # Class 0: 3 annotated, IoU 2/3; class 1: 1 annotated, IoU 1/2; class 2 does not occur.
     matrix = confusion_matrix([[0, 0, 1, 1]], [[0, 0, 0, 1]], num_labels=3)
-    assert frequency_weighted_iou(matrix) == pytest.approx(3 / 4 * 2 / 3 + 1 / 4 * 1 / 2)
-    assert np.isnan(frequency_weighted_iou(torch.zeros(4, 4, dtype=torch.int64)))
+    assert summary_figures(matrix)["frequency_weighted_iou"] == pytest.approx(3 / 4 * 2 / 3 + 1 / 4 * 1 / 2)
 
 
 def test_category_iou_is_that_of_merged_labels():
@@ -161,18 +159,8 @@ def test_border_to_ignored_pixels_is_no_boundary():
     assert np.isnan(scores.compute()["boundary_f_score"])
 
 
-def test_boundary_scores_apply_label_maps():
-    generator = np.random.default_rng(4)
-    reference, prediction = blobs(generator, (20, 20), 4), blobs(generator, (20, 20), 3)
-    reduced, plain = BoundaryScores(3, reduce_labels=True), BoundaryScores(3)
-    reduced.add_batch(predictions=[prediction], references=[reference])
-    plain.add_batch(predictions=[prediction], references=[np.where(reference == 0, 255, reference - 1)])
-    for actual, expected in zip(reduced.compute().values(), plain.compute().values(), strict=True):
-        np.testing.assert_array_equal(actual, expected)
-
-
 def test_boundary_scores_reject_what_is_no_label_map():
-    with pytest.raises(ValueError, match="label maps of one size"):
+    with pytest.raises(ValueError, match="does not match its reference"):
         BoundaryScores(3).add(prediction=[[0, 1]], reference=[[0], [1]])
     with pytest.raises(ValueError, match="must be above 0"):
         BoundaryScores(3, iou_ratio=0)
@@ -184,7 +172,8 @@ def per_image_scores(num_images=5, num_labels=4):
     references = [blobs(generator, (16, 10 + i), num_labels, 0.1) for i in range(num_images)]
     names = [f"image_{i}" for i in range(num_images)]
     scores = PerImageScores(num_labels)
-    scores.add_batch(predictions=predictions, references=references, names=names)
+    for prediction, reference, name in zip(predictions, references, names, strict=True):
+        scores.add(prediction=prediction, reference=reference, name=name)
     return scores, predictions, references, names
 
 
@@ -206,8 +195,6 @@ def test_an_image_without_labels_comes_last():
     scores.add(prediction=[[0, 1]], reference=[[0, 1]], name="b")
     assert [score.name for score in scores.scores()] == ["b", "a"]
     assert scores.scores()[1].worst_class is None
-    with pytest.raises(ValueError, match="'a' was added before"):
-        scores.add(prediction=[[0]], reference=[[0]], name="a")
 
 
 def test_bootstrap_interval_is_that_of_resampled_images():
@@ -266,14 +253,13 @@ def test_cityscapes_own_evaluation_agrees(cityscapes, tmp_path):
     expected = json.loads((tmp_path / "result.json").read_text())
 
     evaluated = sorted((label for label in labels if not label.ignoreInEval), key=lambda label: label.trainId)
-    assert [label.category for label in evaluated] == list(CITYSCAPES_CATEGORIES)
     to_train_id = np.full(256, 255, dtype=np.uint8)
     for label in evaluated:
         to_train_id[label.id] = label.trainId
     metric = MeanIoU(num_labels=19, ignore_index=255)
     for _, _, prediction, reference in cityscapes:
         metric.add(prediction=to_train_id[prediction], reference=to_train_id[reference])
-    categories = category_iou(metric.confusion_matrix(), CITYSCAPES_CATEGORIES)
+    categories = category_iou(metric.confusion_matrix(), [label.category for label in evaluated])
     figures = metric.compute()
 
     class_scores = [expected["classScores"][label.name] for label in evaluated]

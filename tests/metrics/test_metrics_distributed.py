@@ -36,8 +36,8 @@ def figures(mean_iou, boundary, per_image):
         "confusion_matrix": mean_iou.confusion_matrix().numpy(),
         **mean_iou.compute(),
         **boundary.compute(),
-        "areas": per_image.areas(),
-        "names": per_image.names,
+        "per_image_matrix": per_image.confusion_matrix.numpy(),
+        "scores": [(score.name, score.mean_iou) for score in per_image.scores()],
         "interval": per_image.bootstrap_interval(num_resamples=20),
     }
 
@@ -66,7 +66,7 @@ def run_process(process_id, folder):
 
 def assert_same(actual, expected):
     for name, value in expected.items():
-        if name == "names":
+        if name == "scores":
             assert actual[name] == value
         else:
             np.testing.assert_allclose(actual[name], value, rtol=0, atol=1e-12, err_msg=name)

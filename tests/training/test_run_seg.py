@@ -312,11 +312,6 @@ def test_checks_say_what_was_seen(folder_data, tmp_path):
         prepare(tmp_path, check_data="full")
 
 
-def test_metric_of_the_hub_is_refused_offline(folder_data, tmp_path):
-    with pytest.raises(ValueError, match=r"'mean_iou' of evaluate could not be loaded.*`--metric own`"):
-        prepare(tmp_path, metric="hub")
-
-
 def test_share_of_bad_images_must_be_a_share():
     with pytest.raises(ValueError, match="`max_bad_share` must be between 0 and 1, got 2"):
         parse_run_arguments(options(max_bad_share=2))

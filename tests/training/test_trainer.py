@@ -208,6 +208,8 @@ def test_constant_prediction_is_scored_by_hand():
         "overall_accuracy": pytest.approx(3 / 4),
         "frequency_weighted_iou": pytest.approx((3 * 2 / 3 + 1 / 2) / 4),
         "constant_mean_iou": pytest.approx((3 / 4 + 0) / 2),
+        "num_annotated_classes": 2,
+        "num_classes": 3,
     }
     assert scores.per_class()["c"] == {"iou": None, "accuracy": None}
 
