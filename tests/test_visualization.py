@@ -68,11 +68,14 @@ def test_confidences_go_from_dark_to_light():
         (lambda: overlay(GRAY, [[0]], PALETTE), r"got \(2, 2\) and \(1, 1\)"),
         (lambda: overlay(GRAY, LABELS, PALETTE, 2), "`opacity`"),
         (lambda: error_map([[0]], LABELS), "same size"),
-        (lambda: confidence_map([[1.5]]), "between 0 and 1, got 1.5"),
+        (
+            lambda: confidence_map([[1.5, np.nan]]),
+            r"between 0 and 1, got the shape \(1, 2\) and the bounds \[1.5, 1.5\]",
+        ),
+        (lambda: confidence_map([]), r"got the shape \(0,\)"),
         (lambda: legend([], []), "at least one name"),
         (lambda: legend(["a"], PALETTE), "1 names, 2 colors"),
         (lambda: compare([], ["a"], PALETTE[:1]), "at least one panel"),
-        (lambda: plot_alignment(np.zeros((0, 3)), [], ["a", "b", "c"], []), "heat map"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(draw, message):
@@ -87,7 +90,7 @@ def test_what_cannot_be_drawn_is_refused(draw, message):
 def test_every_class_has_its_box_and_text_inside_the_legend(names, width):
     palette = [(i, 255 - i, 128) for i in range(len(names))]
     picture = legend(names, palette, [1 / len(names)] * len(names), width=width)
-    assert picture.width == max(width, 240)
+    assert picture.width == max(width, 320)
     counts = {color: count for count, color in picture.getcolors(1 << 24)}
     assert all(counts[color] >= 12 * 12 for color in palette)
     edge = np.array(picture)[:, -3:]
@@ -99,7 +102,7 @@ def test_long_names_end_with_dots(monkeypatch):
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **options: texts.append(text))
     legend(["x" * 500, "sky"], PALETTE, [0.25, 0.75], width=100)
     assert texts[0].endswith("xxx... 25.0 %")
-    assert ImageFont.load_default(14).getlength(texts[0]) <= 240
+    assert ImageFont.load_default(14).getlength(texts[0]) <= 320
     assert texts[1] == "sky 75.0 %"
 
 
@@ -118,15 +121,24 @@ def test_a_picture_alone_has_no_title_and_a_legend_of_shares(monkeypatch):
     drawn = {}
     monkeypatch.setattr(
         "modeling_mtaclip.visualization.legend",
-        lambda names, palette, shares, width: drawn.update(names=names, shares=shares) or Image.new("RGB", (240, 9)),
+        lambda names, palette, shares, width: drawn.update(names=names, shares=shares) or Image.new("RGB", (320, 9)),
     )
     picture = compare([("", GRAY)], ["a", "b"], PALETTE, label_maps=[LABELS], show_shares=True)
-    assert picture.size == (240, 11)
+    assert picture.size == (320, 11)
     assert drawn == {"names": ["b", "a", "not annotated"], "shares": [0.5, 0.25, 0.25]}
 
 
-def test_alignment_has_a_cell_for_each_mask_and_text_and_frames_the_own_text():
-    figure = plot_alignment(np.array([[0.5, -0.25], [0.0, 1.0]]), ["1 sky", "2 sea"], ["sky", "sea"], [0, None])
-    axis = figure.axes[0]
-    assert [text.get_text() for text in axis.texts] == ["0.50", "-0.25", "0.00", "1.00"]
-    assert [frame.get_xy() for frame in axis.patches] == [(-0.5, -0.5)]
+def test_masks_and_texts_stand_on_the_principal_axes_of_their_covariance():
+    points = np.random.default_rng(0).normal(size=(20, 5)) * [1, 4, 2, 0.5, 3]
+    texts = {1: points[18], 0: points[19]}
+    axis = plot_alignment(points[:18], [0, 1] * 9, texts, ["$sky", "sea"], PALETTE).axes[0]
+    masks, stars = (each.get_offsets() for each in axis.collections)
+    values, vectors = np.linalg.eigh(np.cov(points.T))
+    expected = (points - points.mean(axis=0)) @ vectors[:, :-3:-1]
+    np.testing.assert_allclose(np.abs(np.concatenate((masks, stars))), np.abs(expected), atol=1e-10)
+    assert {text.get_text(): tuple(text.xy) for text in axis.texts} == {
+        "sea": tuple(stars[0]),
+        "$sky": tuple(stars[1]),
+    }
+    assert axis.get_xlabel() == f"{values[-1] / values.sum():.0%} of the variance"
+    assert len(plot_alignment(points[:1, :1], [0], {0: points[0, :1]}, ["sky"], PALETTE).axes) == 1

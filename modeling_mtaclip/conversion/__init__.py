@@ -2,19 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where models start from: checkpoints of other code turned into ours, backbones, text encoders and tokenizers."""
 
-from .backbones import make_backbone_config
-from .checkpoints import Checkpoint, load_checkpoint, parse_python_config
-from .clip import load_tokenizer, make_tokenizer, small_text_config
+from .account import WeightAccount
 from .mask2former import config_from_mask2former, convert_mask2former_state_dict
+from .mmengine import load_checkpoint
 from .original import config_from_original, convert_original_state_dict
-from .starting_points import ModelBundle, build_original, from_pretrained_parts
-from .weights import LoadingReport
+from .parts import ModelParts, build_original, from_pretrained_parts
+from .renaming import ConversionReport
 
 
 __all__ = [
-    "Checkpoint",
-    "LoadingReport",
-    "ModelBundle",
+    "ConversionReport",
+    "ModelParts",
+    "WeightAccount",
     "build_original",
     "config_from_mask2former",
     "config_from_original",
@@ -22,9 +21,4 @@ __all__ = [
     "convert_original_state_dict",
     "from_pretrained_parts",
     "load_checkpoint",
-    "load_tokenizer",
-    "make_backbone_config",
-    "make_tokenizer",
-    "parse_python_config",
-    "small_text_config",
 ]

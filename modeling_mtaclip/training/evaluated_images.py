@@ -28,14 +28,14 @@ THUMBNAIL_SIZE = 480
 
 @dataclass
 class MaskAlignment:
-    """Masks of an image and class texts in CLIP's space. A mask is a query whose most probable class, in the image as
-    a whole, is not "no object".
+    """Masks of an image and class texts in CLIP's space, as unit vectors. A mask is a query whose most probable class,
+    in the image as a whole, is not "no object".
 
     Attributes:
         classes (`np.ndarray` of shape `(M,)`): int64, the class of each mask, the most probable mask first.
         centers (`np.ndarray` of shape `(M, 2)`): where each mask is surest, as shares (x, y) of the image's size.
-        masks (`np.ndarray` of shape `(M, E)`): unit vectors.
-        texts (`np.ndarray` of shape `(C, K + 1, E)`): unit vectors of the class texts and "no object" in each context.
+        masks (`np.ndarray` of shape `(M, E)`): of the masks.
+        texts (`np.ndarray` of shape `(C, K + 1, E)`): of the class texts and "no object" in each context.
     """
 
     classes: np.ndarray
@@ -51,15 +51,10 @@ class MaskAlignment:
 
 @dataclass
 class EvaluatedImage:
-    """An image with ground truth and prediction, small enough to be kept.
+    """An image with ground truth and prediction. It becomes a thumbnail, its label maps (integer arrays or tensors of
+    shape `(height, width)`) int64 arrays of the thumbnail's size.
 
-    Attributes:
-        name (`str`): of the image.
-        image (`PIL.Image.Image`): in RGB, its longer side at most `THUMBNAIL_SIZE`.
-        ground_truth (`np.ndarray` of shape `(height, width)`): label map of the image's size.
-        prediction (`np.ndarray` of shape `(height, width)`): predicted label map of the image's size.
-        mean_iou (`float`): over the classes that are annotated or predicted in it; NaN if unknown.
-        alignment ([`MaskAlignment`], *optional*): of its masks; absent without text branch.
+    `mean_iou` is over the classes of the image, NaN if it is not known; `alignment` is absent without text branch.
     """
 
     name: str
@@ -89,14 +84,10 @@ def _shrink(labels: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 class BestAndWorstImages:
-    """Keeps the images with the highest and the lowest mean IoU, however many are evaluated.
+    """Keeps the images with the highest and the lowest mean IoU, `number` of each, however many are evaluated.
 
-    Args:
-        number (`int`, defaults to 4): how many of each.
-
-    Attributes:
-        best (`list[EvaluatedImage]`): after `gather`, the best of all processes, the best first.
-        worst (`list[EvaluatedImage]`): after `gather`, the worst first; no image is in both.
+    After `gather`, `best` has the best of all processes, the best first, and `worst` the worst, the worst first, as
+    [`EvaluatedImage`]s; no image is in both.
     """
 
     def __init__(self, number: int = 4) -> None:
@@ -106,7 +97,7 @@ class BestAndWorstImages:
         self._kept: list[EvaluatedImage] = []
 
     def add(self, name: str, mean_iou: float, image: Image.Image, ground_truth: Tensor, prediction: Tensor) -> None:
-        """Keeps an image as long as it is among the best or worst of this process; images without score are not."""
+        """Keeps an image as long as it is among the best or worst of this process; one without score is not."""
         place = bisect.bisect(self._kept, (mean_iou, name), key=lambda kept: (kept.mean_iou, kept.name))
         is_full = len(self._kept) == 2 * self.number
         if math.isnan(mean_iou) or (is_full and place == self.number):
@@ -118,29 +109,22 @@ class BestAndWorstImages:
     def gather(self) -> None:
         """Brings the best and worst of all processes together, which must all call this."""
         rank = PartialState().process_index
-        mine = [(image.mean_iou, image.name, rank, place) for place, image in enumerate(self._kept)]
-        order = sorted(gather_object(mine))
+        order = sorted(gather_object([(each.mean_iou, each.name, rank, i) for i, each in enumerate(self._kept)]))
         num_worst = min(self.number, len(order) // 2)
         worst, best = order[:num_worst], order[num_worst:][::-1][: self.number]
-        chosen = gather_object([(key, self._kept[key[-1]]) for key in (*worst, *best) if key[2] == rank])
-        images = dict(chosen)
+        images = dict(gather_object([(key, self._kept[key[-1]]) for key in (*worst, *best) if key[2] == rank]))
         self.worst, self.best = [images[key] for key in worst], [images[key] for key in best]
 
 
 class ContextUsage:
-    """Counts which prompt context is the most similar one to the masks of each class.
+    """Counts which prompt context is the most similar one to the masks of each of `num_labels` classes.
 
     A mask is a query whose most probable class is not "no object"; the winning context of a mask is the one in which
     the text of that class is most similar to the mask, as in the contrastive loss (Sec. 3.4).
 
-    Args:
-        num_labels (`int`): number of classes, K.
-
-    Attributes:
-        counts (`np.ndarray` of shape `(K, C)`): int64, masks of each class that each context won; after `gather`, of
-            all processes. Without text branch, C is 0.
-        agreeing (`np.ndarray` of shape `(K,)`): int64, masks of each class whose most similar text, over all classes,
-            "no object" and contexts, is a text of the class.
+    After `gather`, `counts`, int64 `(K, C)`, has the masks of each class that each context won (C is 0 without text
+    branch), and `agreeing`, int64 `(K,)`, the masks of each class whose most similar text, over all classes, "no
+    object" and contexts, is a text of the class.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -149,12 +133,7 @@ class ContextUsage:
         self._table: Tensor | None = None
 
     def add(self, class_queries_logits: Tensor, mask_text_similarity: Tensor | None) -> None:
-        """Counts the masks of a batch.
-
-        Args:
-            class_queries_logits (`Tensor` of shape `(B, Q, K + 1)`): the last entry is "no object".
-            mask_text_similarity (`Tensor` of shape `(B, C, Q, K + 1)`, *optional*): absent without text branch.
-        """
+        """Counts the masks of a batch, from the model's outputs `(B, Q, K + 1)` and `(B, C, Q, K + 1)`."""
         if mask_text_similarity is None:
             return
         _, num_contexts, _, num_texts = mask_text_similarity.shape
@@ -175,8 +154,7 @@ class ContextUsage:
             self.counts, self.agreeing = total[:, :-1], total[:, -1]
 
     def entropies(self) -> np.ndarray:
-        """Entropy of each class's winning contexts in bits, `(K,)`: 0 if one always wins, log2 C if all win equally
-        often, NaN for classes without masks."""
+        """Entropy of each class's winning contexts in bits, `(K,)`; NaN for classes without masks."""
         totals = self.counts.sum(axis=1)
         shares = self.counts / np.maximum(totals, 1)[:, None]
         entropies = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1) + 0.0
@@ -187,16 +165,8 @@ class ContextUsage:
 def align_masks(
     model: MTAClipForSemanticSegmentation, image_processor: MTAClipImageProcessor, image: Image.Image
 ) -> MaskAlignment | None:
-    """Compares the masks that a model finds in an image as a whole with the class texts.
-
-    Args:
-        model ([`MTAClipForSemanticSegmentation`]): in evaluation mode.
-        image_processor ([`MTAClipImageProcessor`]): the model's.
-        image (`PIL.Image.Image`): of any size.
-
-    Returns:
-        [`MaskAlignment`], or `None` if the model has no text branch.
-    """
+    """Compares the masks that a model (in evaluation mode) finds in an image as a whole with the class texts; `None`
+    for a model without text branch."""
     if not model.config.text_branch:
         return None
     embeddings: list[tuple[Tensor, Tensor]] = []
@@ -237,13 +207,7 @@ def save_pictures(
 ) -> None:
     """Draws image, ground truth and prediction side by side, in files `000_name.png`, `001_name.png`, …
 
-    Pictures with such names that an earlier run left in the folder are removed first.
-
-    Args:
-        folder (`str` or `Path`): is made if it is absent.
-        images (`Sequence[EvaluatedImage]`): may have equal names.
-        class_names, palette: name and color of each class, in the order of the ids.
-        ignore_index (`int`, defaults to 255): ground truth of pixels that don't count.
+    The folder is made if it is absent; pictures with such names that an earlier run left in it are removed first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -24,17 +24,18 @@ from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TASK = "image-segmentation"
-TAGS = ("mtaclip", "semantic-segmentation", "image-segmentation", "vision")
-# Figures of the card: name in the log without its prefix, the Hub's name of the metric, and ours.
+TAGS = ("mtaclip", "semantic-segmentation", TASK, "vision")
+# Name of a score in the log, the Hub's name of the metric, and ours.
 METRICS = (
-    ("mean_iou", "mean_iou", "Mean IoU"),
-    ("mean_accuracy", "accuracy", "Mean accuracy of the classes"),
-    ("overall_accuracy", "accuracy", "Pixel accuracy"),
+    ("eval_mean_iou", "mean_iou", "Mean IoU"),
+    ("eval_mean_accuracy", "accuracy", "Mean accuracy of the classes"),
+    ("eval_overall_accuracy", "accuracy", "Pixel accuracy"),
 )
 # The synthetic scenes are ours; what other data permit, only their owners can say.
 DATA_LICENSES = {"scenes": "apache-2.0"}
 # A card without this line is one that its reader has taken over.
 MARKER = "<!-- Written by the training run. Remove this line to keep your own text from then on. -->"
+LISTS = ("datasets", "tags", "base_model")
 PRIVATE_OPTION = re.compile(r"token|_dir$|^resume_from_checkpoint$|^hub_model_id$")
 
 
@@ -50,87 +51,74 @@ def write_model_card(
     warnings: Sequence[str] = (),
     **metadata: Any,
 ) -> bool:
-    """Writes the card, unless there is one that does not come from a run.
+    """Writes the card, unless there is one that does not come from a run, and returns whether it did.
 
     Args:
         path (`str` or `Path`): the file, `README.md` in the model's folder.
-        model ([`MTAClipForSemanticSegmentation`]): that was trained.
-        image_processor ([`MTAClipImageProcessor`]): the model's.
+        model, image_processor: that were trained.
         model_id (`str`): name on the Hub, or of the folder.
         options (`Mapping[str, Any]`): of the run; the card has them as [`public_options`] gives them.
-        history (`Sequence[Mapping[str, Any]]`): the trainer's log.
+        history (`Sequence[Mapping[str, Any]]`): the trainer's log, whose last evaluation has the scores.
         num_images (`Mapping[str, int]`, *optional*): images of each split that was used, as far as known.
-        warnings (`Sequence[str]`): what restricts the results, see [`score_warnings`].
-        metadata: fields of `huggingface_hub.ModelCardData` in place of the run's own; `tags` are added to them, `None`
-            has no effect.
-
-    Returns:
-        `bool`: whether it was written.
+        warnings (`Sequence[str]`): what restricts the scores, see [`score_warnings`].
+        metadata: fields of `huggingface_hub.ModelCardData` in place of the run's own (`tags`: beside them), unless
+            they are `None`.
     """
-    path, options = Path(path), public_options(options)
+    path, options, config = Path(path), public_options(options), model.config
     if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
         return False
     evaluation = next((entry for entry in reversed(history) if "eval_mean_iou" in entry), {})
     scores = {name: value for name, value in evaluation.items() if value is not None and math.isfinite(value)}
     metadata = _metadata(model_id, options, scores, {name: value for name, value in metadata.items() if value})
-    versions = [f"{name} {version(name)}" for name in ("transformers", "torch", "datasets", "huggingface_hub")]
     card = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
         marker=MARKER,
         model_id=model_id,
         dataset=metadata.datasets[0],
-        class_names=[model.config.id2label[index] for index in range(model.config.num_labels)],
-        text_branch=model.config.text_branch,
+        class_names=[config.id2label[index] for index in range(config.num_labels)],
+        text_branch=config.text_branch,
         num_parameters=model.num_parameters(),
         image_size=dict(image_processor.size) if image_processor.do_resize else {},
         scores=scores,
-        metric_names={key: name for key, _, name in METRICS}
-        | {"constant_mean_iou": "Mean IoU of the constant prediction"},
+        score_names={key: name for key, _, name in METRICS},
         warnings=warnings,
         num_images=num_images or {},
         runtime=next((entry["train_runtime"] for entry in history if "train_runtime" in entry), None),
         options=options,
-        versions=", ".join([f"Python {platform.python_version()}", *versions]),
+        python=platform.python_version(),
+        versions={name: version(name) for name in ("transformers", "torch", "datasets", "huggingface_hub")},
     )
     card.save(path)
     return True
 
 
 def _metadata(
-    model_id: str, options: Mapping[str, Any], scores: Mapping[str, float], given: Mapping[str, Any]
+    model_id: str, options: Mapping[str, Any], scores: Mapping[str, float], given: dict[str, Any]
 ) -> ModelCardData:
-    datasets, tags = (
-        [names] if isinstance(names, str) else list(names)
-        for names in (given.get("datasets", ()), given.get("tags", ()))
-    )
-    dataset = (*datasets, options.get("dataset_name", "scenes"))[0]
+    given = {name: [value] if isinstance(value, str) and name in LISTS else value for name, value in given.items()}
+    dataset = given.get("datasets", [options.get("dataset_name", "scenes")])[0]
     sources = [options.get(name) or "" for name in ("model_name_or_path", "text_encoder", "backbone")]
-    results = [
-        EvalResult(TASK, dataset, dataset, metric, scores[f"eval_{key}"], dataset_split="validation", metric_name=name)
-        for key, metric, name in METRICS
-        if f"eval_{key}" in scores
-    ]
     own = {
         "license": DATA_LICENSES.get(dataset, "unknown"),
         "library_name": "transformers",
         "pipeline_tag": TASK,
+        "datasets": [dataset],
         "base_model": [name for name in sources if _is_hub_id(name)] or None,
         "metrics": ["mean_iou", "accuracy"],
         "model_name": model_id.split("/")[-1],
-        "eval_results": results or None,
+        "eval_results": [
+            EvalResult(TASK, dataset, dataset, metric, scores[key], dataset_split="validation", metric_name=name)
+            for key, metric, name in METRICS
+            if key in scores
+        ]
+        or None,
     }
-    return ModelCardData(
-        **(own | given | {"datasets": datasets or [dataset], "tags": list(dict.fromkeys((*TAGS, *tags)))})
-    )
+    return ModelCardData(**(own | given | {"tags": list(dict.fromkeys((*TAGS, *given.get("tags", ()))))}))
 
 
 def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that may be shown to others: without tokens, and only the last name of folders.
-
-    Args:
-        options (`Mapping[str, Any]`): names and values.
-    """
+    """Options that may be shown to others: without tokens, and only the last name of folders and files."""
     return {name: _public(value) for name, value in options.items() if not PRIVATE_OPTION.search(name)}
 
 

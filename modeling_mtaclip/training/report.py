@@ -17,18 +17,8 @@ from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
 from ..metrics import constant_prediction, iou_figures
-from ..visualization import (
-    OKABE_ITO,
-    Color,
-    colorize,
-    error_map,
-    legend_entries,
-    plot_alignment,
-    plot_curves,
-    plot_embeddings,
-    plot_matrix,
-)
-from .evaluated_images import EvaluatedImage
+from ..visualization import OKABE_ITO, Color, colorize, error_map, legend_entries, plot_alignment
+from .evaluated_images import ContextUsage, EvaluatedImage
 from .evaluation import SegmentationScores
 from .model_card import public_options
 
@@ -39,10 +29,9 @@ if TYPE_CHECKING:
 NUM_CONFUSIONS = 15
 MAX_NAMED_CLASSES = 20
 MAX_SHOWN_MASKS = 30
-# The alignment of one image shows all classes up to this number, else those of its masks and their nearest texts.
+# The similarities of an image's masks have all classes up to this number, else those of the masks and nearest texts.
 MAX_SHOWN_TEXTS = 24
-MAX_SHOWN_EMBEDDINGS = 40
-BAR_COLOR = OKABE_ITO[4]
+MAX_SHOWN_STARS = 40
 LOSS_TERMS = ("cross_entropy", "mask", "dice", "contrastive")
 CURVES = {
     "Loss": {"loss": "weighted sum of all terms and layers"},
@@ -77,35 +66,42 @@ def write_report(
         palette (`Sequence[Sequence[int]]`): red, green and blue of each class, 0 … 255.
         history (`Sequence[Mapping[str, Any]]`): the trainer's log; empty if nothing was trained.
         images (`Sequence[EvaluatedImage]`): some images with the alignment of their masks, if there is a text branch.
-        options (`Mapping[str, Any]`, *optional*): of the run; shown without folders and tokens.
+        options (`Mapping[str, Any]`, *optional*): of the run; shown as [`public_options`] gives them.
     """
-    templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
-    page = templates.get_template("report.html.jinja").render(
+    names, ignore_index = scores.class_names, scores.ignore_index
+    aligned = [image for image in images if image.alignment is not None and len(image.alignment.classes)]
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+    environment.filters |= {
+        "jpeg": lambda image: _data_uri(image, "JPEG"),
+        "colorize": lambda labels: _data_uri(colorize(labels, palette, ignore_index), "PNG"),
+        "errors": lambda image: _data_uri(
+            error_map(image.prediction, image.ground_truth, ignore_index, image.image), "JPEG"
+        ),
+        "legend": lambda label_maps: zip(*legend_entries(label_maps, names, palette, ignore_index)[:2], strict=True),
+    }
+    page = environment.get_template("report.html.jinja").render(
         title=title,
         warnings=score_warnings(scores),
-        key_figures=_key_figures(metrics),
+        metrics=metrics,
         curves=_curves(history),
         classes=_classes(metrics["classes"], scores, palette, history),
-        bar_color=BAR_COLOR,
         confusion=_confusion(scores),
-        best=[_image(image, scores, palette) for image in scores.best_and_worst.best],
-        worst=[_image(image, scores, palette) for image in scores.best_and_worst.worst],
-        contexts=_contexts(scores, palette),
-        alignment=_alignment(images, scores, palette),
-        embeddings=_embeddings(images, scores, palette),
-        options=json.dumps(public_options(options), indent=2, ensure_ascii=False, default=str) if options else "",
+        best_and_worst=scores.best_and_worst,
+        contexts=_contexts(scores.contexts, names, palette),
+        similarity=_similarity(aligned, names),
+        alignment=_alignment(aligned, scores, palette),
+        num_images=len(images),
+        bar_color=OKABE_ITO[4],
+        options=json.dumps(public_options(options or {}), indent=2, ensure_ascii=False, default=str),
     )
     Path(path).write_text(page, encoding="utf-8")
 
 
 def score_warnings(scores: SegmentationScores) -> list[str]:
-    """Why the scores say less than they seem to, or nothing at all.
+    """Why the scores say less than they seem to, or nothing at all: a sentence or two on each reason.
 
     Args:
         scores ([`SegmentationScores`]): after `finish`.
-
-    Returns:
-        `list[str]`: a sentence or two on each reason; empty if there is none.
     """
     annotated = scores.matrix.sum(dim=1)[:-1].tolist()
     num_images = len(scores.per_image)
@@ -117,50 +113,20 @@ def score_warnings(scores: SegmentationScores) -> list[str]:
     warnings = []
     absent = [name for name, pixels in zip(scores.class_names, annotated, strict=True) if not pixels]
     if absent:
-        names = ", ".join(absent[:MAX_NAMED_CLASSES])
         more = f" and {len(absent) - MAX_NAMED_CLASSES} more" if len(absent) > MAX_NAMED_CLASSES else ""
         warnings.append(
             f"{len(absent)} of {len(annotated)} classes are annotated in no evaluated image, so that the scores say "
-            f"nothing about how well they are found: {names}{more}."
+            f"nothing about how well they are found: {', '.join(absent[:MAX_NAMED_CLASSES])}{more}."
         )
-    empty = sum(score.worst_class is None for score in scores.per_image.scores())
-    if empty:
-        warnings.append(f"{empty} of {num_images} evaluated images have no annotated pixel and don't count.")
+    num_empty = sum(score.worst_class is None for score in scores.per_image.scores())
+    if num_empty:
+        warnings.append(f"{num_empty} of {num_images} evaluated images have no annotated pixel and don't count.")
     if num_images == 1:
         warnings.append("Only one image was evaluated: the interval over images says nothing.")
     summary = scores.summary()
     if summary["mean_iou"] <= summary["constant_mean_iou"]:
         warnings.append("The mean IoU is not above that of always predicting the most frequent class.")
     return warnings
-
-
-def _key_figures(metrics: Mapping[str, Any]) -> list[tuple[str, float | None, int]]:
-    """Name, value and digits of each figure at the top."""
-    low, high = metrics.get("eval_mean_iou_interval") or (None, None)
-    shown = [
-        ("mean IoU", metrics.get("eval_mean_iou"), 4),
-        ("95 % interval over images: from", low, 4),
-        ("95 % interval over images: to", high, 4),
-        ("mean IoU of the constant prediction", metrics.get("eval_constant_mean_iou"), 4),
-        ("mean accuracy", metrics.get("eval_mean_accuracy"), 4),
-        ("pixel accuracy", metrics.get("eval_overall_accuracy"), 4),
-        ("images/s in evaluation", metrics.get("eval_samples_per_second"), 2),
-    ]
-    if "train_runtime" in metrics:
-        shown.append(("minutes of training", metrics["train_runtime"] / 60, 1))
-        shown.append(("images/s in training", metrics.get("train_samples_per_second"), 2))
-    return shown
-
-
-def _curves(history: Sequence[Mapping[str, Any]]) -> str | None:
-    def series(name: str) -> tuple[list[float], list[float]]:
-        entries = [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
-        return [step for step, _ in entries], [value for _, value in entries]
-
-    if len(series("loss")[0]) < 2:
-        return None
-    panels = {title: {label: series(name) for name, label in lines.items()} for title, lines in CURVES.items()}
-    return _svg(plot_curves(panels))
 
 
 def reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
@@ -183,6 +149,26 @@ def reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any
     return "constant prediction", np.nan_to_num(constant).tolist()
 
 
+def _curves(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Loss, its terms, scores and learning rate over the steps, if there are at least two steps of training."""
+    from matplotlib.figure import Figure
+
+    if sum("loss" in entry for entry in history) < 2:
+        return None
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    for axis, (title, lines) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+        for name, label in lines.items():
+            points = [(entry["step"], entry[name]) for entry in history if entry.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label, marker=".")
+        axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axis.set(xlabel="step", ylim=(0, None))
+        axis.grid(alpha=0.3)
+        if len(axis.lines) > 1:
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4, fontsize=9)
+    return _svg(figure)
+
+
 def _classes(
     per_class: Mapping[str, Mapping[str, float | None]],
     scores: SegmentationScores,
@@ -191,133 +177,92 @@ def _classes(
 ) -> dict[str, Any]:
     reference, reference_ious = reference_iou(scores, history)
     pixels = scores.matrix.sum(dim=1)[:-1].numpy()
-    shares = (pixels / max(pixels.sum(), 1)).tolist()
-    rows, absent = [], []
-    columns = (per_class.items(), palette, shares, reference_ious)
-    for (name, each), color, share, reference_value in zip(*columns, strict=True):
-        if each["iou"] is None:
-            absent.append(name)
-            continue
-        row = {"name": name, "color": color, "share": share, "reference": reference_value, **each}
-        rows.append(row | {"gain": each["iou"] - reference_value})
-    rows.sort(key=lambda row: row["gain"], reverse=True)
+    columns = (per_class.items(), palette, pixels / max(pixels.sum(), 1), reference_ious)
+    rows = [
+        {"name": name, "color": color, "share": share, "reference": before, "gain": each["iou"] - before, **each}
+        for (name, each), color, share, before in zip(*columns, strict=True)
+        if each["iou"] is not None
+    ]
+    absent = [name for name, each in per_class.items() if each["iou"] is None]
     return {"reference": reference, "rows": rows, "absent": absent}
 
 
 def _confusion(scores: SegmentationScores) -> dict[str, Any] | None:
-    names, matrix = scores.class_names, scores.matrix[:-1, :-1].numpy()
+    matrix = scores.matrix[:-1, :-1].numpy()
     present = np.flatnonzero(matrix.sum(axis=0) + matrix.sum(axis=1))
     if not len(present):
         return None
-    shown = [names[index] for index in present]
+    matrix = matrix[np.ix_(present, present)]
+    names = [scores.class_names[index] for index in present]
     with np.errstate(invalid="ignore"):
         shares = matrix / matrix.sum(axis=1, keepdims=True)
     wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     most = np.argsort(-wrong, axis=None, kind="stable")[:NUM_CONFUSIONS]
     rows = [
-        {
-            "ground_truth": names[row],
-            "predicted": names[column],
-            "of_wrong": wrong[row, column] / wrong.sum(),
-            "of_class": shares[row, column],
-        }
+        (names[row], names[column], wrong[row, column] / wrong.sum(), shares[row, column])
         for row, column in np.stack(np.unravel_index(most, wrong.shape), axis=1).tolist()
         if wrong[row, column]
     ]
-    return {"picture": _svg(plot_matrix(shares[np.ix_(present, present)], shown, shown)), "rows": rows}
+    return {"names": names, "shares": shares.tolist(), "rows": rows}
 
 
-def _image(image: EvaluatedImage, scores: SegmentationScores, palette: Sequence[Color]) -> dict[str, Any]:
-    ignore_index = scores.ignore_index
-    panels = [
-        ("image", _encoded(image.image, "JPEG")),
-        ("ground truth", _encoded(colorize(image.ground_truth, palette, ignore_index), "PNG")),
-        ("prediction", _encoded(colorize(image.prediction, palette, ignore_index), "PNG")),
-        ("errors", _encoded(error_map(image.prediction, image.ground_truth, ignore_index, image.image), "JPEG")),
-    ]
-    entries = _legend([image.ground_truth, image.prediction], scores, palette)
-    return {"name": image.name, "mean_iou": image.mean_iou, "panels": panels, "legend": entries}
-
-
-def _contexts(scores: SegmentationScores, palette: Sequence[Color]) -> dict[str, Any] | None:
-    usage = scores.contexts
+def _contexts(usage: ContextUsage, names: Sequence[str], palette: Sequence[Color]) -> dict[str, Any] | None:
     if not usage.counts.sum():
         return None
     totals, entropies = usage.counts.sum(axis=1), usage.entropies()
-    shares = usage.counts / np.maximum(totals, 1)[:, None]
     colors = [OKABE_ITO[index % len(OKABE_ITO)] for index in range(usage.counts.shape[1])]
     rows = [
         {
-            "name": scores.class_names[index],
+            "name": names[index],
             "color": palette[index],
             "masks": totals[index],
-            "shares": list(zip(shares[index], colors, strict=True)),
-            "winner": shares[index].argmax() + 1,
-            "win_share": shares[index].max(),
+            "shares": usage.counts[index] / totals[index],
             "entropy": entropies[index],
             "agrees": usage.agreeing[index] / totals[index],
         }
         for index in np.argsort(-totals, kind="stable")
         if totals[index]
     ]
-    wins = usage.counts.sum(axis=0) / totals.sum()
-    names = [f"context {index} ({share:.0%})" for index, share in enumerate(wins, start=1)]
-    return {"rows": rows, "legend": list(zip(names, colors, strict=True)), "max_entropy": np.log2(len(colors))}
+    return {"rows": rows, "shares": usage.counts.sum(axis=0) / totals.sum(), "colors": colors}
 
 
-def _alignment(
-    images: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
-) -> dict[str, Any] | None:
-    with_masks = [image for image in images if image.alignment is not None and len(image.alignment.classes)]
-    if not with_masks:
+def _similarity(aligned: Sequence[EvaluatedImage], names: Sequence[str]) -> dict[str, Any] | None:
+    """The cosines of masks and class texts of the image with masks of the most classes."""
+    if not aligned:
         return None
-    image = max(with_masks, key=lambda each: len(np.unique(each.alignment.classes)))
-    similarity = image.alignment.similarity[:MAX_SHOWN_MASKS]
+    image = max(aligned, key=lambda each: len(np.unique(each.alignment.classes)))
+    cosines = image.alignment.similarity[:MAX_SHOWN_MASKS]
     classes = image.alignment.classes[:MAX_SHOWN_MASKS].tolist()
-    names = [*scores.class_names, "no object"]
-    texts = list(range(len(names)))
+    names, texts = [*names, "no object"], list(range(len(names) + 1))
     if len(texts) > MAX_SHOWN_TEXTS:
-        texts = sorted({*classes, *similarity.argmax(axis=1).tolist(), len(names) - 1})
-    figure = plot_alignment(
-        similarity[:, texts],
-        [f"{place} {names[label]}" for place, label in enumerate(classes, start=1)],
-        [names[label] for label in texts],
-        [texts.index(label) for label in classes],
-    )
-    prediction = colorize(image.prediction, palette, scores.ignore_index)
+        texts = sorted({*classes, *cosines.argmax(axis=1).tolist(), texts[-1]})
     return {
-        "name": image.name,
-        "num_images": len(images),
+        "image": image,
         "centers": image.alignment.centers[:MAX_SHOWN_MASKS].tolist(),
-        "legend": _legend([image.prediction], scores, palette),
-        "panels": [("image", _encoded(image.image, "JPEG")), ("prediction", _encoded(prediction, "PNG"))],
-        "picture": _svg(figure),
+        "cosines": cosines[:, texts].tolist(),
+        "low": cosines.min(),
+        "high": cosines.max() + 1e-6,
+        "masks": [f"{place} {names[label]}" for place, label in enumerate(classes, start=1)],
+        "texts": [names[label] for label in texts],
+        "own_texts": [texts.index(label) for label in classes],
     }
 
 
-def _embeddings(
-    images: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
+def _alignment(
+    aligned: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
 ) -> dict[str, Any] | None:
-    alignments = [image.alignment for image in images if image.alignment is not None]
-    classes = [label for alignment in alignments for label in alignment.classes.tolist()]
-    if not classes:
+    """Masks of all images, and the texts of their most frequent classes in the contexts that win most often."""
+    if not aligned:
         return None
-    masks = np.concatenate([alignment.masks for alignment in alignments])
-    texts = np.mean([alignment.texts for alignment in alignments], axis=0)
+    classes = np.concatenate([image.alignment.classes for image in aligned])
+    masks = np.concatenate([image.alignment.masks for image in aligned])
+    texts = np.mean([image.alignment.texts for image in aligned], axis=0)
     contexts = scores.contexts.counts.argmax(axis=1)
-    counts = np.bincount(classes)
-    shown = [index for index in np.argsort(-counts, kind="stable").tolist() if counts[index]][:MAX_SHOWN_EMBEDDINGS]
-    shown_texts = {label: texts[contexts[label], label] for label in shown}
-    figure = plot_embeddings(masks, classes, shown_texts, scores.class_names, palette)
-    sizes = {"num_masks": len(masks), "num_images": len(alignments), "num_classes": len(shown)}
-    return {"picture": _svg(figure), **sizes}
-
-
-def _legend(
-    label_maps: Sequence[np.ndarray], scores: SegmentationScores, palette: Sequence[Color]
-) -> list[tuple[str, Color]]:
-    names, colors, _ = legend_entries(label_maps, scores.class_names, palette, scores.ignore_index)
-    return list(zip(names, colors, strict=True))
+    labels, counts = np.unique(classes, return_counts=True)
+    shown = labels[np.argsort(-counts, kind="stable")][:MAX_SHOWN_STARS].tolist()
+    stars = {label: texts[contexts[label], label] for label in shown}
+    picture = _svg(plot_alignment(masks, classes.tolist(), stars, scores.class_names, palette))
+    return {"picture": picture, "num_masks": len(masks), "num_images": len(aligned), "num_classes": len(shown)}
 
 
 def _svg(figure: "Figure") -> str:
@@ -326,18 +271,13 @@ def _svg(figure: "Figure") -> str:
     buffer = io.BytesIO()
     with rc_context({"svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _data_uri(buffer.getvalue(), "image/svg+xml")
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _encoded(picture: Image.Image, kind: str) -> str:
+def _data_uri(picture: Image.Image, kind: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, optimize=True)
-    return _data_uri(buffer.getvalue(), f"image/{kind.lower()}")
-
-
-def _data_uri(content: bytes, media_type: str) -> str:
-    """What an `img` element shows without a file."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 __all__ = ["reference_iou", "score_warnings", "write_report"]

@@ -12,9 +12,16 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.metrics import ImageScore
 from modeling_mtaclip.training.callbacks import BriefProgressCallback
-from modeling_mtaclip.training.evaluated_images import BestAndWorstImages, ContextUsage, EvaluatedImage
+from modeling_mtaclip.training.evaluated_images import (
+    BestAndWorstImages,
+    ContextUsage,
+    EvaluatedImage,
+    align_masks,
+    save_pictures,
+)
 from tests.tiny import CLASS_NAMES, tiny_model
 from tests.training.distributed_steps import evaluation_example, example
 from tests.training.test_trainer import trainer
@@ -97,6 +104,39 @@ def test_a_model_without_text_has_no_contexts(tmp_path):
     run = trainer(tmp_path, model, eval_dataset=[evaluation_example(0)])
     run.evaluate()
     assert run.scores.contexts.counts.shape == (len(CLASS_NAMES), 0)
+
+
+def test_aligned_masks_and_texts_give_the_models_similarity():
+    model = tiny_model()
+    torch.nn.init.constant_(model.class_predictor.bias[-1], -3.0)
+    processor = MTAClipImageProcessor(size={"shortest_edge": 64, "longest_edge": 128})
+    image = evaluation_example(1)["image"]
+    alignment = align_masks(model, processor, image)
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    probabilities, classes = outputs.class_queries_logits[0].softmax(dim=-1).max(dim=-1)
+    queries = probabilities.argsort(descending=True)
+    queries = queries[classes[queries] < 3]
+    assert len(queries) > 1
+    assert alignment.classes.tolist() == classes[queries].tolist()
+    similarity = outputs.mask_text_similarity[0, :, queries].amax(dim=0)
+    np.testing.assert_allclose(alignment.similarity, similarity, atol=1e-6)
+    assert ((alignment.centers >= 0) & (alignment.centers <= 1)).all()
+    assert not model.text_head._forward_hooks
+    assert align_masks(tiny_model(text_branch=False, class_token_ids=None), processor, image) is None
+
+
+def test_every_picture_has_its_own_file_and_none_is_left_of_an_earlier_run(tmp_path):
+    labels = np.array([[0, 1, 255]])
+    names = ["a/1.png", "b/1.png", "1.jpg", "", "x y/\u00e4?:|*.png", "n" * 300]
+    images = [EvaluatedImage(name, Image.new("RGB", (3, 1)), labels, labels) for name in names]
+    save_pictures(tmp_path / "pictures", images, ["road", "sky"], [(1, 2, 3), (4, 5, 6)])
+    files = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert files == ["000_1.png", "001_1.png", "002_1.png", "003_.png", "004_\u00e4_.png", f"005_{'n' * 80}.png"]
+    own = tmp_path / "pictures" / "mine.png"
+    own.write_bytes(b"")
+    save_pictures(tmp_path / "pictures", images[3:4], ["road", "sky"], [(1, 2, 3), (4, 5, 6)])
+    assert sorted(path.name for path in own.parent.iterdir()) == ["000_.png", "mine.png"]
 
 
 def test_tensorboard_gets_every_loss_term_and_the_iou_of_each_class(tmp_path):
