@@ -23,7 +23,7 @@ from transformers import (
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.configuration_mtaclip import tokenize_names
-from modeling_mtaclip.conversion.tokenization import make_tokenizer
+from modeling_mtaclip.conversion import make_tokenizer
 from modeling_mtaclip.data.scenes import make_scene
 from modeling_mtaclip.metrics import MeanIoU
 from tests.tiny import assert_near, tiny_config

@@ -394,9 +394,9 @@ def mask2former():
 
 def test_without_text_branch_it_is_mask2former(mask2former):
     ours = MTAClipForSemanticSegmentation(config_from_mask2former(mask2former.config)).eval()
-    state_dict, report = convert_mask2former_state_dict(mask2former.state_dict())
-    ours.load_state_dict(state_dict)
-    assert list(report.left_out) == ["criterion.empty_weight"]
+    weights = convert_mask2former_state_dict(mask2former.state_dict())
+    ours.load_state_dict(weights.tensors)
+    assert list(weights.left_out) == ["criterion.empty_weight"]
     pixel_values = make_batch()["pixel_values"]
     with torch.no_grad():
         expected = mask2former(pixel_values, output_auxiliary_logits=True)

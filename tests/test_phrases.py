@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.configuration_mtaclip import tokenize_names
-from modeling_mtaclip.conversion.tokenization import make_tokenizer
+from modeling_mtaclip.conversion import make_tokenizer
 from modeling_mtaclip.inference import InferenceOptions, segment_phrases
 from tests.tiny import assert_near, tiny_config
 

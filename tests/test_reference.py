@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
-from modeling_mtaclip.backbone_mtaclip import CLIPResNetBackboneConfig
-from modeling_mtaclip.conversion import config_from_original, convert_original_state_dict, load_checkpoint
+from modeling_mtaclip import MTAClipImageProcessor
+from modeling_mtaclip.conversion import convert_original_state_dict
 from modeling_mtaclip.inference import InferenceOptions, PreparedImage, Segmenter
 from modeling_mtaclip.loss_mtaclip import (
     classification_losses,
@@ -21,6 +20,7 @@ from modeling_mtaclip.loss_mtaclip import (
     mask_losses,
     matching_costs,
 )
+from tests.reference import load_reference_model
 
 
 LAYERS = ("layer0", "layer1", "layer2", "layer3")
@@ -43,12 +43,8 @@ def original_config(folder):
 
 
 @pytest.fixture(scope="module")
-def model(folder, original_config):
-    config = config_from_original(original_config)
-    state_dict, _ = convert_original_state_dict(load_checkpoint(folder / "weights.safetensors").tensors, config)
-    model = MTAClipForSemanticSegmentation(config)
-    model.load_state_dict(state_dict)
-    return model.eval()
+def model(folder):
+    return load_reference_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +212,7 @@ def test_gradients(losses_and_gradients, model, expected):
     _, gradients = losses_and_gradients
     names = [name for name in expected if name.startswith("grad.") and "backbone" not in name]
     original = {name.removeprefix("grad."): expected[name] for name in names}
-    converted, _ = convert_original_state_dict(original, model.config)
+    converted = convert_original_state_dict(original, model.config).tensors
     assert len(converted) == len(original) + 1  # the query positions become two tensors
     for name, gradient in converted.items():
         error = (gradients[name] - gradient).norm() / gradient.norm()
@@ -227,9 +223,11 @@ def test_gradient_norms(losses_and_gradients, model, folder, expected):
     _, gradients = losses_and_gradients
     weights = load_file(folder / "weights.safetensors")
     used = {name: torch.zeros_like(weight) for name, weight in weights.items() if not name.startswith("backbone")}
-    _, report = convert_original_state_dict(used, model.config)
-    for name, targets in report.used.items():
-        norm = torch.stack([gradients[target].norm() for target in targets]).norm()
+    targets: dict[str, list[str]] = {}
+    for target, (name,) in convert_original_state_dict(used, model.config).made_from.items():
+        targets.setdefault(name, []).append(target)
+    for name, ours in targets.items():
+        norm = torch.stack([gradients[target].norm() for target in ours]).norm()
         torch.testing.assert_close(norm, expected[f"grad_norm.{name}"].squeeze(), rtol=1e-3, atol=1e-5, msg=name)
 
 
@@ -239,22 +237,9 @@ def pixel_values(expected):
 
 
 @pytest.fixture
-def whole_model(folder, original_config):
-    """With the backbone; a new one for each test, because training changes its statistics."""
-    weights = load_checkpoint(folder / "weights.safetensors").tensors
-    backbone = original_config["backbone"]
-    config = config_from_original(
-        original_config,
-        backbone_config=CLIPResNetBackboneConfig(width=backbone["width"], layers=backbone["layers"]),
-        feature_channels=None,
-    )
-    model = MTAClipForSemanticSegmentation(config)
-    state_dict, _ = convert_original_state_dict(weights, config)
-    for name, value in weights.items():
-        if name.startswith("backbone.") and "attnpool" not in name:
-            state_dict[f"model.{name}"] = value
-    model.load_state_dict(state_dict)
-    return model.eval()
+def whole_model(folder):
+    """A new one for each test, because training changes its statistics."""
+    return load_reference_model(folder)
 
 
 def test_feature_maps(whole_model, pixel_values, feature_maps, original_config):

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, AutoTokenizer, pipeline
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
-from modeling_mtaclip.conversion.tokenization import make_tokenizer
+from modeling_mtaclip.conversion import make_tokenizer
 from modeling_mtaclip.training.building import load_model
 from tests.tiny import CLASS_NAMES, assert_near, assert_same_labels, label_map, tiny_model
 

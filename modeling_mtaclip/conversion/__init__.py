@@ -2,18 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where models start from: checkpoints of other code turned into ours, backbones, text encoders and tokenizers."""
 
-from .account import WeightAccount
+from .backbones import make_backbone_config
+from .checkpoints import Checkpoint, load_checkpoint, parse_python_config
+from .clip import load_tokenizer, make_tokenizer, small_text_config
 from .mask2former import config_from_mask2former, convert_mask2former_state_dict
-from .mmengine import load_checkpoint
 from .original import config_from_original, convert_original_state_dict
-from .parts import ModelParts, build_original, from_pretrained_parts
-from .renaming import ConversionReport
+from .starting_points import ModelBundle, build_original, from_pretrained_parts
+from .weights import LoadingReport
 
 
 __all__ = [
-    "ConversionReport",
-    "ModelParts",
-    "WeightAccount",
+    "Checkpoint",
+    "LoadingReport",
+    "ModelBundle",
     "build_original",
     "config_from_mask2former",
     "config_from_original",
@@ -21,4 +22,9 @@ __all__ = [
     "convert_original_state_dict",
     "from_pretrained_parts",
     "load_checkpoint",
+    "load_tokenizer",
+    "make_backbone_config",
+    "make_tokenizer",
+    "parse_python_config",
+    "small_text_config",
 ]

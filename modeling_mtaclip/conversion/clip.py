@@ -1,55 +1,75 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP as a source of text encoders and backbones: folders and Hub ids of transformers, and OpenAI's `.pt` files.
+"""CLIP as a source: text encoder, image encoder as a backbone, and tokenizer.
 
-OpenAI publishes RN50.pt, RN101.pt, ViT-B-16.pt, … (https://github.com/openai/CLIP) as TorchScript archives; a state
-dict saved from one has the same names.
+CLIP comes as a folder or Hub id of transformers, or as OpenAI's RN50.pt, RN101.pt, ViT-B-16.pt, …
+(https://github.com/openai/CLIP), TorchScript archives or state dicts with the same names.
 """
 
-import zipfile
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import (
-    AutoConfig,
+    AutoTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
     CLIPTextModelWithProjection,
-    CLIPVisionConfig,
-    PreTrainedModel,
+    CLIPTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
 )
 
-from .account import Part
-from .renaming import keep_shape, rename_tensors, split_packed_projection
+from ..backbone_mtaclip import CLIPResNetBackboneConfig, CLIPViTBackboneConfig
+from .checkpoints import load_checkpoint, load_config, load_pretrained
+from .weights import SourceWeights
 
 
-TEXT_ENCODER = "model.text_model.text_encoder"
-TEXT_LAYER = f"{TEXT_ENCODER}.text_model.encoder.layers.{{0}}"
-POSITIONS = f"{TEXT_ENCODER}.text_model.embeddings.position_embedding.weight"
-TEXT_PROJECTION = f"{TEXT_ENCODER}.text_projection.weight"
+TEXT_ENCODER = "model.text_model.text_encoder."
+POSITIONS, PROJECTION = f"{TEXT_ENCODER}text_model.embeddings.position_embedding.weight", "text_projection.weight"
 
-# The text half, by OpenAI's names.
-OPENAI_TEXT_RENAMES = {
-    r"token_embedding\.weight": f"{TEXT_ENCODER}.text_model.embeddings.token_embedding.weight",
-    r"positional_embedding": POSITIONS,
-    r"transformer\.resblocks\.(\d+)\.attn\.(in_proj_\w+|out_proj\.\w+)": f"{TEXT_LAYER}.self_attn.{{1}}",
-    r"transformer\.resblocks\.(\d+)\.ln_(\d)\.(\w+)": f"{TEXT_LAYER}.layer_norm{{1}}.{{2}}",
-    r"transformer\.resblocks\.(\d+)\.mlp\.c_fc\.(\w+)": f"{TEXT_LAYER}.mlp.fc1.{{1}}",
-    r"transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(\w+)": f"{TEXT_LAYER}.mlp.fc2.{{1}}",
-    r"ln_final\.(\w+)": f"{TEXT_ENCODER}.text_model.final_layer_norm.{{0}}",
-    r"text_projection": TEXT_PROJECTION,
+# OpenAI's names with the prefixes of the authors' code, which has the same modules.
+WITH_PREFIXES = {
+    r"^visual\.": "backbone.",
+    r"^(token_embedding\.|positional_embedding$|transformer\.|ln_final\.|text_projection$)": r"text_encoder.\1",
 }
-TEXT_RENAMES = {r"((?:text_model|text_projection)\..+)": f"{TEXT_ENCODER}.{{0}}"}
+BLOCKS = {
+    r"(resblocks\.\d+)\.attn\.": r"\1.self_attn.",
+    r"(resblocks\.\d+)\.ln_(\d)\.": r"\1.layer_norm\2.",
+    r"(resblocks\.\d+)\.mlp\.c_fc\.": r"\1.mlp.fc1.",
+    r"(resblocks\.\d+)\.mlp\.c_proj\.": r"\1.mlp.fc2.",
+}
+TEXT_NAMES = BLOCKS | {
+    r"^text_encoder\.transformer\.resblocks\.": f"{TEXT_ENCODER}text_model.encoder.layers.",
+    r"^text_encoder\.token_embedding\.": f"{TEXT_ENCODER}text_model.embeddings.token_embedding.",
+    r"^text_encoder\.positional_embedding$": POSITIONS,
+    r"^text_encoder\.ln_final\.": f"{TEXT_ENCODER}text_model.final_layer_norm.",
+    r"^text_encoder\.text_projection$": TEXT_ENCODER + PROJECTION,
+}
+VISUAL_NAMES = BLOCKS | {
+    r"^backbone\.transformer\.resblocks\.": "model.backbone.encoder.layers.",
+    r"^backbone\.class_embedding$": "model.backbone.embeddings.class_embedding",
+    r"^backbone\.positional_embedding$": "model.backbone.embeddings.position_embedding.weight",
+    r"^backbone\.conv1\.weight$": "model.backbone.embeddings.patch_embedding.weight",
+    r"^backbone\.ln_pre\.": "model.backbone.pre_layrnorm.",
+}
+RESNET_NAMES = {r"^backbone\.": "model.backbone."}
 
 CONSTANTS = {
     r"logit_scale": "CLIP's temperature; ours is in the config",
     r"input_resolution|context_length|vocab_size": "a constant, which the config holds",
+}
+POOLING = {
+    r"(?:visual|backbone)\.(?:attnpool\..+|ln_post\..+|proj)|vision_model\.post_layernorm\..+|visual_projection\..+": (
+        "pools the feature maps into one embedding of the image"
+    )
 }
 VISUAL_HALF = {
     r"visual\..+|vision_model\..+|visual_projection\..+": "the visual half of CLIP: the backbone is another one"
@@ -61,25 +81,69 @@ TEXT_HALF = {
 
 
 @dataclass
-class ClipWeights:
+class ClipSource:
     """A CLIP model, or one of its halves.
 
     Attributes:
         source (`str`): the file, folder or Hub id.
-        is_openai (`bool`): whether the names are OpenAI's; else they are transformers'.
-        tensors (`dict[str, Tensor]`): float32.
+        tensors (`dict[str, Tensor]`): float32, by OpenAI's or by transformers' names.
         text_config (`CLIPTextConfig`, *optional*): absent without text half.
-        vision_config (`CLIPVisionConfig`, *optional*): of a visual half that is a vision transformer.
+        visual_fields (`dict[str, Any]`, *optional*): of the backbone's configuration; absent without visual half.
     """
 
     source: str
-    is_openai: bool
     tensors: dict[str, Tensor]
     text_config: CLIPTextConfig | None = None
-    vision_config: CLIPVisionConfig | None = None
+    visual_fields: dict[str, Any] | None = None
+
+    def text_encoder_config(self, num_positions: int | None) -> CLIPTextConfig:
+        """The configuration of the text encoder with the first `num_positions` of its positions, or all.
+
+        Raises:
+            ValueError: the model has no text half, or fewer positions.
+        """
+        if self.text_config is None:
+            raise ValueError(f"{self.source!r} is a CLIP model without text half. Give another one as text encoder.")
+        config = deepcopy(self.text_config)
+        if num_positions is not None:
+            if not 0 < num_positions <= config.max_position_embeddings:
+                raise ValueError(
+                    f"`text_positions` is {num_positions}, but {self.source!r} has {config.max_position_embeddings}."
+                )
+            config.max_position_embeddings = num_positions
+        return config
+
+    def backbone_config(self, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+        """The configuration of the visual half as a backbone, with some fields replaced.
+
+        Raises:
+            ValueError: the model has no visual half.
+        """
+        if self.visual_fields is None:
+            raise ValueError(f"{self.source!r} is a CLIP model without visual half. Give another one as backbone.")
+        return make_visual_config(self.visual_fields | dict(overrides or {}))
+
+    def text_encoder_weights(self, num_positions: int) -> SourceWeights:
+        """The text encoder, its position table cut to the first `num_positions`."""
+        weights = SourceWeights(self.source, covers=rf"{TEXT_ENCODER}.+")
+        names = WITH_PREFIXES | TEXT_NAMES | {r"^(text_model|text_projection)\.": rf"{TEXT_ENCODER}\1."}
+        weights.rename(self.tensors, names, CONSTANTS | VISUAL_HALF)
+        transpose_openai_projection(weights)
+        positions = weights.tensors.get(POSITIONS)
+        if positions is not None and len(positions) > num_positions:
+            weights.tensors[POSITIONS] = positions[:num_positions].clone()
+            weights.notes[POSITIONS] = f"the first {num_positions} of {len(positions)} positions"
+        return weights
+
+    def backbone_weights(self) -> SourceWeights:
+        """The visual half without what pools its feature maps."""
+        weights = SourceWeights(self.source, covers=r"model\.backbone\..+")
+        names = WITH_PREFIXES | visual_names(self.tensors, "visual.") | {r"^vision_model\.": "model.backbone."}
+        weights.rename(self.tensors, names, CONSTANTS | POOLING | TEXT_HALF)
+        return weights
 
 
-def load_clip(name_or_path: str) -> ClipWeights:
+def load_clip(name_or_path: str) -> ClipSource:
     """Reads CLIP.
 
     Args:
@@ -89,88 +153,87 @@ def load_clip(name_or_path: str) -> ClipWeights:
         ValueError: there is none, or it is no CLIP model.
     """
     if Path(name_or_path).is_file():
-        return _load_openai(Path(name_or_path))
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"No CLIP model could be read from {name_or_path!r}: {error}") from error
-    if isinstance(config, CLIPConfig):
-        text_config = config.text_config
-        text_config.projection_dim = config.projection_dim
-        tensors = load_complete(CLIPModel, name_or_path).state_dict()
-        return ClipWeights(name_or_path, False, tensors, text_config, config.vision_config)
+        return _load_openai(name_or_path)
+    config = load_config(name_or_path, "clip", "clip_text_model")
     if isinstance(config, CLIPTextConfig):
-        tensors = load_complete(CLIPTextModelWithProjection, name_or_path).state_dict()
-        return ClipWeights(name_or_path, False, tensors, text_config=config)
-    raise ValueError(
-        f"{name_or_path!r} holds a model of the type {config.model_type!r}; a CLIP model was expected, like "
-        "openai/clip-vit-base-patch16."
-    )
+        model, _ = load_pretrained(CLIPTextModelWithProjection, name_or_path)
+        return ClipSource(name_or_path, model.state_dict(), config)
+    model, _ = load_pretrained(CLIPModel, name_or_path)
+    config.text_config.projection_dim = config.projection_dim
+    about_the_file = ("model_type", "dtype", "architectures", "transformers_version")
+    fields = {name: value for name, value in config.vision_config.to_diff_dict().items() if name not in about_the_file}
+    config.text_config.dtype = None
+    return ClipSource(name_or_path, model.state_dict(), config.text_config, fields)
 
 
-def load_complete(model_class: type[PreTrainedModel], name_or_path: str) -> PreTrainedModel:
-    """Loads a model of transformers in float32, without which any tensor would be random or unused.
-
-    Raises:
-        ValueError: there is no such model, or its tensors are not exactly the architecture's.
-    """
+def _load_openai(path: str) -> ClipSource:
+    tensors = load_checkpoint(path).tensors
     try:
-        model, info = model_class.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"No {model_class.__name__} could be loaded from {name_or_path!r}: {error}") from error
-    for problem in ("missing_keys", "unexpected_keys"):
-        if info[problem]:
-            names = sorted(info[problem])
-            raise ValueError(
-                f"{name_or_path!r} is no complete {model_class.__name__}: {len(names)} {problem.replace('_keys', '')} "
-                f"tensors, e.g. {names[:3]}."
-            )
-    return model
-
-
-def _load_openai(path: Path) -> ClipWeights:
-    tensors = {name: _in_float32(tensor) for name, tensor in _read_openai(path).items()}
-    if "visual.conv1.weight" not in tensors and "token_embedding.weight" not in tensors:
+        text_config = openai_text_config(tensors) if "token_embedding.weight" in tensors else None
+        visual_fields = openai_visual_fields(tensors, "visual.") if "visual.conv1.weight" in tensors else None
+    except KeyError as error:
+        raise ValueError(f"{path} is no complete CLIP model: it lacks the tensor {error}.") from error
+    if text_config is None and visual_fields is None:
         raise ValueError(
             f"{path} is no CLIP model by OpenAI's names: there is neither a tensor 'token_embedding.weight' nor "
             f"'visual.conv1.weight', but {sorted(tensors)[:3]}."
         )
-    text_config = openai_text_config(tensors) if "token_embedding.weight" in tensors else None
-    return ClipWeights(str(path), True, tensors, text_config)
+    return ClipSource(path, tensors, text_config, visual_fields)
 
 
-def _in_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _read_openai(path: Path) -> Mapping[str, Tensor]:
-    try:
-        if _is_torchscript(path):
-            return torch.jit.load(path, map_location="cpu").state_dict()
-        weights: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # every reader has its own kinds
-        raise ValueError(f"{path} could not be read as TorchScript or as a state dict: {error}") from error
-    if isinstance(weights, Mapping) and isinstance(weights.get("state_dict"), Mapping):
-        weights = weights["state_dict"]
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{path} holds no state dict: expected a mapping from names to tensors.")
-    return weights
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+def is_clip(name_or_path: str) -> bool:
+    """Whether a name is that of a file, or of a folder or Hub id with a CLIP model."""
+    if Path(name_or_path).is_file():
+        return True
+    if not is_pretrained(name_or_path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return isinstance(load_config(name_or_path), CLIPConfig)
 
 
-def openai_text_config(tensors: Mapping[str, Tensor], prefix: str = "") -> CLIPTextConfig:
-    """Configures the text encoder of a checkpoint with OpenAI's names by the shapes of its tensors.
+def is_pretrained(name_or_path: str) -> bool:
+    """Whether a name is that of a folder or a Hub id of transformers, with weights."""
+    return Path(name_or_path).is_dir() or ("/" in name_or_path and not name_or_path.startswith("timm/"))
+
+
+def is_vision_transformer(tensors: Mapping[str, Tensor], prefix: str) -> bool:
+    """Whether the visual half with this prefix is a vision transformer; else it is a ResNet."""
+    return f"{prefix}class_embedding" in tensors
+
+
+def visual_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
+    """For [`SourceWeights.rename`]: the names of the visual half with this prefix."""
+    return VISUAL_NAMES if is_vision_transformer(tensors, prefix) else RESNET_NAMES
+
+
+def openai_visual_fields(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Fields of the backbone's configuration by the shapes of tensors with OpenAI's names.
 
     Args:
         tensors (`Mapping[str, Tensor]`): the checkpoint.
         prefix (`str`): in front of the names.
     """
+    if not is_vision_transformer(tensors, prefix):
+        layers = [count_layers(tensors, f"{prefix}layer{stage}.") for stage in (1, 2, 3, 4)]
+        return {"width": len(tensors[f"{prefix}conv3.weight"]), "layers": layers}
+    hidden_size, _, patch_size, _ = tensors[f"{prefix}conv1.weight"].shape
+    blocks = f"{prefix}transformer.resblocks."
+    return {
+        "hidden_size": hidden_size,
+        "patch_size": patch_size,
+        "image_size": patch_size * math.isqrt(len(tensors[f"{prefix}positional_embedding"]) - 1),
+        "num_hidden_layers": count_layers(tensors, blocks),
+        "num_attention_heads": max(1, hidden_size // 64),
+        "intermediate_size": len(tensors[f"{blocks}0.mlp.c_fc.weight"]),
+    }
+
+
+def make_visual_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """The configuration of CLIP's ResNet, which has a `width`, or of its vision transformer."""
+    return CLIPResNetBackboneConfig(**fields) if "width" in fields else CLIPViTBackboneConfig(**fields)
+
+
+def openai_text_config(tensors: Mapping[str, Tensor], prefix: str = "") -> CLIPTextConfig:
+    """Configures the text encoder of a checkpoint with OpenAI's names by the shapes of its tensors."""
     vocab_size, width = tensors[f"{prefix}token_embedding.weight"].shape
     blocks = f"{prefix}transformer.resblocks."
     return CLIPTextConfig(
@@ -191,54 +254,99 @@ def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-def clip_text_config(clip: ClipWeights, num_positions: int | None) -> CLIPTextConfig:
-    """Configures the text encoder of a CLIP model, with the first `num_positions` of its positions, or all.
+def transpose_openai_projection(weights: SourceWeights) -> None:
+    """OpenAI multiplies by the text projection from the other side."""
+    name = TEXT_ENCODER + PROJECTION
+    if weights.made_from.get(name, [""])[0].endswith("text_projection"):
+        weights.tensors[name] = weights.tensors[name].T.contiguous()
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer from a folder or the Hub.
 
     Raises:
-        ValueError: the model has no text half, or fewer positions.
+        ValueError: there is none, or it has no vocabulary.
     """
-    if clip.text_config is None:
-        raise ValueError(f"{clip.source!r} is a CLIP model without text half. Give another one as text encoder.")
-    config = deepcopy(clip.text_config)
-    if num_positions is not None:
-        if not 0 < num_positions <= config.max_position_embeddings:
-            raise ValueError(
-                f"`text_positions` is {num_positions}, but {clip.source!r} has {config.max_position_embeddings}."
-            )
-        config.max_position_embeddings = num_positions
-    return config
+    hint = "Give a folder with `tokenizer.json`, or `vocab.json` and `merges.txt`, or the name of a CLIP checkpoint."
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"No tokenizer could be loaded from {name_or_path!r}: {error} {hint}") from error
+    # Where the files of a vocabulary are missing, transformers makes a tokenizer that knows nothing.
+    if "street" not in tokenizer.decode(tokenizer("street", add_special_tokens=False)["input_ids"]):
+        raise ValueError(f"The tokenizer in {name_or_path!r} has no vocabulary for plain English words. {hint}")
+    return tokenizer
 
 
-def text_encoder_part(clip: ClipWeights, num_positions: int) -> Part:
-    """The text encoder from a CLIP model, its position table cut to the first `num_positions`."""
-    renames = OPENAI_TEXT_RENAMES if clip.is_openai else TEXT_RENAMES
-    reshape = reshape_openai_text if clip.is_openai else keep_shape
-    tensors, report = rename_tensors(clip.tensors, renames, CONSTANTS | VISUAL_HALF, reshape)
-    positions = tensors.get(POSITIONS)
-    notes = {}
-    if positions is not None and len(positions) > num_positions:
-        tensors[POSITIONS] = positions[:num_positions].clone()
-        notes[POSITIONS] = f"the first {num_positions} of {len(positions)} positions"
-    return Part(clip.source, tensors, report, r"model\.text_model\.text_encoder\..+", notes=notes)
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text_config: CLIPTextConfig, source: str) -> None:
+    """Whether a tokenizer belongs to a text encoder, as far as their sizes tell.
+
+    Raises:
+        ValueError: another vocabulary, or no start and end tokens.
+    """
+    if len(tokenizer) != text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the text encoder of {source!r} knows "
+            f"{text_config.vocab_size}: it would read other words. Give the tokenizer that belongs to it."
+        )
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise ValueError(f"The tokenizer has no start or no end token, which the text encoder of {source!r} needs.")
 
 
-def reshape_openai_text(target: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Brings a tensor of the text encoder from OpenAI's shape into transformers'."""
-    if ".in_proj_" in target:
-        return split_packed_projection(target, tensor)
-    if target == TEXT_PROJECTION:
-        return {target: tensor.T.contiguous()}
-    return {target: tensor}
+def make_tokenizer(names: Sequence[str] = ()) -> CLIPTokenizer:
+    """Makes a tokenizer in CLIP's format that knows every byte, and the words of some names, without any download.
+
+    A known word is one token; any other text falls apart into words and bytes that are known, so that a model can be
+    given other classes later.
+
+    Args:
+        names (`Sequence[str]`, *optional*): texts whose words become tokens; underscores count as spaces.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    merges: dict[tuple[str, str], int] = {}
+    splitter = CLIPTokenizer().backend_tokenizer
+    for name in names:
+        text = splitter.normalizer.normalize_str(name.replace("_", " "))
+        for word, _ in splitter.pre_tokenizer.pre_tokenize_str(text):
+            pieces = _merge([*word[:-1], f"{word[-1]}</w>"], merges)
+            while len(pieces) > 1:
+                # A new merge comes after all earlier ones, so that words that are whole already stay whole.
+                merges[pieces[0], pieces[1]] = len(merges)
+                pieces = _merge(pieces, merges)
+    vocabulary += dict.fromkeys("".join(pair) for pair in merges if "".join(pair) not in vocabulary)
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: index for index, token in enumerate(vocabulary)}, merges=list(merges))
 
 
-__all__ = [
-    "OPENAI_TEXT_RENAMES",
-    "ClipWeights",
-    "clip_text_config",
-    "count_layers",
-    "load_clip",
-    "load_complete",
-    "openai_text_config",
-    "reshape_openai_text",
-    "text_encoder_part",
-]
+def _merge(pieces: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding (arXiv 1508.07909): the earliest known merge first, until none applies."""
+    while True:
+        pairs = [(merges[pair], index) for index, pair in enumerate(pairwise(pieces)) if pair in merges]
+        if not pairs:
+            return pieces
+        _, index = min(pairs)
+        pieces = [*pieces[:index], pieces[index] + pieces[index + 1], *pieces[index + 2 :]]
+
+
+def small_text_config(
+    tokenizer: PreTrainedTokenizerBase, hidden_size: int = 128, num_layers: int = 2
+) -> CLIPTextConfig:
+    """Configures a small CLIP text encoder for a tokenizer.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): its vocabulary is the encoder's.
+        hidden_size (`int`): width, a multiple of 64; also the size of the text embeddings.
+        num_layers (`int`): layers.
+    """
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=4 * hidden_size,
+        projection_dim=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=max(1, hidden_size // 64),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )

@@ -3,7 +3,7 @@
 """Training and evaluation of MTA-CLIP with transformers' Trainer; `scripts/run_seg.py` is its command line."""
 
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
-from .building import ModelParts, build_model, load_model
+from .building import ModelBundle, build_model, load_model
 from .checkpoints import TrainingStopped
 from .dry_run import dry_run
 from .run import Run, prepare_run
@@ -15,7 +15,7 @@ __all__ = [
     "MTAClipTrainer",
     "MTAClipTrainingArguments",
     "ModelArguments",
-    "ModelParts",
+    "ModelBundle",
     "Run",
     "TrainingStopped",
     "build_model",

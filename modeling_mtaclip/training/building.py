@@ -12,8 +12,13 @@ from transformers.utils import logging
 
 from ..classes_mtaclip import move_classes, new_classes
 from ..configuration_mtaclip import MTAClipConfig, tokenize_names
-from ..conversion.parts import ModelParts, from_pretrained_parts
-from ..conversion.tokenization import load_tokenizer, make_tokenizer, small_text_config
+from ..conversion import (
+    ModelBundle,
+    from_pretrained_parts,
+    load_tokenizer,
+    make_tokenizer,
+    small_text_config,
+)
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .arguments import ModelArguments
@@ -39,7 +44,7 @@ DEFAULT_BACKBONE = "resnet50"
 
 def build_model(
     arguments: ModelArguments, class_names: Sequence[str], size: dict[str, int] | None = None
-) -> ModelParts:
+) -> ModelBundle:
     """Builds a new model for the classes, with the weights that the arguments name.
 
     Args:
@@ -49,7 +54,7 @@ def build_model(
             `None`: images keep their size.
 
     Returns:
-        [`ModelParts`]: the model in training mode, and what belongs to it.
+        [`ModelBundle`]: the model in training mode, and what belongs to it.
 
     Raises:
         ValueError: something is not available, or does not fit.
@@ -98,7 +103,7 @@ def _text_parts(arguments: ModelArguments, class_names: Sequence[str]) -> dict[s
 
 def load_model(
     name_or_path: str, class_names: Sequence[str], adapt: bool, size: dict[str, int] | None = None
-) -> ModelParts:
+) -> ModelBundle:
     """Loads a saved model with its image processor and tokenizer.
 
     Args:
@@ -129,7 +134,7 @@ def load_model(
             f"The model in {name_or_path!r} has the classes {names}, but the data set has {list(class_names)}: it "
             "can't be evaluated on them. Choose the data set it was trained on, or train it on this one."
         )
-    return ModelParts(model, processor, tokenizer)
+    return ModelBundle(model, processor, tokenizer)
 
 
 def _load_tokenizer_if_there(name_or_path: str) -> PreTrainedTokenizerBase | None:
@@ -163,4 +168,4 @@ def with_classes(
     return adapted
 
 
-__all__ = ["ModelParts", "build_model", "load_model", "with_classes"]
+__all__ = ["ModelBundle", "build_model", "load_model", "with_classes"]

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 from transformers.trainer_utils import has_length
 
-from ..conversion import WeightAccount
+from ..conversion import LoadingReport
 from ..data import (
     Augmentation,
     EvaluationExamples,
@@ -30,7 +30,7 @@ from ..data import (
 )
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options
-from .building import ModelParts, build_model, load_model
+from .building import ModelBundle, build_model, load_model
 from .checkpoints import checkpoint_to_resume
 from .evaluated_images import EvaluatedImage, save_pictures
 from .report import score_warnings, write_report
@@ -179,8 +179,8 @@ def prepare_run(
     splits = {"validation": training_arguments.do_eval, "train": training_arguments.do_train}
     checked = {split: data.check(split, data_arguments.check_data) for split, used in splits.items() if used}
     parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments.do_train)
-    if parts.account is not None:
-        _report_account(parts.account, training_arguments)
+    if parts.loading_report is not None:
+        _report_account(parts.loading_report, training_arguments)
     if training_arguments.do_train:
         augmentation = _augmentation(data_arguments, parts.image_processor)
         seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
@@ -224,7 +224,7 @@ def _num_threads(wanted: int | None) -> int:
 
 def _load_parts(
     model_arguments: ModelArguments, data_arguments: DataArguments, class_names: list[str], do_train: bool
-) -> ModelParts:
+) -> ModelBundle:
     if model_arguments.model_name_or_path is None:
         return build_model(model_arguments, class_names, data_arguments.size)
     # The size with which a model was trained is part of it, unless it is trained anew.
@@ -232,7 +232,7 @@ def _load_parts(
     return load_model(model_arguments.model_name_or_path, class_names, adapt=do_train, size=size)
 
 
-def _report_account(account: WeightAccount, arguments: MTAClipTrainingArguments) -> None:
+def _report_account(account: LoadingReport, arguments: MTAClipTrainingArguments) -> None:
     new = [*account.new, *account.new_classes]
     if new and not arguments.do_train:
         raise ValueError(

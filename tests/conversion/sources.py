@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from modeling_mtaclip.conversion.tokenization import make_tokenizer
+from modeling_mtaclip.conversion import make_tokenizer
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 
 

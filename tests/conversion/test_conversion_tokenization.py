@@ -5,22 +5,9 @@
 import json
 
 import pytest
-from transformers import (
-    AutoTokenizer,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    ResNetConfig,
-    ResNetModel,
-)
+from transformers import AutoTokenizer, CLIPTextModelWithProjection
 
-from modeling_mtaclip.conversion.tokenization import (
-    load_text_config,
-    load_tokenizer,
-    make_tokenizer,
-    small_text_config,
-)
+from modeling_mtaclip.conversion import load_tokenizer, make_tokenizer, small_text_config
 
 
 def ids(tokenizer, text):
@@ -57,21 +44,9 @@ def test_small_text_encoder_fits_its_tokenizer():
     assert CLIPTextModelWithProjection(config).text_projection.weight.shape == (64, 64)
 
 
-def test_text_config_comes_from_whole_clip_models_and_text_models(tmp_path):
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vision = text | {"image_size": 8, "patch_size": 4}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(tmp_path / "clip")
-    config = load_text_config(str(tmp_path / "clip"))
-    assert (config.hidden_size, config.projection_dim) == (16, 24)
-    CLIPTextModelWithProjection(CLIPTextConfig(**text, projection_dim=20)).save_pretrained(tmp_path / "text")
-    assert load_text_config(str(tmp_path / "text")).projection_dim == 20
-
-
-def test_folders_that_hold_something_else_are_refused(tmp_path):
+def test_folders_without_a_vocabulary_are_refused(tmp_path):
     with pytest.raises(ValueError, match="No tokenizer could be loaded from"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(ValueError, match="No CLIP text encoder could be read from"):
-        load_text_config(str(tmp_path))
-    ResNetModel(ResNetConfig(hidden_sizes=[8, 8, 8, 8], embedding_size=8)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="type 'resnet'; the text encoder must be a CLIP model"):
-        load_text_config(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(ValueError, match="has no vocabulary for plain English words"):
+        load_tokenizer(str(tmp_path))

@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
-from modeling_mtaclip.backbone_mtaclip import CLIPResNetBackboneConfig
-from modeling_mtaclip.conversion import config_from_original, convert_original_state_dict
+from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.inference import InferenceOptions, PreparedImage, Segmenter
+from tests.reference import load_reference_model
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +29,8 @@ def original(folder):
 
 
 @pytest.fixture(scope="module")
-def model(folder, original):
-    backbone = CLIPResNetBackboneConfig(width=original["backbone"]["width"], layers=original["backbone"]["layers"])
-    config = config_from_original(original, backbone_config=backbone, feature_channels=None)
-    model = MTAClipForSemanticSegmentation(config)
-    weights = load_file(folder / "weights.safetensors")
-    state_dict, _ = convert_original_state_dict(weights, config)
-    # CLIP's names are the backbone's; its attention pool is not used.
-    state_dict |= {
-        f"model.{name}": value
-        for name, value in weights.items()
-        if name.startswith("backbone.") and "attnpool" not in name
-    }
-    model.load_state_dict(state_dict)
-    return model
+def model(folder):
+    return load_reference_model(folder)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

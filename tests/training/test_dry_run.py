@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modeling_mtaclip.conversion.backbones import make_backbone_config
+from modeling_mtaclip.conversion import make_backbone_config
 from modeling_mtaclip.training import dry_run, parse_run_arguments
 from modeling_mtaclip.training.building import CONFIG_FIELDS
 from modeling_mtaclip.training.sources import ADDRESSES, find_sources, stand_in_for_weights

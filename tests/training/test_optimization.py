@@ -8,7 +8,7 @@ from torch import nn
 from transformers import TimmBackboneConfig
 from transformers.optimization import get_polynomial_decay_schedule_with_warmup
 
-from modeling_mtaclip.conversion.backbones import make_backbone_config
+from modeling_mtaclip.conversion import make_backbone_config
 from modeling_mtaclip.training.optimization import parameter_groups, polynomial_schedule
 from tests.tiny import tiny_model
 

@@ -1,0 +1,259 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Reads checkpoints: files of every kind, known by their content, and the folders and Hub ids of transformers.
+
+No code of a file is run. mmengine (https://github.com/open-mmlab/mmengine) saves `{"meta": ..., "state_dict": ...}`,
+where `meta["cfg"]` is the run's configuration as Python text and `meta["dataset_meta"]["classes"]` the class names.
+"""
+
+import ast
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+
+# What a folder's weights are called, the first that is there.
+FILE_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Under what keys files hold the weights beside other things, and what wrappers put in front of all names.
+WEIGHTS_KEYS, WRAPPER_PREFIXES = ("state_dict", "model"), ("module.", "_orig_mod.")
+
+
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds that we read.
+
+    Attributes:
+        source (`str`): the file or folder.
+        tensors (`dict[str, Tensor]`): the state dict, floating-point numbers in float32.
+        class_names (`list[str]`, *optional*): of the data set, where the file has them.
+        run_config (`dict[str, Any]`): the run's configuration; empty where the file has none.
+    """
+
+    source: str
+    tensors: dict[str, Tensor]
+    class_names: list[str] | None = None
+    run_config: dict[str, Any] = field(default_factory=dict)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads weights: a file, the `.index.json` of several files, or a folder with either by transformers' names.
+
+    Args:
+        path (`str` or `Path`): the format is known from the content, not from the name.
+
+    Raises:
+        FileNotFoundError: no such file or folder.
+        ValueError: a file that can't be read, like a truncated one, or without a state dict.
+    """
+    file = _find_file(Path(path))
+    content = _read_shards(file) if file.name.endswith(".index.json") else _read_file(file)
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return Checkpoint(str(path), _state_dict(content, file), *_read_meta(meta))
+
+
+def _find_file(path: Path) -> Path:
+    if path.is_dir():
+        found = [path / name for name in FILE_NAMES if (path / name).is_file()]
+        if not found:
+            raise FileNotFoundError(f"The folder {path} has no weights: expected one of {', '.join(FILE_NAMES)}.")
+        return found[0]
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}: expected weights, like .safetensors, .pth, .pt or .bin.")
+    return path
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    content: dict[str, Any] = {}
+    for shard in sorted(set(names.values())):
+        content |= _read_file(_find_file(index.parent / shard))
+    missing = sorted(set(names) - set(content))
+    if missing:
+        raise ValueError(f"The files named in {index} lack {len(missing)} of its tensors, e.g. {missing[:3]}.")
+    return content
+
+
+def _read_file(path: Path) -> Any:
+    with path.open("rb") as file:
+        start = file.read(24)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a pointer of Git LFS, not the weights: get them with `git lfs pull`.")
+    try:
+        if start[8:9] == b"{":
+            return load_file(path)
+        if not zipfile.is_zipfile(path):
+            # As PyTorch wrote them before version 1.6.
+            return torch.load(path, map_location="cpu", weights_only=True)
+        return _read_torchscript(path) if _is_torchscript(path) else _read_pickle(path)
+    except Exception as error:  # every reader has its own kinds
+        raise ValueError(
+            f"{path} can't be read safely as safetensors, TorchScript or pickled tensors. It may be truncated: "
+            f"compare its size with that of the original. ({str(error).strip() or type(error).__name__})"
+        ) from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    with warnings.catch_warnings():
+        # PyTorch advises against TorchScript, but OpenAI's files are what they are.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(path, map_location="cpu").state_dict()
+
+
+class _Placeholder:
+    """Stands for an object of a class that is not loaded."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _read_pickle(path: Path) -> Any:
+    unknown = get_unsafe_globals_in_checkpoint(path)
+    with safe_globals([(_Placeholder, name) for name in unknown]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    for key in WEIGHTS_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    content = content if isinstance(content, Mapping) else {}
+    others = [name for name, value in content.items() if not isinstance(value, Tensor)]
+    if not content or others:
+        raise ValueError(
+            f"{path} holds no state dict: expected a mapping from names to tensors, by itself or under "
+            f"{' or '.join(WEIGHTS_KEYS)}{f'; no tensors are {others[:3]}' if others else ''}."
+        )
+    for prefix in WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+    return {name: value.float() if value.is_floating_point() else value for name, value in content.items()}
+
+
+def _read_meta(meta: Any) -> tuple[list[str] | None, dict[str, Any]]:
+    """The class names and the configuration in what mmengine says about a run."""
+    meta = meta if isinstance(meta, Mapping) else {}
+    data = meta.get("dataset_meta")
+    names = data.get("classes") if isinstance(data, Mapping) else None
+    names = [str(name) for name in names] if isinstance(names, (list, tuple)) else None
+    return names, parse_python_config(meta["cfg"]) if isinstance(meta.get("cfg"), str) else {}
+
+
+def parse_python_config(text: str) -> dict[str, Any]:
+    """Reads a configuration of assignments like `model = dict(type='X', sizes=[1, 2])`, without running it.
+
+    Args:
+        text (`str`): Python code.
+
+    Returns:
+        `dict[str, Any]`: the values that are made of literals and `dict(...)`; others are `None`. Empty if the text is
+        no Python.
+    """
+    try:
+        statements = ast.parse(text).body
+    except SyntaxError:
+        return {}
+    return {
+        target.id: _value(statement.value)
+        for statement in statements
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+        return {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(element) for element in node.elts]
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def load_config(name_or_path: str, *model_types: str) -> PreTrainedConfig:
+    """Reads the configuration of a model of transformers.
+
+    Args:
+        name_or_path (`str`): folder or Hub id.
+        model_types (`str`): the types that are expected; by default any.
+
+    Raises:
+        ValueError: there is none, or it is of another type.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name_or_path!r} is no file, and no model of transformers could be read from it: {error} Without a "
+            "connection to the Hub, give a local folder or file."
+        ) from error
+    if model_types and config.model_type not in model_types:
+        raise ValueError(
+            f"{name_or_path!r} holds a model of the type {config.model_type!r}, but one of {list(model_types)} was "
+            "expected."
+        )
+    return config
+
+
+def load_pretrained(
+    model_class: type[PreTrainedModel], name_or_path: str, may_lack: str = "", may_leave_out: str = "", **options: Any
+) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """Loads a model of transformers in float32, without which any tensor would be random or unused.
+
+    Args:
+        model_class (`type[PreTrainedModel]`): the class.
+        name_or_path (`str`): folder or Hub id.
+        may_lack (`str`): regular expression of tensors that may be missing.
+        may_leave_out (`str`): regular expression of tensors of the checkpoint that may stay unused.
+        options: for `from_pretrained`.
+
+    Returns:
+        `tuple[PreTrainedModel, dict[str, list[str]]]`: the model, and the names of the `"missing"` and `"unexpected"`
+        tensors.
+
+    Raises:
+        ValueError: there is no such model, or it has not exactly the tensors of the architecture.
+    """
+    options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        from_files = options.get("state_dict") is None
+        model, info = model_class.from_pretrained(name_or_path if from_files else None, **options)
+    except Exception as error:  # every reader has its own kinds
+        raise ValueError(f"No {model_class.__name__} could be loaded from {name_or_path!r}: {error}") from error
+    found = {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}
+    allowed = {"missing": may_lack, "unexpected": may_leave_out, "mismatched": ""}
+    for kind, names in found.items():
+        wrong = [name for name in names if not allowed[kind] or not re.fullmatch(allowed[kind], name)]
+        if wrong:
+            raise ValueError(
+                f"{name_or_path!r} is no complete {model_class.__name__}: {len(wrong)} {kind} tensors, e.g. "
+                f"{wrong[:3]}."
+            )
+    return model, found
+
+
+__all__ = ["Checkpoint", "load_checkpoint", "load_config", "load_pretrained", "parse_python_config"]

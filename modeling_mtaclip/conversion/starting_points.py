@@ -1,0 +1,253 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""New models from what people have: CLIP, backbones, Mask2Former and the checkpoints of the authors' code."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import Mask2FormerForUniversalSegmentation, PreTrainedTokenizerBase
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..classes_mtaclip import move_classes, new_classes
+from ..configuration_mtaclip import MTAClipConfig
+from ..image_processing_mtaclip import MTAClipImageProcessor
+from ..modeling_mtaclip import MTAClipForSemanticSegmentation
+from .backbones import (
+    CLIP_BACKBONES,
+    backbone_weights,
+    image_statistics,
+    make_backbone_config,
+)
+from .checkpoints import Checkpoint, load_checkpoint, load_config, load_pretrained
+from .clip import ClipSource, check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
+from .mask2former import convert_mask2former_state_dict, fields_from_mask2former
+from .original import config_from_original, convert_original_state_dict
+from .weights import LoadingReport, SourceWeights, load_weights
+
+
+# All of OpenAI's CLIP models read the same tokens; their `.pt` files come without a tokenizer.
+CLIP_TOKENIZER = "openai/clip-vit-base-patch16"
+
+
+@dataclass
+class ModelBundle:
+    """What is saved together.
+
+    Attributes:
+        model ([`MTAClipForSemanticSegmentation`]): the model.
+        image_processor ([`MTAClipImageProcessor`]): for images of the model.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the class names.
+        loading_report ([`LoadingReport`], *optional*): of a new model, where each weight comes from.
+    """
+
+    model: MTAClipForSemanticSegmentation
+    image_processor: MTAClipImageProcessor
+    tokenizer: PreTrainedTokenizerBase | None
+    loading_report: LoadingReport | None = None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Saves everything in a folder, for `from_pretrained`."""
+        for each in (self.model, self.image_processor, self.tokenizer):
+            if each is not None:
+                each.save_pretrained(folder)
+
+
+def from_pretrained_parts(
+    class_names: Sequence[str] | None = None,
+    *,
+    text_encoder: str | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    text_positions: int | None = None,
+    backbone: str | None = None,
+    backbone_config: Mapping[str, Any] | None = None,
+    backbone_weights: str | None = None,
+    mask2former: str | None = None,
+    original: str | Path | None = None,
+    **fields: Any,
+) -> ModelBundle:
+    """Makes a model for the given classes from weights of other models; what no source gives is random.
+
+    Sizes and configurations are read from the sources. `str(bundle.loading_report)` lists every tensor: loaded and
+    from where, new, or left out of a source, and why.
+
+    Args:
+        class_names (`Sequence[str]`, *optional*): in the order of the label ids; by default the classes of `original`
+            or `mask2former`.
+        text_encoder (`str`, *optional*): CLIP, as a folder or Hub id of transformers or as OpenAI's `.pt` file.
+        tokenizer (`str` or `PreTrainedTokenizerBase`, *optional*): CLIP's; by default the one beside `text_encoder`,
+            for `.pt` files that of openai/clip-vit-base-patch16.
+        text_positions (`int`, *optional*): cuts the text encoder's position table to the first so many.
+        backbone (`str`, *optional*): CLIP like `text_encoder`, whose visual half is used with its weights, or else a
+            name as for `--backbone` of run_seg.py: a folder or Hub id of transformers has weights, other names have
+            random ones. By default the backbone of `mask2former`, else transformers' ResNet-50.
+        backbone_config (`Mapping[str, Any]`, *optional*): fields of the backbone's configuration.
+        backbone_weights (`str`, *optional*): `"pretrained"` for the weights that the name stands for (timm's or
+            transformers'), a file of weights, or an installed package that contains one.
+        mask2former (`str`, *optional*): folder or Hub id of a Mask2Former of transformers, whatever it was trained
+            for: pixel decoder, decoder, mask queries, classes of the same names, and the backbone unless another is
+            given.
+        original (`str` or `Path`, *optional*): checkpoint of the authors' code (`.pth`), which gives everything.
+        fields: other fields of [`MTAClipConfig`]; `text_branch=False` leaves the text out.
+
+    Returns:
+        [`ModelBundle`]: the model in evaluation mode and in float32, with image processor, tokenizer and report.
+
+    Raises:
+        ValueError: a source that is not there, does not fit, or has tensors that nobody knows.
+    """
+    if original is not None:
+        options = {"text_encoder": text_encoder, "backbone": backbone, "backbone_config": backbone_config}
+        options |= {"mask2former": mask2former, "backbone_weights": backbone_weights, "text_positions": text_positions}
+        given = [name for name, value in options.items() if value is not None]
+        if given:
+            raise ValueError(f"`original` gives a whole model, but {given} would replace parts of it. Leave them out.")
+        return build_original(load_checkpoint(original), class_names, tokenizer, **fields)
+    with_text = fields.get("text_branch", True)
+    sources = _Sources(text_encoder if with_text else None, backbone, mask2former, backbone_weights)
+    class_names = list(class_names or sources.class_names())
+    fields = sources.fields(backbone_config, text_positions) | fields
+    if with_text or tokenizer is not None:
+        tokenizer = _load_tokenizer(tokenizer, text_encoder)
+    if sources.clip_text is not None:
+        check_tokenizer(tokenizer, sources.clip_text.text_config, text_encoder)
+    if tokenizer is None:
+        config = MTAClipConfig(id2label=dict(enumerate(class_names)), **fields)
+    else:
+        config = MTAClipConfig.from_labels(class_names, tokenizer, **fields)
+    model = MTAClipForSemanticSegmentation(config)
+    report = load_weights(model, sources.weights(model))
+    return _bundle(model, tokenizer, report, *image_statistics(config.backbone_config))
+
+
+class _Sources:
+    """The models to take weights from; a CLIP model that gives both halves is read once."""
+
+    def __init__(
+        self, text_encoder: str | None, backbone: str | None, mask2former: str | None, backbone_weights: str | None
+    ) -> None:
+        self.backbone, self.mask2former, self.backbone_source = backbone, mask2former, backbone_weights
+        if backbone is not None and backbone_weights is None and is_pretrained(backbone):
+            self.backbone_source = "pretrained"
+        self.clip_text = None if text_encoder is None else load_clip(text_encoder)
+        self.clip_visual: ClipSource | None = None
+        visual = backbone_weights if backbone in CLIP_BACKBONES else backbone
+        if visual is not None and visual == text_encoder:
+            self.clip_visual = self.clip_text
+        elif visual is not None and is_clip(visual):
+            self.clip_visual = load_clip(visual)
+        self.decoder: Mask2FormerForUniversalSegmentation | None = None
+        if mask2former is not None:
+            load_config(mask2former, "mask2former")
+            self.decoder, _ = load_pretrained(Mask2FormerForUniversalSegmentation, mask2former)
+
+    def class_names(self) -> list[str]:
+        if self.decoder is None:
+            raise ValueError("`class_names` is missing: only `mask2former` and `original` bring class names along.")
+        id2label = self.decoder.config.id2label
+        if sorted(id2label) != list(range(len(id2label))):
+            raise ValueError(f"{self.mask2former!r} has class ids with gaps, {sorted(id2label)}: give `class_names`.")
+        return [id2label[index] for index in range(len(id2label))]
+
+    def fields(self, backbone_config: Mapping[str, Any] | None, text_positions: int | None) -> dict[str, Any]:
+        """Fields of [`MTAClipConfig`] that the sources determine."""
+        fields = {} if self.decoder is None else fields_from_mask2former(self.decoder.config)
+        if self.clip_visual is not None and self.backbone not in CLIP_BACKBONES:
+            fields["backbone_config"] = self.clip_visual.backbone_config(backbone_config)
+        elif self.backbone is not None:
+            fields["backbone_config"] = make_backbone_config(self.backbone, backbone_config)
+        if self.clip_text is not None:
+            fields["text_config"] = self.clip_text.text_encoder_config(text_positions)
+        return fields
+
+    def weights(self, model: MTAClipForSemanticSegmentation) -> list[SourceWeights]:
+        """The tensors of all sources, by the model's names."""
+        sources = []
+        if self.clip_text is not None:
+            sources.append(self.clip_text.text_encoder_weights(model.config.text_config.max_position_embeddings))
+        if self.decoder is not None:
+            weights = convert_mask2former_state_dict(
+                self.decoder.state_dict(), self.mask2former, with_backbone=self.backbone is None
+            )
+            _give_classes(weights, model, self.class_names())
+            sources.append(weights)
+        if self.clip_visual is not None:
+            sources.append(self.clip_visual.backbone_weights())
+        elif self.backbone_source is not None:
+            sources.append(backbone_weights(model.model.backbone, self.backbone, self.backbone_source))
+        return sources
+
+
+def _give_classes(weights: SourceWeights, model: MTAClipForSemanticSegmentation, source_names: Sequence[str]) -> None:
+    names = model.config.class_names_with_no_object()[:-1]
+    weights.notes |= move_classes(weights.tensors, model.state_dict(), names, source_names)
+    weights.new_classes = new_classes(names, source_names)
+
+
+def _load_tokenizer(
+    tokenizer: str | PreTrainedTokenizerBase | None, text_encoder: str | None
+) -> PreTrainedTokenizerBase:
+    if tokenizer is None:
+        if text_encoder is None:
+            raise ValueError(
+                "Class names need a text encoder: give `text_encoder`, e.g. openai/clip-vit-base-patch16, or "
+                "`text_branch=False` for a model without text."
+            )
+        tokenizer = CLIP_TOKENIZER if Path(text_encoder).is_file() else text_encoder
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+
+
+def build_original(
+    checkpoint: Checkpoint,
+    class_names: Sequence[str] | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    **fields: Any,
+) -> ModelBundle:
+    """Makes a model from a checkpoint of the authors' code; see [`from_pretrained_parts`].
+
+    Args:
+        checkpoint ([`Checkpoint`]): of the authors' code.
+        class_names (`Sequence[str]`, *optional*): by default the checkpoint's.
+        tokenizer (`str` or `PreTrainedTokenizerBase`, *optional*): by default that of openai/clip-vit-base-patch16.
+        fields: of [`MTAClipConfig`], where they are not to be the checkpoint's.
+
+    Raises:
+        ValueError: a tensor that is missing, doesn't fit, or is unknown; no class names.
+    """
+    source_names = _original_class_names(checkpoint, class_names)
+    tokenizer = _load_tokenizer(tokenizer or CLIP_TOKENIZER, None)
+    config = config_from_original(checkpoint, class_names or source_names, tokenizer, **fields)
+    check_tokenizer(tokenizer, config.text_config, checkpoint.source)
+    model = MTAClipForSemanticSegmentation(config)
+    weights = convert_original_state_dict(checkpoint.tensors, config, checkpoint.source)
+    _give_classes(weights, model, source_names)
+    # The authors normalize images by ImageNet's values, CLIP or not.
+    return _bundle(model, tokenizer, load_weights(model, [weights]), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+def _original_class_names(checkpoint: Checkpoint, class_names: Sequence[str] | None) -> Sequence[str]:
+    names = checkpoint.class_names or class_names
+    number = len(checkpoint.tensors.get("decode_head.cls_embed.bias", [])) - 1
+    if names is None or (number >= 0 and len(names) != number):
+        told = "does not name its classes" if checkpoint.class_names is None else f"names {len(names)} classes"
+        raise ValueError(
+            f"{checkpoint.source} has weights for {number} classes, but {told}: give the {number} `class_names` with "
+            "which it was trained. A converted model can be given other classes."
+        )
+    return names
+
+
+def _bundle(
+    model: MTAClipForSemanticSegmentation,
+    tokenizer: PreTrainedTokenizerBase | None,
+    report: LoadingReport,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> ModelBundle:
+    ignore_index = model.config.semantic_loss_ignore_index
+    processor = MTAClipImageProcessor(image_mean=list(mean), image_std=list(std), ignore_index=ignore_index)
+    return ModelBundle(model.eval(), processor, tokenizer, report)
+
+
+__all__ = ["CLIP_TOKENIZER", "ModelBundle", "build_original", "from_pretrained_parts"]
