@@ -1,14 +1,10 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Other classes for a trained model: names are tokenised, and weights that belong to classes move with the names."""
+"""Other classes for a trained model: weights that belong to classes move with the names."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer
-
-from .configuration_mtaclip import MTAClipConfig, tokenize_names
 
 
 # Tensors of a model with one slice per class, and the dimension; the last slice is "no object".
@@ -80,37 +76,6 @@ def move_classes(
             tensors[name] = merged.movedim(0, dim)
             notes[name] = note
     return notes
-
-
-def tokenize_new_names(config: MTAClipConfig, folder: str, **hub_options: Any) -> None:
-    """Gives a config the token ids of its class names, from the tokenizer that a checkpoint carries.
-
-    Args:
-        config (`MTAClipConfig`): with the wanted `id2label`; its `class_token_ids` are completed.
-        folder (`str`): of the checkpoint, or its name on the Hub.
-        hub_options: such as `revision` and `token`.
-
-    Raises:
-        ValueError: a checkpoint without tokenizer, or that was saved for inference.
-    """
-    names = config.class_names_with_no_object()
-    missing = [name for name in names if name not in config.class_token_ids]
-    if not config.text_branch or not missing:
-        return
-    if config.stored_text_embeddings:
-        raise ValueError(
-            f"{folder} was saved for inference and has no text encoder for the new classes {missing}: load the "
-            "checkpoint that it was made from."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **hub_options)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{folder} has no tokenizer for the new class names {missing}: save CLIP's there, for example with "
-            '`AutoTokenizer.from_pretrained("openai/clip-vit-base-patch16").save_pretrained(folder)`, or pass a '
-            "`config` whose `class_token_ids` have them."
-        ) from error
-    config.class_token_ids = config.class_token_ids | tokenize_names(missing, tokenizer)
 
 
 __all__ = ["PER_CLASS", "match_classes", "move_classes", "new_classes"]

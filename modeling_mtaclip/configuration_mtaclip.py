@@ -19,11 +19,14 @@ from .backbone_mtaclip import FEATURE_STRIDES, register_backbones
 # Wherever this config can be loaded, the backbones that it may name must be known.
 register_backbones()
 
-CONTRASTIVE_NEGATIVES = ("mix", "separate", "all_positive")
+# In the order of the numbers that the authors' code gives them.
+CONTRASTIVE_NEGATIVES = ("all_positive", "separate", "mix")
 MASK_LOSS_NORMALIZERS = ("num_masks", "class_weights")
 IGNORED_PIXELS = ("exclude", "background")
 POINT_SAMPLINGS = ("random", "auto")
 NUM_FEATURE_MAPS = len(FEATURE_STRIDES)
+# Label of pixels without class.
+IGNORE_INDEX = 255
 
 
 @strict
@@ -204,7 +207,7 @@ class MTAClipConfig(PreTrainedConfig):
     oversample_ratio: float | int = 3.0
     importance_sample_ratio: float | int = 0.75
     point_sampling: str = "random"
-    semantic_loss_ignore_index: int = 255
+    semantic_loss_ignore_index: int = IGNORE_INDEX
     supervise_initial_prediction: bool = True
     mask_loss_normalizer: str = "num_masks"
     ignored_pixels: str = "exclude"
@@ -219,6 +222,14 @@ class MTAClipConfig(PreTrainedConfig):
             self._check_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
         # The validators run again after this method, but wrapped into an error that is no ValueError.
+        self.check()
+
+    def check(self) -> None:
+        """Checks all fields.
+
+        Raises:
+            ValueError: a value out of range, or that doesn't fit another.
+        """
         self.validate_architecture()
         self.validate_losses()
         self.validate_class_names()
@@ -247,7 +258,7 @@ class MTAClipConfig(PreTrainedConfig):
         tokenizer: Any,
         **kwargs: Any,
     ) -> "MTAClipConfig":
-        """Configures a model for the given classes: tokenises their names once and keeps the token ids.
+        """Configures a model for the given classes: tokenizes their names once and keeps the token ids.
 
         Underscores in names are read as spaces.
 
@@ -339,11 +350,17 @@ class MTAClipConfig(PreTrainedConfig):
         if not self.text_branch or self.class_token_ids is None:
             return
         names = self.class_names_with_no_object()
+        if self.stored_text_embeddings and set(names) != set(self.class_token_ids):
+            raise ValueError(
+                f"The model was saved for inference and has the texts of {sorted(self.class_token_ids)} only, but the "
+                f"classes are {names}. Give other classes to the model that it was saved from."
+            )
         missing = [name for name in names if name not in self.class_token_ids]
         if missing:
             raise ValueError(
                 f"No token ids for the class names {missing}: `class_token_ids` has {sorted(self.class_token_ids)}. "
-                "Configure new classes with `MTAClipConfig.from_labels(names, tokenizer, ...)`."
+                "Load a trained model with its own classes, and give it others with `model.with_classes(names)`; "
+                "configure a new one with `MTAClipConfig.from_labels(names, tokenizer, ...)`."
             )
         for name in names:
             self.check_token_ids(name, self.class_token_ids[name])

@@ -1,6 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""MTA-CLIP for semantic segmentation: prompts and text, mask-text decoder, heads, and the two model classes.
+"""MTA-CLIP for semantic segmentation: mask-text decoder, heads, and the two model classes.
 
 The way of the data: image → backbone → pixel decoder → mask features and multi-scale features; class names → prompts →
 frozen CLIP text encoder → text embeddings; mask queries and text queries together → mask-text decoder → heads.
@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPTextModelWithProjection, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs, maybe_install_capturing_hooks
+from transformers.utils.generic import can_return_tuple
 
 from .backbone_mtaclip import MTAClipFeaturePyramid, build_backbone, enlarge_images
-from .classes_mtaclip import move_classes, tokenize_new_names
+from .classes_mtaclip import move_classes
 from .configuration_mtaclip import NUM_FEATURE_MAPS, MTAClipConfig, tokenize_names
 from .loss_mtaclip import MTAClipCriterion
 from .pixel_decoder_mtaclip import (
@@ -37,33 +36,24 @@ from .pixel_decoder_mtaclip import (
     sine_position_embedding,
     to_sequence,
 )
+from .text_model_mtaclip import MASKED, NO_TRAINING, MTAClipStoredTexts, MTAClipTextModel
 
 
 logger = logging.get_logger(__name__)
 
-# Added to the attention logits of pairs that must not attend: exp() of it is 0, and every dtype can hold it.
-MASKED = torch.finfo(torch.float16).min
-# Options of `from_pretrained` by which every file of a checkpoint is found.
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 # Which class of a saved folder's code each Auto class loads.
 AUTO_MAP = {
     "AutoConfig": "configuration_mtaclip.MTAClipConfig",
     "AutoModel": "modeling_mtaclip.MTAClipModel",
     "AutoModelForSemanticSegmentation": "modeling_mtaclip.MTAClipForSemanticSegmentation",
 }
-# Options of `save_pretrained` by which every part of a checkpoint is pushed.
-PUSH_OPTIONS = ("commit_message", "private", "push_to_hub", "repo_id", "token")
-# Arguments or settings of the config by which a model is asked to record its layers.
-RECORDINGS = ("output_hidden_states", "output_attentions", "output_cross_attentions")
-NO_TRAINING = (
-    "This model was saved for inference: its text embeddings are constants, prompts and text encoder are left out, so "
-    "that it can't be trained. Train the model that it was saved from; for inference call `model.eval()`."
+NO_TEXT_ENCODER = (
+    "This model has no text encoder to read other names with: it was made with `text_branch=False`, or saved for "
+    "inference. Use the model that was trained with `text_branch=True`, as training saved it."
 )
 # Divides cosines with phrases before a softmax over phrases. With the class names as phrases, the labels of a trained
 # model are then about as right as those of its class head.
 PHRASE_TEMPERATURE = 0.03
-# Class names are encoded in groups of about this many tokens: attention inside a group grows with its square.
-TOKENS_PER_GROUP = 128
 
 
 @dataclass
@@ -89,19 +79,6 @@ class MTAClipPrediction(ModelOutput):
 
 
 @dataclass
-class MTAClipTextModelOutput(ModelOutput):
-    """
-    What [`MTAClipTextModel`] returns.
-
-    Args:
-        text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`):
-            CLIP embeddings of the class names and "no object" in every prompt context.
-    """
-
-    text_embeddings: Tensor | None = None
-
-
-@dataclass
 class MTAClipModelOutput(ModelOutput):
     """
     What [`MTAClipModel`] returns.
@@ -114,8 +91,8 @@ class MTAClipModelOutput(ModelOutput):
             Features whose products with mask embeddings are mask logits; channels-last in memory.
         multi_scale_features (`tuple[torch.FloatTensor]` of shapes `(batch_size, hidden_size, height / s, width / s)`):
             What the decoder attends to, for the strides `s` 32, 16, 8.
-        text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
-            CLIP embeddings of the class names and "no object" in every prompt context.
+        text_embeddings (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
+            CLIP embeddings of the class names and "no object" in every prompt context, the same for each image.
         normalized_states (`tuple[torch.FloatTensor]`, *optional*):
             States like `last_hidden_state` before each decoder layer and after the last, in training or with
             `output_auxiliary_predictions=True`; else only the last.
@@ -154,8 +131,8 @@ class MTAClipForSemanticSegmentationOutput(ModelOutput):
             Mask logits of each query.
         mask_text_similarity (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_queries, num_labels + 1)`, *optional*):
             Cosine of each mask query with each class text, in every prompt context.
-        text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
-            CLIP embeddings of the class names and "no object".
+        text_embeddings (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
+            CLIP embeddings of the class names and "no object", the same for each image.
         auxiliary_predictions (`tuple[MTAClipPrediction]`, *optional*):
             The predictions before each decoder layer, in training or with `output_auxiliary_predictions=True`.
         loss_components (`dict[str, torch.FloatTensor]`, *optional*):
@@ -180,12 +157,6 @@ class MTAClipForSemanticSegmentationOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        # Pipelines add this key and then split everything image by image; the texts are those of all images.
-        if key == "target_size" and self.text_embeddings is not None:
-            self.text_embeddings = self.text_embeddings.expand(len(self.class_queries_logits), -1, -1, -1)
 
 
 def eager_attention_forward(
@@ -268,7 +239,7 @@ class MTAClipDecoderLayer(GradientCheckpointingLayer):
         pixel_states: Tensor,
         attention_mask: Tensor,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Decodes.
 
         Args:
@@ -277,16 +248,33 @@ class MTAClipDecoderLayer(GradientCheckpointingLayer):
             pixel_keys (`Tensor` of shape `(B, S, D)`): pixels with their position embeddings.
             pixel_states (`Tensor` of shape `(B, S, D)`): pixels.
             attention_mask (`Tensor` of shape `(B, 1, N, S)`): added to the attention logits.
+
+        Returns:
+            `tuple[Tensor, Tensor | None, Tensor | None]`: states `(B, N, D)`, and the weights of self-attention and
+            cross-attention, where the attention implementation gives them.
         """
-        attended, _ = self.cross_attn(
+        attended, cross_weights = self.cross_attn(
             hidden_states + query_positions, pixel_keys, pixel_states, attention_mask, **kwargs
         )
         hidden_states = self.cross_attn_layer_norm(hidden_states + attended)
         positioned = hidden_states + query_positions
-        attended, _ = self.self_attn(positioned, positioned, hidden_states, **kwargs)
+        attended, self_weights = self.self_attn(positioned, positioned, hidden_states, **kwargs)
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
         feed_forward = self.fc2(nn.functional.relu(self.fc1(hidden_states)))
-        return self.final_layer_norm(hidden_states + feed_forward)
+        return self.final_layer_norm(hidden_states + feed_forward), self_weights, cross_weights
+
+
+@dataclass
+class MTAClipDecoderOutput(ModelOutput):
+    """
+    What [`MTAClipMaskTextDecoder`] returns: tuples of the states before each layer and after the last, as they are and
+    after the decoder's LayerNorm, `(batch_size, queries, hidden_size)`, and of each layer's attention weights, if any.
+    """
+
+    normalized_states: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 class MTAClipMaskEmbedder(nn.Sequential):
@@ -328,20 +316,16 @@ class MTAClipMaskTextDecoder(nn.Module):
         mask_features: Tensor,
         multi_scale_features: list[Tensor],
         text_embeddings: Tensor | None,
-        output_all_states: bool,
+        output_attentions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> list[Tensor]:
+    ) -> MTAClipDecoderOutput:
         """Decodes.
 
         Args:
             mask_features (`Tensor` of shape `(B, mask_feature_size, h, w)`): at stride 4.
             multi_scale_features (`list[Tensor]` of shapes `(B, D, h_l, w_l)`): strides 32, 16, 8.
             text_embeddings (`Tensor` of shape `(C, K + 1, E)`, *optional*): absent without text branch.
-            output_all_states (`bool`): whether to return the states before each layer too.
-
-        Returns:
-            `list[Tensor]` of shapes `(B, N, D)`: normalised states before each layer and after the last, or only
-            the latter.
+            output_attentions (`bool`): whether to return the attention weights of each layer.
         """
         queries, positions = self._queries(text_embeddings)
         hidden_states = queries.expand(mask_features.shape[0], -1, -1)
@@ -354,13 +338,35 @@ class MTAClipMaskTextDecoder(nn.Module):
             for value, size in zip(values, sizes, strict=True)
         ]
         features = [_resize_features(mask_features, size) for size in sizes]
-        states = [self.layer_norm(hidden_states)]
+        all_states, normalized, attentions, cross_attentions = (
+            [hidden_states],
+            [self.layer_norm(hidden_states)],
+            [],
+            [],
+        )
         for index, layer in enumerate(self.layers):
             level = index % NUM_LEVELS
-            attention_mask = self._attention_mask(states[-1], features[level])
-            hidden_states = layer(hidden_states, positions, keys[level], values[level], attention_mask, **kwargs)
-            states.append(self.layer_norm(hidden_states))
-        return states if output_all_states else states[-1:]
+            attention_mask = self._attention_mask(normalized[-1], features[level])
+            hidden_states, self_weights, cross_weights = layer(
+                hidden_states,
+                positions,
+                keys[level],
+                values[level],
+                attention_mask,
+                output_attentions=output_attentions,
+                **kwargs,
+            )
+            all_states.append(hidden_states)
+            normalized.append(self.layer_norm(hidden_states))
+            if output_attentions and self_weights is not None:
+                attentions.append(self_weights)
+                cross_attentions.append(cross_weights)
+        return MTAClipDecoderOutput(
+            normalized_states=tuple(normalized),
+            hidden_states=tuple(all_states),
+            attentions=tuple(attentions) if output_attentions else None,
+            cross_attentions=tuple(cross_attentions) if output_attentions else None,
+        )
 
     def _queries(self, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor]:
         if text_embeddings is None:
@@ -400,93 +406,24 @@ class MTAClipPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["MTAClipDecoderLayer", "MTAClipPixelDecoderLayer", "MTAClipTextModel"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": MTAClipDecoderLayer,
-        "attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="self_attn"),
-        "cross_attentions": OutputRecorder(MTAClipAttention, index=1, layer_name="cross_attn"),
-    }
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__(config)
+        # Its fields may have changed since it was made, as by `from_pretrained(folder, id2label=...)`.
+        config.check()
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any
-    ) -> "MTAClipPreTrainedModel":
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads a model as `PreTrainedModel.from_pretrained` does, with the text encoder frozen.
 
-        Other classes come with `id2label` and `label2id`, or with a `config` that has them: new names are read by the
-        tokenizer that lies in the folder. With `ignore_mismatched_sizes=True`, weights of classes move with the names,
-        those of names that were not there start anew, and what starts anew is logged. Without it, there must be as
-        many names as there were, and each takes the place of the one before.
-
-        Raises:
-            ValueError: another number of classes without `ignore_mismatched_sizes=True`, or new names without
-                tokenizer.
+        A model keeps the classes that it was trained with; [`MTAClipForSemanticSegmentation.with_classes`] gives it
+        others.
         """
-        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        if "id2label" in kwargs:
-            id2label = kwargs.pop("id2label")
-            # They follow from `id2label`.
-            kwargs.pop("label2id", None)
-            kwargs.pop("num_labels", None)
-            kwargs.setdefault("config", MTAClipConfig.from_pretrained(pretrained_model_name_or_path, **hub_options))
-            kwargs["config"] = deepcopy(kwargs["config"])
-            kwargs["config"].id2label = {int(index): name for index, name in id2label.items()}
-        config = kwargs.get("config")
-        if pretrained_model_name_or_path is None or not hasattr(config, "class_names_with_no_object"):
-            return cls._load(pretrained_model_name_or_path, *args, **kwargs)
-        stored = type(config).from_pretrained(pretrained_model_name_or_path, **hub_options)
-        if stored.class_names_with_no_object() == config.class_names_with_no_object():
-            return cls._load(pretrained_model_name_or_path, *args, **kwargs)
-        config = kwargs["config"] = deepcopy(config)
-        tokenize_new_names(
-            config, str(pretrained_model_name_or_path), trust_remote_code=_is_remote_code(cls), **hub_options
-        )
-        if not kwargs.get("ignore_mismatched_sizes"):
-            _check_number_of_classes(config, stored)
-            return cls._load(pretrained_model_name_or_path, *args, **kwargs)
-        return cls._load_for_other_classes(pretrained_model_name_or_path, stored, *args, **kwargs)
-
-    @classmethod
-    def _load(cls, *args: Any, **kwargs: Any) -> Any:
         loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
         # Loading replaces all parameters by trainable ones.
-        for module in model.modules():
-            if isinstance(module, MTAClipTextModel):
-                module.freeze_text_encoder()
-            elif isinstance(module, MTAClipModel):
-                module.freeze_unused_parameters()
+        model.base_model.freeze()
         return loaded
-
-    @classmethod
-    def _load_for_other_classes(
-        cls, folder: str | Path, stored: MTAClipConfig, *args: Any, config: MTAClipConfig, **kwargs: Any
-    ) -> Any:
-        """Loads a checkpoint with its own classes and moves their weights to those of the config."""
-        if stored.stored_text_embeddings:
-            raise ValueError(
-                f"The model in {str(folder)!r} was saved for inference, without a text encoder to read other class "
-                "names with. Load the model that it was saved from."
-            )
-        if kwargs.get("device_map") is not None:
-            raise ValueError(
-                "`device_map` can't be combined with other classes: load the model without it, save it, and load that "
-                "with `device_map`."
-            )
-        before = deepcopy(config)
-        before.id2label, before.class_token_ids = dict(stored.id2label), stored.class_token_ids
-        loaded = cls._load(folder, *args, config=before, **kwargs)
-        source = loaded[0] if isinstance(loaded, tuple) else loaded
-        model = cls(config).to(source.dtype).train(source.training)
-        tensors = source.state_dict()
-        names, source_names = (list(each.id2label.values()) for each in (config, stored))
-        prefix = "" if hasattr(source, "class_predictor") else "model."
-        moved = {prefix + name: tensor for name, tensor in tensors.items()}
-        initial = {prefix + name: tensor for name, tensor in model.state_dict().items()}
-        for name, note in move_classes(moved, initial, names, source_names).items():
-            logger.warning("%s: %s", name, note)
-        model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in moved.items()})
-        model.name_or_path = source.name_or_path
-        return (model, *loaded[1:]) if isinstance(loaded, tuple) else model
 
     def train(self, mode: bool = True) -> "MTAClipPreTrainedModel":
         """Sets training or evaluation mode.
@@ -500,8 +437,8 @@ class MTAClipPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """Sets the attention implementation; a convolutional backbone, which has none, is left as it is."""
-        backbones = [module.backbone for module in self.modules() if isinstance(module, MTAClipModel)]
-        if attn_implementation == "sdpa" and any(backbone and not backbone._supports_sdpa for backbone in backbones):
+        backbone = self.base_model.backbone
+        if attn_implementation == "sdpa" and backbone is not None and not backbone._supports_sdpa:
             attn_implementation = {"": "sdpa", "text_config": "sdpa"}
         super().set_attn_implementation(attn_implementation, **kwargs)
 
@@ -513,9 +450,11 @@ class MTAClipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Weights are made by transformers' own functions, which leave loaded ones alone; see `_init_weights`.
+        """Whether weights are initialized by functions that overwrite loaded ones: no, see `_init_weights`.
 
-        With `True`, transformers would leave out the rules by which CLIP's layers are initialised.
+        transformers takes that for granted of code outside its tree, and then skips modules whose own parameters are
+        all loaded, also those that have none: the layers of CLIP, whose rules fill the parameters of their parts. What
+        a checkpoint lacks of a text encoder would stay unset memory. There is no public way to say so.
         """
         return False
 
@@ -545,183 +484,10 @@ class MTAClipPreTrainedModel(PreTrainedModel):
             for name, value in module.packed_names().items():
                 init.copy_(getattr(module, name), value)
         elif isinstance(module, MTAClipStoredTexts):
-            init.zeros_(module.text_embeddings)
+            # They come with the weights; nothing else would be right.
+            init.constant_(module.text_embeddings, float("nan"))
         elif isinstance(module, MTAClipTextHead):
             init.constant_(module.gamma, self.config.text_gamma_init)
-
-
-class MTAClipTextModel(MTAClipPreTrainedModel):
-    """Learnable prompt contexts and the class names, encoded by a frozen CLIP text encoder (Sec. 3.3).
-
-    A prompt is start token, context, name, end token. The text encoder is causal, so that all names under a context
-    see the same states of start token and context: names are packed behind them into one sequence, and the attention
-    mask keeps each name to the context and itself. Only the tokens of the names are encoded, and no padding but the
-    rest of each group.
-
-    Args:
-        config ([`MTAClipConfig`]): the text encoder, the prompts and the class names.
-
-    Raises:
-        ValueError: class names without token ids.
-    """
-
-    # The outputs of the text encoder's layers are not the outputs of ours that users ask for.
-    _can_record_outputs = {}  # noqa: RUF012
-
-    def __init__(self, config: MTAClipConfig) -> None:
-        super().__init__(config)
-        if config.class_token_ids is None:
-            raise ValueError(
-                "The config has no `class_token_ids`, so that the text encoder has no class names to read. Make it "
-                "with `MTAClipConfig.from_labels(names, tokenizer, ...)`, or set `text_branch=False` for a model "
-                "without text."
-            )
-        config.validate_class_names()
-        self.contexts = nn.Parameter(
-            torch.empty(config.num_prompt_contexts, config.prompt_length, config.text_config.hidden_size)
-        )
-        for name, value in self.packed_names().items():
-            setattr(self, name, nn.Buffer(value, persistent=False))
-        self.text_encoder = CLIPTextModelWithProjection._from_config(config.text_config)
-        self.freeze_text_encoder()
-        self._cache: tuple[Any, Tensor] | None = None
-        self.post_init()
-
-    def packed_names(self) -> dict[str, Tensor]:
-        """The class names as groups of packed tokens (int64).
-
-        Returns:
-            `dict[str, Tensor]`: `token_ids`, `positions` in the prompt and `segments` (which name, -1 for padding),
-            all of shape `(groups, tokens)`, and `ends` `(K + 1,)`, where in the flattened groups each name ends.
-        """
-        config = self.config
-        return self._pack([config.class_token_ids[name] for name in config.class_names_with_no_object()])
-
-    def _pack(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        config = self.config
-        names = [[*ids, config.prompt_end_token_id] for ids in token_ids]
-        groups: list[list[int]] = [[]]
-        for index, name in enumerate(names):
-            if groups[-1] and sum(len(names[other]) for other in groups[-1]) + len(name) > TOKENS_PER_GROUP:
-                groups.append([])
-            groups[-1].append(index)
-        length = max(sum(len(names[index]) for index in group) for group in groups)
-        shape = (len(groups), length)
-        packed = {
-            "token_ids": torch.full(shape, config.prompt_end_token_id),
-            "positions": torch.zeros(shape, dtype=torch.long),
-            "segments": torch.full(shape, -1),
-            "ends": torch.zeros(len(names), dtype=torch.long),
-        }
-        for row, group in enumerate(groups):
-            start = 0
-            for index in group:
-                end = start + len(names[index])
-                packed["token_ids"][row, start:end] = torch.tensor(names[index])
-                packed["positions"][row, start:end] = 1 + config.prompt_length + torch.arange(end - start)
-                packed["segments"][row, start:end] = index
-                packed["ends"][index] = row * length + end - 1
-                start = end
-        return packed
-
-    @capture_outputs
-    def forward(self) -> MTAClipTextModelOutput:
-        """Encodes all names in all contexts."""
-        packed = {name: getattr(self, name) for name in ("token_ids", "positions", "segments", "ends")}
-        return MTAClipTextModelOutput(text_embeddings=self._encode(**packed))
-
-    @torch.no_grad()
-    def encode_token_ids(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        """Encodes other names or phrases in all contexts.
-
-        Args:
-            token_ids (`Sequence[Sequence[int]]`): the tokens of each of `P` phrases, without start and end.
-
-        Returns:
-            `Tensor` of shape `(C, P, E)`: their CLIP embeddings.
-        """
-        packed = {name: value.to(self.contexts.device) for name, value in self._pack(token_ids).items()}
-        return self._encode(**packed)
-
-    def _encode(self, token_ids: Tensor, positions: Tensor, segments: Tensor, ends: Tensor) -> Tensor:
-        text_model = self.text_encoder.text_model
-        tokens, places = text_model.embeddings.token_embedding, text_model.embeddings.position_embedding
-        num_contexts, num_groups = len(self.contexts), len(token_ids)
-        start = tokens.weight[self.config.prompt_start_token_id].expand(num_contexts, 1, -1)
-        prefixes = torch.cat((start, self.contexts.to(start.dtype)), dim=1)
-        prefixes = prefixes + places.weight[: prefixes.shape[1]]
-        names = tokens(token_ids) + places(positions)
-        hidden_states = torch.cat(
-            (
-                prefixes[:, None].expand(-1, num_groups, -1, -1),
-                names[None].expand(num_contexts, -1, -1, -1),
-            ),
-            dim=2,
-        ).flatten(0, 1)
-        attention_mask = _prompt_mask(segments, prefixes.shape[1], hidden_states.dtype).repeat(num_contexts, 1, 1, 1)
-        encoded = text_model.encoder(inputs_embeds=hidden_states, attention_mask=attention_mask).last_hidden_state
-        encoded = encoded[:, prefixes.shape[1] :].unflatten(0, (num_contexts, num_groups)).flatten(1, 2)
-        return self.text_encoder.text_projection(text_model.final_layer_norm(encoded[:, ends]))
-
-    def freeze_text_encoder(self) -> None:
-        """Takes the text encoder out of training; only the prompt contexts learn on the text side (Sec. 3.3)."""
-        self.text_encoder.requires_grad_(False)
-        self.text_encoder.eval()
-
-    def train(self, mode: bool = True) -> "MTAClipTextModel":
-        """Sets training or evaluation mode; the frozen text encoder stays in evaluation mode."""
-        super().train(mode)
-        self._cache = None
-        self.text_encoder.eval()
-        return self
-
-    def get_text_embeddings(self) -> Tensor:
-        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`.
-
-        Without gradients they are computed once and kept until a weight of prompts or text encoder changes.
-        """
-        if self.training or torch.is_grad_enabled():
-            return self(return_dict=True).text_embeddings
-        return self._kept_text_embeddings()
-
-    # What is kept depends on versions of weights, which a compiled graph can't ask for.
-    @torch.compiler.disable
-    def _kept_text_embeddings(self) -> Tensor:
-        key = self._cache_key()
-        if self._cache is None or self._cache[0] != key:
-            # Not an inference tensor: it may be used outside `torch.inference_mode` later.
-            with torch.inference_mode(False), torch.no_grad():
-                self._cache = (key, self(return_dict=True).text_embeddings)
-        return self._cache[1]
-
-    def _cache_key(self) -> tuple:
-        weights = [self.contexts, *self.text_encoder.parameters()]
-        versions = tuple(-1 if weight.is_inference() else weight._version for weight in weights)
-        autocast = torch.is_autocast_enabled(weights[0].device.type)
-        return tuple(weight.data_ptr() for weight in weights), versions, weights[0].device, weights[0].dtype, autocast
-
-
-class MTAClipStoredTexts(nn.Module):
-    """The text embeddings of a model that was saved for inference, in place of prompts and text encoder.
-
-    Args:
-        config ([`MTAClipConfig`]): the number of prompt contexts and classes, and the size of the embeddings.
-    """
-
-    def __init__(self, config: MTAClipConfig) -> None:
-        super().__init__()
-        shape = (config.num_prompt_contexts, config.num_labels + 1, config.text_config.projection_dim)
-        self.text_embeddings = nn.Buffer(torch.empty(shape))
-
-    def get_text_embeddings(self) -> Tensor:
-        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`.
-
-        Raises:
-            ValueError: in training mode.
-        """
-        if self.training:
-            raise ValueError(NO_TRAINING)
-        return self.text_embeddings
 
 
 class MTAClipModel(MTAClipPreTrainedModel):
@@ -743,76 +509,84 @@ class MTAClipModel(MTAClipPreTrainedModel):
         self.feature_channels = config.feature_channels
         if config.backbone_config is not None:
             if config.backbone_config._attn_implementation == "sdpa":
-                # Asked for by name, it is an error for a convolutional backbone; it is the default where it exists.
+                # Asked for by name, it is an error for a convolutional backbone; `None` takes it where it exists. The
+                # config is the one place for it: transformers writes there too which attention it chose.
                 config.backbone_config._attn_implementation = None
-            self.backbone, shapes = build_backbone(config.backbone_config)
-            self.feature_channels, self.map_shapes = shapes.channels, shapes
-            if shapes.single_stride is not None:
-                self.feature_pyramid = MTAClipFeaturePyramid(shapes.channels, shapes.single_stride)
+            self.backbone, self.map_shapes = build_backbone(config.backbone_config)
+            self.feature_channels = self.map_shapes.channels
+            if self.map_shapes.single_stride is not None:
+                self.feature_pyramid = MTAClipFeaturePyramid(self.feature_channels, self.map_shapes.single_stride)
         self.pixel_decoder = MTAClipPixelDecoder(config, list(self.feature_channels))
         if config.text_branch:
             texts = MTAClipStoredTexts if config.stored_text_embeddings else MTAClipTextModel
             self.text_model = texts(config)
         self.decoder = MTAClipMaskTextDecoder(config)
         self.post_init()
-        self.freeze_unused_parameters()
+        self.freeze()
 
-    def freeze_unused_parameters(self) -> None:
-        """Takes the backbone's parameters on which no feature map depends out of training."""
+    def freeze(self) -> None:
+        """Takes the text encoder out of training, and the backbone's parameters on which no feature map depends."""
+        if isinstance(getattr(self, "text_model", None), MTAClipTextModel):
+            self.text_model.freeze()
         for name in self.map_shapes.unused_parameters if self.backbone is not None else ():
             self.backbone.get_parameter(name).requires_grad_(False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        asked_for = (kwargs.get(name, getattr(self.config, name, False)) for name in RECORDINGS)
-        if not getattr(self, "_output_capturing_hooks_installed", False) and any(asked_for):
-            self._prepare_recording()
-        return super().__call__(*args, **kwargs)
-
-    def _prepare_recording(self) -> None:
-        """Installs the hooks that record hidden states and attentions, not in the backbone, which has its own.
-
-        Left to its first use, it would install those of the backbone a second time. Many backbones take their feature
-        maps from what their hooks record, and would silently return other layers' maps from then on. A model that was
-        never asked to record has no hooks, because those of transformers can't be pickled.
-        """
-        backbone, self.backbone = self.backbone, None
-        maybe_install_capturing_hooks(self)
-        self.backbone = backbone
-
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
         feature_maps: list[Tensor] | None = None,
         output_auxiliary_predictions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        text_embeddings: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MTAClipModelOutput:
         r"""Encodes images and class names.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
                 Normalised images, as [`MTAClipImageProcessor`] makes them.
             feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
                 Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
             output_auxiliary_predictions (`bool`, *optional*):
                 Whether to return the states before each decoder layer; by default in training only.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                Whether to return what these fields of the output hold; by default as the config says. Attention
+                weights exist with `attn_implementation="eager"` only.
+            text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
+                From [`~MTAClipForSemanticSegmentation.encode_class_names`]; by default they are encoded in each call.
 
         Raises:
-            ValueError: both or neither of `pixel_values` and `feature_maps`, or feature maps that don't fit.
+            ValueError: both or neither of `pixel_values` and `feature_maps`, or values of a wrong shape or type.
         """  # noqa: E501
-        feature_maps = self._feature_maps(pixel_values, feature_maps)
-        mask_features, multi_scale_features = self.pixel_decoder(feature_maps)
-        text_embeddings = self.text_model.get_text_embeddings() if self.config.text_branch else None
+        output_hidden_states = self._from_config(output_hidden_states, "output_hidden_states")
+        mask_features, multi_scale_features = self.pixel_decoder(self._feature_maps(pixel_values, feature_maps))
+        if self.config.text_branch and text_embeddings is None:
+            text_embeddings = self.text_model()
+        decoded = self.decoder(
+            mask_features,
+            multi_scale_features,
+            text_embeddings,
+            output_attentions=self._from_config(output_attentions, "output_attentions"),
+            **kwargs,
+        )
         output_all_states = self.training if output_auxiliary_predictions is None else output_auxiliary_predictions
-        states = self.decoder(mask_features, multi_scale_features, text_embeddings, output_all_states, **kwargs)
         return MTAClipModelOutput(
-            last_hidden_state=states[-1],
+            last_hidden_state=decoded.normalized_states[-1],
             mask_features=mask_features,
             multi_scale_features=tuple(multi_scale_features),
-            text_embeddings=text_embeddings,
-            normalized_states=tuple(states),
+            text_embeddings=None
+            if text_embeddings is None
+            else text_embeddings.expand(len(mask_features), -1, -1, -1),
+            normalized_states=decoded.normalized_states[0 if output_all_states else -1 :],
+            hidden_states=decoded.hidden_states if output_hidden_states else None,
+            attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
         )
+
+    def _from_config(self, asked_for: bool | None, name: str) -> bool:
+        return bool(getattr(self.config, name) if asked_for is None else asked_for)
 
     def _feature_maps(self, pixel_values: Tensor | None, feature_maps: list[Tensor] | None) -> list[Tensor]:
         if (pixel_values is None) == (feature_maps is None):
@@ -827,11 +601,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
                     "This model has no backbone (`backbone_config` is None), so that it can't take `pixel_values`. "
                     f"Pass `feature_maps` with {list(self.config.feature_channels)} channels."
                 )
-            if pixel_values.ndim != 4:
-                raise ValueError(
-                    "`pixel_values` must have the shape (batch, channels, height, width), got "
-                    f"{tuple(pixel_values.shape)}."
-                )
+            _check_images(pixel_values, self.backbone.config.num_channels)
             pixel_values = pixel_values.to(self.dtype).contiguous(memory_format=torch.channels_last)
             return self._backbone_maps(pixel_values)
         expected = list(self.feature_channels)
@@ -862,6 +632,19 @@ class MTAClipModel(MTAClipPreTrainedModel):
             images,
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), _unchanged_statistics(self.backbone)),
+        )
+
+
+def _check_images(pixel_values: Tensor, num_channels: int) -> None:
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != num_channels:
+        raise ValueError(
+            f"`pixel_values` must have the shape (batch, {num_channels}, height, width), for a backbone with "
+            f"`num_channels={num_channels}`; got {tuple(pixel_values.shape)}."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"`pixel_values` must be normalised images of a floating-point type, got {pixel_values.dtype}. "
+            "`MTAClipImageProcessor` makes them."
         )
 
 
@@ -898,7 +681,7 @@ class MTAClipTextHead(nn.Module):
         Args:
             mask_queries (`Tensor` of shape `(..., Q, D)`): decoder states.
             text_queries (`Tensor` of shape `(..., C * (K + 1), D)`): decoder states.
-            text_embeddings (`Tensor` of shape `(C, K + 1, E)`): CLIP embeddings, which the text queries refine.
+            text_embeddings (`Tensor` of shape `(B, C, K + 1, E)`): CLIP embeddings, which the text queries refine.
 
         Returns:
             `Tensor` of shape `(..., C, Q, K + 1)`.
@@ -958,12 +741,13 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         point_seeds: Tensor | None = None,
         output_logits: bool = True,
         output_auxiliary_predictions: bool | None = None,
+        text_embeddings: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MTAClipForSemanticSegmentationOutput:
         r"""Segments images, and computes the losses when `labels` are given.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
                 Normalised images, as [`MTAClipImageProcessor`] makes them.
             feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
                 Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
@@ -984,6 +768,11 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             output_auxiliary_predictions (`bool`, *optional*):
                 Whether to return the predictions before each decoder layer, with their mask logits. By default they are
                 returned in training, with mask embeddings only.
+            text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
+                From [`encode_class_names`], where many images are segmented with the same weights; by default class
+                names are encoded in each call.
+            kwargs:
+                `output_hidden_states` and `output_attentions`, as of [`MTAClipModel.forward`], and `return_dict`.
 
         Raises:
             ValueError: both or neither of `pixel_values` and `feature_maps`; labels of a wrong shape or out of range.
@@ -995,6 +784,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             pixel_values,
             feature_maps,
             output_auxiliary_predictions=with_auxiliary or bool(output_auxiliary_predictions),
+            text_embeddings=text_embeddings,
             **kwargs,
         )
         states = torch.stack(outputs.normalized_states)
@@ -1045,6 +835,20 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             cross_attentions=outputs.cross_attentions,
         )
 
+    def encode_class_names(self) -> Tensor:
+        """Encodes the class names and "no object" in every learned prompt context.
+
+        Returns:
+            `Tensor` of shape `(C, K + 1, E)`: CLIP embeddings, for the argument `text_embeddings` of [`forward`], as
+            long as weights and adapters stay as they are. [`for_inference`] gives a model that needs no such care.
+
+        Raises:
+            ValueError: a model without text branch.
+        """
+        if not self.config.text_branch:
+            raise ValueError("This model has no text branch (`text_branch` is False), and no class names to encode.")
+        return self.model.text_model()
+
     def encode_phrases(self, phrases: Sequence[str], tokenizer: Any) -> Tensor:
         """Encodes phrases as class names are encoded: in every learned prompt context.
 
@@ -1060,15 +864,10 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             ValueError: no phrases, phrases that the text encoder can't read, or a model without text encoder.
         """
         if not self.config.text_branch or self.config.stored_text_embeddings:
-            raise ValueError(
-                "This model has no text encoder to read phrases with: it was made without text branch, or saved for "
-                "inference. Use the model that was trained with `text_branch=True`, as training saved it."
-            )
+            raise ValueError(NO_TEXT_ENCODER)
         if isinstance(phrases, str) or not phrases:
             raise ValueError(f"`phrases` must be a list of at least one phrase, got {phrases!r}.")
-        if isinstance(tokenizer, str):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        token_ids = tokenize_names(phrases, tokenizer)
+        token_ids = tokenize_names(phrases, self._tokenizer(tokenizer))
         for phrase, ids in token_ids.items():
             self.config.check_token_ids(phrase, ids)
         return self.model.text_model.encode_token_ids([token_ids[phrase] for phrase in phrases])
@@ -1080,6 +879,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         pixel_values: Tensor | None = None,
         feature_maps: list[Tensor] | None = None,
         temperature: float = PHRASE_TEMPERATURE,
+        text_embeddings: Tensor | None = None,
     ) -> MTAClipForSemanticSegmentationOutput:
         """Scores phrases in place of classes: which of them is each region closest to?
 
@@ -1097,7 +897,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         Args:
             phrase_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_phrases, projection_dim)`):
                 From [`encode_phrases`].
-            pixel_values, feature_maps: as in [`forward`].
+            pixel_values, feature_maps, text_embeddings: as in [`forward`].
             temperature (`float`, defaults to 0.03): smaller values make the closest phrase win more clearly.
 
         Returns:
@@ -1111,7 +911,13 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         """
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        outputs = self.model(pixel_values, feature_maps, output_auxiliary_predictions=False, return_dict=True)
+        outputs = self.model(
+            pixel_values,
+            feature_maps,
+            output_auxiliary_predictions=False,
+            text_embeddings=text_embeddings,
+            return_dict=True,
+        )
         mask_queries = outputs.last_hidden_state[:, : self.config.num_queries]
         no_object = self.class_predictor(mask_queries).softmax(dim=-1)[..., -1:]
         masks_in_clip = nn.functional.normalize(self.text_head.mask_projection(mask_queries), dim=-1)
@@ -1125,21 +931,78 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             class_queries_logits=class_logits,
             masks_queries_logits=masks,
             mask_text_similarity=similarity,
-            text_embeddings=phrase_embeddings,
+            text_embeddings=phrase_embeddings.expand(len(masks), -1, -1, -1),
         )
 
+    @torch.no_grad()
+    def with_classes(
+        self, class_names: Sequence[str], tokenizer: Any | None = None
+    ) -> "MTAClipForSemanticSegmentation":
+        """A copy for other classes: what belongs to a class moves with its name, and new classes start anew.
+
+        Names are compared as [`match_classes`] does; case and underscores don't count. Which are new is logged.
+
+        Args:
+            class_names (`Sequence[str]`): the classes, in the order of their label ids.
+            tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*): the one that belongs to the text encoder, or
+                the folder or name of a checkpoint that has it. By default the one beside the checkpoint that this
+                model was loaded from. Names that are not new need none.
+
+        Raises:
+            ValueError: no names, names that the text encoder can't read or that lack a tokenizer, or a model that was
+                saved for inference.
+        """
+        if isinstance(class_names, str) or not class_names:
+            raise ValueError(f"`class_names` must be a list of at least one class name, got {class_names!r}.")
+        if self.config.stored_text_embeddings:
+            raise ValueError(NO_TEXT_ENCODER)
+        config = deepcopy(self.config)
+        config.id2label = dict(enumerate(class_names))
+        if config.text_branch:
+            missing = [name for name in class_names if name not in config.class_token_ids]
+            tokens = tokenize_names(missing, self._tokenizer(tokenizer)) if missing else {}
+            known = config.class_token_ids | tokens
+            config.class_token_ids = {name: known[name] for name in config.class_names_with_no_object()}
+        copied = type(self)(config).to(self.device, self.dtype).train(self.training)
+        weights = self.state_dict()
+        source_names = [self.config.id2label[index] for index in range(self.config.num_labels)]
+        note = move_classes(weights, copied.state_dict(), class_names, source_names)
+        copied.load_state_dict(weights)
+        for name, parameter in self.named_parameters():
+            copied.get_parameter(name).requires_grad_(parameter.requires_grad)
+        logger.warning("The model was given other classes: %s", "; ".join(set(note.values())) or "the same")
+        return copied
+
+    def _tokenizer(self, tokenizer: Any | None) -> Any:
+        """A tokenizer, by default the one beside the checkpoint that this model was loaded from."""
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            return tokenizer
+        folder = tokenizer or self.name_or_path
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=_is_remote_code(type(self)))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"There is no tokenizer for new names in {folder!r}: pass CLIP's as `tokenizer`, for example "
+                '"openai/clip-vit-base-patch16".'
+            ) from error
+
+    @torch.inference_mode(False)
     @torch.no_grad()
     def for_inference(self) -> "MTAClipForSemanticSegmentation":
         """A copy that holds its text embeddings, and no prompts and text encoder; in evaluation mode.
 
-        It gives the same predictions, bit for bit, but it can't be trained, nor be given other classes or phrases.
+        It gives the same predictions, and is faster where few images are in a batch, but it can't be trained, nor be
+        given other classes or phrases. Later changes of this model don't change the copy.
         """
-        texts = self.model.text_model.get_text_embeddings() if self.config.text_branch else None
-        copied = deepcopy(self)
-        if texts is not None:
-            copied.config.stored_text_embeddings = True
-            copied.model.text_model = MTAClipStoredTexts(copied.config)
-            copied.model.text_model.text_embeddings = texts
+        if not self.config.text_branch:
+            return deepcopy(self).eval()
+        texts = MTAClipStoredTexts(self.config)
+        texts.text_embeddings = self.encode_class_names().to(self.dtype, copy=True)
+        # The copy has `texts` where this model has its text model.
+        copied = deepcopy(self, {id(self.model.text_model): texts})
+        config = copied.config
+        config.stored_text_embeddings = True
+        config.class_token_ids = {name: config.class_token_ids[name] for name in config.class_names_with_no_object()}
         return copied.eval()
 
     def save_for_inference(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -1150,20 +1013,18 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
 
         Args:
             save_directory (`str` or `Path`): the folder.
-            kwargs: options of `save_pretrained`, such as `max_shard_size` or `push_to_hub`. Each part is a commit.
+            kwargs: options of `save_pretrained`, such as `max_shard_size`.
 
         Raises:
-            ValueError: `create_pr` or `revision`, by which only the model would be pushed.
+            ValueError: `push_to_hub`, which would push the model alone.
         """
-        if kwargs.keys() & {"create_pr", "revision"}:
-            raise ValueError(
-                "`create_pr` and `revision` can't be given here: image processor and tokenizer would be pushed "
-                "elsewhere. Save to a folder, and upload that, for example with `hf upload`."
-            )
-        push_options = {name: kwargs[name] for name in PUSH_OPTIONS if name in kwargs}
+        if kwargs.get("push_to_hub"):
+            raise ValueError("Save to a folder, and upload that as a whole: `hf upload NAME FOLDER`.")
         self.for_inference().save_pretrained(save_directory, **kwargs)
-        for part in _parts_beside(self):
-            part.save_pretrained(str(save_directory), **push_options)
+        for auto_class in (AutoImageProcessor, AutoTokenizer) if self.name_or_path else ():
+            with suppress(OSError, ValueError):
+                part = auto_class.from_pretrained(self.name_or_path, trust_remote_code=_is_remote_code(type(self)))
+                part.save_pretrained(save_directory)
 
     def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """All heads on the `(L, B, N, D)` states of all layers at once."""
@@ -1176,42 +1037,15 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
 
 
 # Pipelines look supported models up by name in this table, which `AutoModelForSemanticSegmentation.register` leaves as
-# it is: without the entry, pipeline("image-segmentation") works, but logs that it does not.
+# it is: without the entry, pipeline("image-segmentation") works, but logs that it does not. No public way adds one.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
     MTAClipConfig.model_type, MTAClipForSemanticSegmentation.__name__
 )
 
 
-def _prompt_mask(segments: Tensor, prefix_length: int, dtype: torch.dtype) -> Tensor:
-    """Additive `(groups, 1, S, S)`: what comes earlier, in the context or in the same name."""
-    segments = nn.functional.pad(segments, (prefix_length, 0), value=-2)
-    allowed = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == -2)
-    return (~allowed.tril())[:, None].to(dtype) * MASKED
-
-
-def _check_number_of_classes(config: MTAClipConfig, stored: MTAClipConfig) -> None:
-    if config.num_labels != stored.num_labels:
-        raise ValueError(
-            f"The config names {config.num_labels} classes, but the checkpoint has {stored.num_labels}. Pass "
-            "`ignore_mismatched_sizes=True` to keep the weights of the classes in both and start the others anew."
-        )
-
-
 def _is_remote_code(model_class: type) -> bool:
     """Whether the user has allowed the code that lies in a checkpoint's folder to run, of which this class is part."""
     return model_class.__module__.startswith("transformers_modules.")
-
-
-def _parts_beside(model: PreTrainedModel) -> list[Any]:
-    """Image processor and tokenizer of the checkpoint that a model was loaded from, as far as there are any."""
-    if not model.name_or_path:
-        return []
-    remote = _is_remote_code(type(model))
-    parts = []
-    for auto_class in (AutoImageProcessor, AutoTokenizer):
-        with suppress(OSError, ValueError):
-            parts.append(auto_class.from_pretrained(model.name_or_path, trust_remote_code=remote))
-    return parts
 
 
 def _mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
@@ -1247,5 +1081,4 @@ __all__ = [
     "MTAClipModelOutput",
     "MTAClipPreTrainedModel",
     "MTAClipPrediction",
-    "MTAClipTextModel",
 ]

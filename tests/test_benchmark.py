@@ -64,7 +64,7 @@ def test_bad_option(repository_dir):
 def test_padded_text_encoding_equals_ours():
     model = models.our_model(SMALL).model.text_model
     torch.nn.init.normal_(model.contexts)
-    torch.testing.assert_close(models.padded_text_embeddings(model), model.get_text_embeddings())
+    torch.testing.assert_close(models.padded_text_embeddings(model), model())
 
 
 def test_postprocessing_equals_the_formula():

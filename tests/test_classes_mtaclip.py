@@ -1,11 +1,10 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trained models loaded with other classes, as scripts written for other segmentation models load them."""
+"""Trained models with other classes, and scripts that were written for other segmentation models."""
 
 import json
 import logging
 import re
-import shutil
 import subprocess
 import sys
 
@@ -15,7 +14,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     AutoModelForSemanticSegmentation,
     Trainer,
     TrainingArguments,
@@ -26,7 +24,7 @@ from modeling_mtaclip.configuration_mtaclip import tokenize_names
 from modeling_mtaclip.conversion import make_tokenizer
 from modeling_mtaclip.data.scenes import make_scene
 from modeling_mtaclip.metrics import MeanIoU
-from tests.tiny import assert_near, tiny_config
+from tests.tiny import assert_near, tiny_config, tiny_model
 
 
 OLD, NEW = ["road", "tree", "sky"], ["sky", "boat", "road", "water"]
@@ -42,10 +40,7 @@ builtins.input = lambda question: questions.append(question) or "n"
 from transformers import AutoModelForSemanticSegmentation
 
 folder, names = sys.argv[1], sys.argv[2:]
-labels = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
-model = AutoModelForSemanticSegmentation.from_pretrained(
-    folder, trust_remote_code=True, ignore_mismatched_sizes=True, **labels
-)
+model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True).with_classes(names)
 print(json.dumps([type(model).__module__, model.config.class_token_ids, questions]))
 """
 
@@ -67,27 +62,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-def labels(names):
-    return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+def load(folder, names):
+    return AutoModelForSemanticSegmentation.from_pretrained(folder).with_classes(names)
 
 
-def load(folder, way, names, **options):
-    """The two ways in which scripts name their classes."""
-    if way == "config":
-        options["config"] = AutoConfig.from_pretrained(folder, **labels(names))
-    else:
-        options |= labels(names)
-    return AutoModelForSemanticSegmentation.from_pretrained(folder, **options)
-
-
-@pytest.mark.parametrize("way", ["arguments", "config"])
-def test_weights_move_with_the_names(folder, way, caplog):
+def test_weights_move_with_the_names(folder, caplog, monkeypatch):
     source = AutoModelForSemanticSegmentation.from_pretrained(folder)
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    caplog.set_level(logging.WARNING)
-    model = load(folder, way, NEW, ignore_mismatched_sizes=True)
-    logging.getLogger("transformers").removeHandler(caplog.handler)
+    source.class_predictor.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in source.state_dict().items()}
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model = source.with_classes(NEW)
     assert list(model.config.id2label.values()) == NEW
+    assert model.config.label2id == {name: index for index, name in enumerate(NEW)}
     assert model.class_predictor.weight.shape[0] == 5
     for here, there in ((0, 2), (2, 0), (4, 3)):  # sky, road and "no object"
         assert torch.equal(model.class_predictor.weight[here], source.class_predictor.weight[there])
@@ -95,38 +81,46 @@ def test_weights_move_with_the_names(folder, way, caplog):
         positions, other = (each.model.decoder.text_query_positions for each in (model, source))
         assert torch.equal(positions[:, here], other[:, there])
     for name, tensor in source.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
         if name not in ("class_predictor.weight", "class_predictor.bias", "model.decoder.text_query_positions"):
             assert torch.equal(model.state_dict()[name], tensor), name
     with torch.no_grad():
-        texts, source_texts = (each.model.text_model.get_text_embeddings() for each in (model.eval(), source))
-    torch.testing.assert_close(texts[:, [0, 2, 4]], source_texts[:, [2, 0, 3]])
+        texts, source_texts = model.encode_class_names(), source.encode_class_names()
+    assert_near(texts[:, [0, 2, 4]], source_texts[:, [2, 0, 3]])
     assert "new: boat, water; not used: tree" in caplog.text
-    assert not any(weight.requires_grad for weight in model.model.text_model.text_encoder.parameters())
+    for name, weight in model.named_parameters():
+        assert weight.requires_grad == source.get_parameter(name).requires_grad, name
 
 
-def test_renamed_classes_keep_their_places(folder):
-    source = AutoModelForSemanticSegmentation.from_pretrained(folder)
-    model = load(folder, "arguments", ["street", "tree", "sky"])
-    assert torch.equal(model.class_predictor.weight, source.class_predictor.weight)
-    assert list(model.config.id2label.values()) == ["street", "tree", "sky"]
-    assert model.config.class_token_ids["street"] != model.config.class_token_ids["road"]
+def test_the_copy_is_where_the_model_is(folder):
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.bfloat16).train()
+    copied = model.with_classes(NEW)
+    assert copied.training
+    assert {weight.dtype for weight in copied.parameters()} == {torch.bfloat16}
+    assert not any(module.training for module in copied.model.text_model.text_encoder.modules())
+
+
+def test_known_names_need_no_tokenizer():
+    model = tiny_model().with_classes(["swimming pool", "road"])
+    assert model.config.class_token_ids.keys() == {"swimming pool", "road", "none"}
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert model(images).logits.shape[1] == 2
+
+
+def test_without_text_branch_classes_need_no_tokens():
+    model = tiny_model(text_branch=False, text_config=None, class_token_ids=None)
+    changed = model.with_classes(["boat", "road"])
+    assert torch.equal(changed.class_predictor.weight[1:], model.class_predictor.weight[[0, 3]])
 
 
 def test_new_classes_are_saved(folder, tmp_path):
-    model = load(folder, "config", NEW, ignore_mismatched_sizes=True).eval()
+    model = load(folder, NEW).eval()
     model.save_pretrained(tmp_path / "new")
     images = torch.randn(1, 3, 64, 64)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "new")
     with torch.no_grad():
         assert_near(loaded(images), model(images))
-
-
-def test_folders_inside_a_repository(folder, tmp_path):
-    """All parts of a checkpoint are looked for in the same place."""
-    inner = tmp_path / "repository" / "inner"
-    shutil.copytree(folder, inner, ignore=shutil.ignore_patterns("repository"))
-    model = load(inner.parent, "arguments", NEW, ignore_mismatched_sizes=True, subfolder="inner")
-    assert list(model.config.id2label.values()) == NEW
 
 
 @pytest.mark.slow
@@ -142,34 +136,42 @@ def test_without_the_package(folder, tmp_path):
     assert result.returncode == 0, result.stderr
     module, token_ids, questions = json.loads(result.stdout.splitlines()[-1])
     assert module.startswith("transformers_modules.")
-    assert token_ids == tokenize_names([*OLD, "none", "boat", "water"], TOKENIZER)
+    assert token_ids == tokenize_names([*NEW, "none"], TOKENIZER)
     assert questions == []
 
 
-def test_base_model(folder):
-    model = AutoModel.from_pretrained(folder, **labels(NEW), ignore_mismatched_sizes=True)
-    assert model.decoder.text_query_positions.shape[1] == 5
+@pytest.mark.parametrize("way", ["arguments", "config"])
+def test_other_names_while_loading_are_refused_with_the_way_to_go(folder, way):
+    """The two ways in which scripts name their classes, as transformers' examples do."""
+    options = {"id2label": dict(enumerate(NEW)), "label2id": {name: index for index, name in enumerate(NEW)}}
+    if way == "config":
+        options = {"config": AutoConfig.from_pretrained(folder, **options)}
+    with pytest.raises(ValueError, match=r"No token ids for .*\['boat', 'water'\].*`model.with_classes\(names\)`"):
+        AutoModelForSemanticSegmentation.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "removed", "message"),
+    ("names", "message"),
     [
-        ({}, None, "names 4 classes, but the checkpoint has 3. Pass `ignore_mismatched_sizes=True`"),
-        ({"ignore_mismatched_sizes": True}, "tokenizer*", "no tokenizer for the new class names ['boat', 'water']"),
-        ({"ignore_mismatched_sizes": True, "device_map": "auto"}, None, "`device_map` can't be combined"),
+        (NEW, "There is no tokenizer for new names in"),
+        ([], "at least one class name, got []"),
+        ("road", "at least one class name, got 'road'"),
+        ([f"class {index}" for index in range(256)], "`semantic_loss_ignore_index` (255) is also the id"),
     ],
 )
-def test_errors(folder, options, removed, message):
-    for path in folder.glob(removed) if removed else ():
+def test_errors(folder, names, message):
+    tokenizer = TOKENIZER if len(names) == 256 else None
+    for path in folder.glob("tokenizer*"):
         path.unlink()
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     with pytest.raises(ValueError, match=re.escape(message)):
-        load(folder, "arguments", NEW, **options)
+        model.with_classes(names, tokenizer)
 
 
 def test_a_script_written_for_segformer(folder):
     """The steps of a usual script: processor with maps, loss, upsampled logits, step of an optimiser."""
     processor = AutoImageProcessor.from_pretrained(folder, do_reduce_labels=False)
-    model = load(folder, "arguments", NEW, ignore_mismatched_sizes=True)
+    model = load(folder, NEW)
     scenes = [make_scene(index) for index in range(2)]
     maps = [np.asarray(label_map) % len(NEW) for _, label_map in scenes]
     inputs = processor([image for image, _ in scenes], segmentation_maps=maps, return_tensors="pt")
@@ -184,7 +186,7 @@ def test_a_script_written_for_segformer(folder):
 
 def test_the_plain_trainer_evaluates_the_logits(folder, tmp_path):
     """As transformers' example for semantic segmentation does: metrics from `logits` alone, over uneven batches."""
-    model = load(folder, "config", NEW, ignore_mismatched_sizes=True)
+    model = load(folder, NEW)
     scenes = [make_scene(index) for index in range(3)]
     data = [
         {

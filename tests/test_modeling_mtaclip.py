@@ -1,5 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import pickle
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import (
     TimmBackboneConfig,
 )
 
-from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, modeling_mtaclip
+from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, text_model_mtaclip
 from modeling_mtaclip.conversion import config_from_mask2former, convert_mask2former_state_dict
 from tests.tiny import CLASS_NAMES, assert_near, tiny_config, tiny_model
 
@@ -56,7 +57,7 @@ def test_text_encoder_is_that_of_transformers():
     # Contexts that are embeddings of tokens make prompts that a CLIP text encoder can read as a whole.
     contexts = torch.randint(1, 8, text_model.contexts.shape[:2])
     text_model.contexts.copy_(encoder.text_model.embeddings.token_embedding(contexts))
-    embeddings = text_model.get_text_embeddings()
+    embeddings = text_model()
     for context, tokens in enumerate(contexts.tolist()):
         for index, name in enumerate(config.class_names_with_no_object()):
             names = config.class_token_ids[name]
@@ -68,10 +69,10 @@ def test_text_encoder_is_that_of_transformers():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tokens_per_group", [1, 6, 128])
 def test_shared_prefix_text_encoding(dtype, tokens_per_group, monkeypatch):
-    monkeypatch.setattr(modeling_mtaclip, "TOKENS_PER_GROUP", tokens_per_group)
+    monkeypatch.setattr(text_model_mtaclip, "TOKENS_PER_GROUP", tokens_per_group)
     text_model = tiny_model().model.text_model.to(dtype)
     torch.nn.init.normal_(text_model.contexts)
-    embeddings, expected = text_model.get_text_embeddings(), plain_text_embeddings(text_model)
+    embeddings, expected = text_model(), plain_text_embeddings(text_model)
     torch.testing.assert_close(embeddings, expected)
     direction = torch.randn_like(embeddings)
     gradients = [
@@ -107,7 +108,7 @@ def test_outputs():
     assert outputs.class_queries_logits.shape == (2, 7, 4)
     assert outputs.masks_queries_logits.shape == (2, 7, HEIGHT // 4, WIDTH // 4)
     assert outputs.mask_text_similarity.shape == (2, 3, 7, 4)
-    assert outputs.text_embeddings.shape == (3, 4, 24)
+    assert outputs.text_embeddings.shape == (2, 3, 4, 24)
     scores = torch.einsum(
         "bqk,bqhw->bkhw", outputs.class_queries_logits.softmax(-1)[..., :-1], outputs.masks_queries_logits.sigmoid()
     )
@@ -194,17 +195,83 @@ def test_text_encoder_stays_in_evaluation_mode():
     assert not any(module.training for module in model.model.text_model.text_encoder.modules())
 
 
-def test_text_embeddings_are_cached_until_a_prompt_changes():
-    model, batch = tiny_model(), make_batch()
-    with torch.inference_mode():
-        first = model(batch["pixel_values"]).text_embeddings
-        assert model(batch["pixel_values"]).text_embeddings is first
+@torch.no_grad()
+def swap_averages(model):
+    """Weights that change behind PyTorch's back, as averaged ones do."""
+    for weight in model.model.text_model.parameters():
+        weight.data = weight.data + 0.1
+
+
+@torch.no_grad()
+def write_in_place(model):
+    for weight in model.model.text_model.text_encoder.parameters():
+        weight.data.add_(0.1)
+
+
+@torch.no_grad()
+def load_others(model):
+    model.load_state_dict({name: value * 1.5 for name, value in model.state_dict().items()})
+
+
+def bend_the_last_layer(model):
+    """A switch of a module, as adapters have it: no weight changes."""
+    projection = model.model.text_model.text_encoder.text_projection
+    projection.register_forward_hook(lambda module, inputs, output: output.flip(-1))
+
+
+@pytest.mark.parametrize("change", [swap_averages, write_in_place, load_others, bend_the_last_layer])
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_text_embeddings_follow_every_change(change, context):
+    model, images = tiny_model(), make_batch()["pixel_values"]
+    with context():
+        before = model(images)
+    change(model)
+    with context():
+        after = model(images)
+        texts = model.encode_class_names()
+        # The reference: a copy that has never been called before.
+        expected = copy.deepcopy(model)(images)
+    assert not torch.allclose(after.text_embeddings, before.text_embeddings, atol=1e-3)
+    assert_near((after, texts), (expected, expected.text_embeddings[0]))
+
+
+def test_text_embeddings_follow_adapters():
+    peft = pytest.importorskip("peft")
+    base, images = tiny_model(), make_batch()["pixel_values"]
     with torch.no_grad():
-        assert model(batch["pixel_values"]).text_embeddings is first
-        model.model.text_model.contexts.add_(1)
-        changed = model(batch["pixel_values"]).text_embeddings
-        torch.testing.assert_close(changed, plain_text_embeddings(model.model.text_model))
-    assert not torch.allclose(changed, first)
+        plain = base(images)
+    config = peft.LoraConfig(r=2, target_modules=r".*text_encoder.*(q_proj|fc1)", init_lora_weights=False)
+    model = peft.get_peft_model(base, config, "first").eval()
+    model.add_adapter("second", config)
+    with torch.no_grad():
+        first = model(pixel_values=images).text_embeddings
+        model.set_adapter("second")
+        second = model(pixel_values=images).text_embeddings
+        with model.disable_adapter():
+            assert_near(model(pixel_values=images), plain)
+        model.set_adapter("first")
+        assert_near(model(pixel_values=images).text_embeddings, first)
+    assert not torch.allclose(first, second, atol=1e-3)
+    assert not torch.allclose(first, plain.text_embeddings, atol=1e-3)
+
+
+def test_text_embeddings_are_encoded_once_where_asked_for(monkeypatch):
+    model, images = tiny_model(), make_batch()["pixel_values"]
+    with torch.no_grad():
+        expected, texts = model(images), model.encode_class_names()
+        monkeypatch.setattr(model.model.text_model, "forward", None)
+        assert_near(model(images, text_embeddings=texts), expected)
+
+
+def test_other_numbers_of_channels():
+    for num_channels in (1, 4):
+        backbone = tiny_config().backbone_config
+        backbone.num_channels = num_channels
+        model = tiny_model(backbone_config=backbone)
+        batch = make_batch() | {"pixel_values": torch.randn(2, num_channels, HEIGHT, WIDTH)}
+        assert model(**batch).loss.isfinite()
+        with pytest.raises(ValueError, match=rf"shape \(batch, {num_channels}, height, width\).*got \(2, 3, 64, 96\)"):
+            model(make_batch()["pixel_values"])
 
 
 def test_learning_reduces_the_loss():
@@ -429,7 +496,8 @@ def test_without_text_branch_it_trains():
     [
         ({}, "exactly one of `pixel_values` and `feature_maps`; got neither"),
         ({"pixel_values": torch.zeros(1, 3, 64, 64), "feature_maps": []}, "got both"),
-        ({"pixel_values": torch.zeros(3, 64, 64)}, r"\(batch, channels, height, width\), got \(3, 64, 64\)"),
+        ({"pixel_values": torch.zeros(3, 64, 64)}, r"\(batch, 3, height, width\).* got \(3, 64, 64\)"),
+        ({"pixel_values": torch.zeros(1, 3, 64, 64).byte()}, "floating-point type, got torch.uint8"),
         ({"feature_maps": [torch.zeros(1, 8, 4, 4)] * 4}, r"4 maps with \[8, 12, 16, 20\] channels"),
         (
             {"pixel_values": torch.zeros(1, 3, 64, 64), "labels": torch.zeros(1, 32, 64).long()},

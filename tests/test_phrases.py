@@ -45,7 +45,7 @@ def model(tokenizer):
 
 def test_class_names_have_their_own_embeddings(model, tokenizer):
     with torch.no_grad():
-        expected = model.model.text_model.get_text_embeddings()
+        expected = model.encode_class_names()
     names = ["none", "swimming_pool", "road"]
     torch.testing.assert_close(model.encode_phrases(names, tokenizer), expected[:, [3, 2, 0]])
 
@@ -121,7 +121,7 @@ def test_errors(model, tokenizer):
     words = ["".join(letters) for letters in permutations("abcd")]
     with pytest.raises(ValueError, match="tokenizer that belongs to the text encoder"):
         model.encode_phrases(words, make_tokenizer(words))
-    with pytest.raises(ValueError, match="no text encoder to read phrases with"):
+    with pytest.raises(ValueError, match="no text encoder to read other names with"):
         model.for_inference().encode_phrases(["road"], tokenizer)
     with pytest.raises(ValueError, match="`temperature` must be positive, got 0"):
         model.segment_phrases(torch.zeros(3, 1, 24), torch.zeros(1, 3, 64, 64), temperature=0)

@@ -68,7 +68,7 @@ def assert_near(actual, expected):
 
 
 def test_text_embeddings(outputs, expected):
-    assert_near(outputs.text_embeddings, expected["text_embeddings"])
+    assert_near(outputs.text_embeddings[0], expected["text_embeddings"])
 
 
 def test_pixel_decoder(model, feature_maps, expected):
@@ -196,7 +196,7 @@ def losses_and_gradients(model, feature_maps, expected):
     sum(terms.values()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    model.model.text_model.freeze_text_encoder()
+    model.model.freeze()
     return terms, gradients
 
 

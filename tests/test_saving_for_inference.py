@@ -5,7 +5,6 @@
 import json
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -114,21 +113,9 @@ def test_image_processor_and_tokenizer_go_along(trained, deployed):
     assert tokenizer(CLASS_NAMES) == AutoTokenizer.from_pretrained(trained)(CLASS_NAMES)
 
 
-def test_a_complete_folder_is_pushed(trained, tmp_path, monkeypatch):
-    hub = mock.Mock()
-    hub.create_repo.side_effect = lambda repo_id, **_: mock.Mock(repo_id=repo_id)
-    hub.create_commit.side_effect = lambda repo_id, operations, **_: pushed.update(
-        {operation.path_in_repo: repo_id for operation in operations}
-    )
-    pushed = {}
-    monkeypatch.setattr("transformers.utils.hub._hf_api", hub)
-    monkeypatch.setattr("transformers.modeling_utils.create_and_tag_model_card", lambda *_, **__: mock.Mock())
-    model = MTAClipForSemanticSegmentation.from_pretrained(trained)
-    model.save_for_inference(tmp_path, push_to_hub=True, repo_id="someone/model", commit_message="Deploy")
-    assert pushed.keys() >= {path.name for path in tmp_path.iterdir() if path.name != "README.md"}
-    assert set(pushed.values()) == {"someone/model"}
-    with pytest.raises(ValueError, match="`create_pr` and `revision` can't be given here"):
-        model.save_for_inference(tmp_path, push_to_hub=True, create_pr=True)
+def test_pushing_is_refused(trained, tmp_path):
+    with pytest.raises(ValueError, match="upload that as a whole"):
+        MTAClipForSemanticSegmentation.from_pretrained(trained).save_for_inference(tmp_path, push_to_hub=True)
 
 
 def test_pipeline(trained, deployed):
@@ -145,8 +132,11 @@ def test_training_is_refused(deployed):
     assert not any(module.training for module in model.modules())
     with pytest.raises(ValueError, match=message):
         load_model(str(deployed), CLASS_NAMES, adapt=True)
+    unloaded = MTAClipForSemanticSegmentation(model.config)
     with pytest.raises(ValueError, match=message):
-        MTAClipForSemanticSegmentation(model.config)(torch.zeros(1, 3, 64, 64))
+        unloaded(torch.zeros(1, 3, 64, 64))
+    with torch.no_grad():
+        assert unloaded.eval()(torch.zeros(1, 3, 64, 64)).logits.isnan().all()
     assert not load_model(str(deployed), CLASS_NAMES, adapt=False).model.training
 
 
@@ -156,6 +146,8 @@ def test_other_classes_are_refused(deployed, names):
         MTAClipForSemanticSegmentation.from_pretrained(
             deployed, id2label=dict(enumerate(names)), ignore_mismatched_sizes=True
         )
+    with pytest.raises(ValueError, match="no text encoder to read other names with"):
+        MTAClipForSemanticSegmentation.from_pretrained(deployed).with_classes(names)
 
 
 @pytest.mark.slow

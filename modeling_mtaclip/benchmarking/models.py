@@ -28,7 +28,7 @@ from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import (
     MTAClipForSemanticSegmentation,
     MTAClipForSemanticSegmentationOutput,
-    MTAClipTextModel,
+    MTAClipModel,
 )
 from .settings import Settings
 
@@ -151,8 +151,8 @@ def _training_step(model: nn.Module, forward: Callable[[], Tensor], settings: Se
 
 
 def our_inference(settings: Settings) -> Callable[[], Any]:
-    """Forward pass of our model; text embeddings are computed in the first run and kept."""
-    return _inference(our_model(settings), settings)
+    """Forward pass of our model with its text embeddings as constants."""
+    return _inference(our_model(settings).for_inference(), settings)
 
 
 def peer_inference(settings: Settings) -> Callable[[], Any]:
@@ -174,7 +174,7 @@ def _inference(model: nn.Module, settings: Settings) -> Callable[[], Any]:
 def our_text_encoding(settings: Settings) -> Callable[[], Any]:
     """Encodes all names in all contexts behind shared prefixes, and goes back to the contexts."""
     model = _text_model(settings)
-    return _training_step(model, lambda: model.get_text_embeddings().square().sum(), settings)
+    return _training_step(model, lambda: model().square().sum(), settings)
 
 
 def peer_text_encoding(settings: Settings) -> Callable[[], Any]:
@@ -183,12 +183,12 @@ def peer_text_encoding(settings: Settings) -> Callable[[], Any]:
     return _training_step(model, lambda: padded_text_embeddings(model).square().sum(), settings)
 
 
-def _text_model(settings: Settings) -> MTAClipTextModel:
+def _text_model(settings: Settings) -> nn.Module:
     settings.prepare()
-    return MTAClipTextModel(our_config(settings)).to(settings.device).train()
+    return MTAClipModel(our_config(settings)).text_model.to(settings.device).train()
 
 
-def padded_text_embeddings(model: MTAClipTextModel) -> Tensor:
+def padded_text_embeddings(model: nn.Module) -> Tensor:
     """Embeddings `(C, K + 1, E)` from a padded batch with a sequence for each name and context."""
     config, clip = model.config, model.text_encoder.text_model
     device = model.contexts.device

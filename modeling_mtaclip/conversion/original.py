@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration_mtaclip import MTAClipConfig
+from ..configuration_mtaclip import CONTRASTIVE_NEGATIVES, MTAClipConfig
 from ..pixel_decoder_mtaclip import NUM_LEVELS
 from .checkpoints import Checkpoint
 from .clip import (
@@ -91,8 +91,6 @@ MATCH_COSTS = {
     "match_mask_weight": ("CrossEntropyLossCost", 5.0),
     "match_dice_weight": ("DiceCost", 5.0),
 }
-# By their numbers.
-CONTRASTIVE_NEGATIVES = ("all_positive", "separate", "mix")
 
 
 def config_from_original(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.image_utils import ImageInput
 
@@ -56,7 +57,9 @@ def segment_phrases(
     Raises:
         ValueError: no phrases, phrases that the text encoder can't read, or a model without text encoder.
     """
-    forward = partial(model.segment_phrases, model.encode_phrases(phrases, tokenizer))
+    with torch.no_grad():
+        texts = model.encode_phrases(phrases, tokenizer), model.encode_class_names()
+    forward = partial(model.segment_phrases, texts[0], text_embeddings=texts[1])
     scores = Segmenter(model, image_processor, options, forward=forward).scores(image)
     return PhraseMap(list(phrases), scores.argmax(dim=0), scores)
 

@@ -29,7 +29,8 @@ class Segmenter:
     result's size, as in mmsegmentation.
 
     Args:
-        model ([`MTAClipForSemanticSegmentation`]): on any device; it is put into evaluation mode.
+        model ([`MTAClipForSemanticSegmentation`]): on any device; it is put into evaluation mode. What runs is a copy,
+            `model.for_inference()`, unless `forward` is given.
         image_processor ([`MTAClipImageProcessor`]): the model's.
         options ([`InferenceOptions`], *optional*): whole images without augmentation by default.
         forward (`Callable[[Tensor], Any]`, *optional*): runs the model on `pixel_values` `(B, 3, H, W)` in another way
@@ -53,7 +54,7 @@ class Segmenter:
         self.model = model.eval()
         self.image_processor = image_processor
         self.options = options or InferenceOptions()
-        self.forward = forward or model
+        self.forward = forward or model.for_inference()
         self.divisor = image_processor.size_divisor if image_processor.do_pad else 1
 
     def __call__(

@@ -3,15 +3,13 @@
 """Builds a run's model, image processor and tokenizer: new ones for a data set, or a saved model's."""
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import fields
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..classes_mtaclip import move_classes, new_classes
-from ..configuration_mtaclip import MTAClipConfig, tokenize_names
+from ..configuration_mtaclip import MTAClipConfig
 from ..conversion import (
     ModelBundle,
     from_pretrained_parts,
@@ -128,7 +126,7 @@ def load_model(
         tokenizer = _load_tokenizer_if_there(name_or_path)
     elif adapt:
         tokenizer = load_tokenizer(name_or_path) if model.config.text_branch else None
-        model = with_classes(model, class_names, tokenizer).train()
+        model = model.with_classes(class_names, tokenizer)
     else:
         raise ValueError(
             f"The model in {name_or_path!r} has the classes {names}, but the data set has {list(class_names)}: it "
@@ -144,28 +142,4 @@ def _load_tokenizer_if_there(name_or_path: str) -> PreTrainedTokenizerBase | Non
         return None
 
 
-def with_classes(
-    model: MTAClipForSemanticSegmentation, class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None
-) -> MTAClipForSemanticSegmentation:
-    """Copies a model to other classes: what belongs to a class moves with its name, new classes start anew.
-
-    Args:
-        model ([`MTAClipForSemanticSegmentation`]): stays as it is.
-        class_names (`Sequence[str]`): the new classes.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): of the model's text encoder, if it has one.
-    """
-    config = deepcopy(model.config)
-    config.id2label = dict(enumerate(class_names))
-    if tokenizer is not None:
-        config.class_token_ids = tokenize_names([*class_names, config.no_object_name], tokenizer)
-    adapted = MTAClipForSemanticSegmentation(config)
-    old_names = model.config.class_names_with_no_object()[:-1]
-    weights = model.state_dict()
-    move_classes(weights, adapted.state_dict(), class_names, old_names)
-    adapted.load_state_dict(weights)
-    new = new_classes(class_names, old_names) or "none"
-    logger.warning("The model was given other classes; these start with new weights: %s.", new)
-    return adapted
-
-
-__all__ = ["ModelBundle", "build_model", "load_model", "with_classes"]
+__all__ = ["ModelBundle", "build_model", "load_model"]
