@@ -537,7 +537,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
         pixel_values: Tensor | None = None,
         feature_maps: list[Tensor] | None = None,
         output_auxiliary_predictions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         text_embeddings: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -551,16 +551,21 @@ class MTAClipModel(MTAClipPreTrainedModel):
                 Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
             output_auxiliary_predictions (`bool`, *optional*):
                 Whether to return the states before each decoder layer; by default in training only.
-            output_hidden_states, output_attentions (`bool`, *optional*):
-                Whether to return what these fields of the output hold; by default as the config says. Attention
-                weights exist with `attn_implementation="eager"` only.
+            output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
+                Whether to return the hidden states, or which of them; by default as the config says.
+            output_attentions (`bool`, *optional*):
+                Whether to return attention weights, which exist with `attn_implementation="eager"` only; by default as
+                the config says.
             text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
                 From [`~MTAClipForSemanticSegmentation.encode_class_names`]; by default they are encoded in each call.
 
         Raises:
             ValueError: both or neither of `pixel_values` and `feature_maps`, or values of a wrong shape or type.
         """  # noqa: E501
-        output_hidden_states = self._from_config(output_hidden_states, "output_hidden_states")
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         mask_features, multi_scale_features = self.pixel_decoder(self._feature_maps(pixel_values, feature_maps))
         if self.config.text_branch and text_embeddings is None:
             text_embeddings = self.text_model()
@@ -568,7 +573,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
             mask_features,
             multi_scale_features,
             text_embeddings,
-            output_attentions=self._from_config(output_attentions, "output_attentions"),
+            output_attentions=output_attentions,
             **kwargs,
         )
         output_all_states = self.training if output_auxiliary_predictions is None else output_auxiliary_predictions
@@ -580,13 +585,10 @@ class MTAClipModel(MTAClipPreTrainedModel):
             if text_embeddings is None
             else text_embeddings.expand(len(mask_features), -1, -1, -1),
             normalized_states=decoded.normalized_states[0 if output_all_states else -1 :],
-            hidden_states=decoded.hidden_states if output_hidden_states else None,
+            hidden_states=_chosen_states(decoded.hidden_states, output_hidden_states),
             attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,
         )
-
-    def _from_config(self, asked_for: bool | None, name: str) -> bool:
-        return bool(getattr(self.config, name) if asked_for is None else asked_for)
 
     def _feature_maps(self, pixel_values: Tensor | None, feature_maps: list[Tensor] | None) -> list[Tensor]:
         if (pixel_values is None) == (feature_maps is None):
@@ -633,6 +635,14 @@ class MTAClipModel(MTAClipPreTrainedModel):
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), _unchanged_statistics(self.backbone)),
         )
+
+
+def _chosen_states(states: tuple[Tensor, ...], chosen: bool | int | list[int]) -> tuple[Tensor | None, ...] | None:
+    if isinstance(chosen, bool):
+        return states if chosen else None
+    # As everywhere in transformers: negative indices count from the end, and those out of range choose nothing.
+    chosen = [chosen] if isinstance(chosen, int) else chosen
+    return tuple(state if {index, index - len(states)} & set(chosen) else None for index, state in enumerate(states))
 
 
 def _check_images(pixel_values: Tensor, num_channels: int) -> None:
