@@ -1,69 +1,142 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3), in plain PyTorch.
+"""Multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3).
 
 There are two forms with the same results. On CPUs, each query and head is a weighted bag of pixels, four for each
 point: the bags are a sparse matrix, whose product with the values reads whole rows, and whose transpose spreads
-gradients over them. Elsewhere, and where a graph is compiled or exported, `grid_sample` is the form that fits.
+gradients over them. This form is one operator, which compiled and exported graphs keep. On accelerators it is
+`grid_sample`, or the kernel of the Hub by which transformers replaces it in a model loaded with `use_kernels=True`.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
 from scipy.sparse import csc_matrix
-from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.integrations import use_kernel_forward_from_hub
 
 
 # Pixels of zeros before each row and above each level. Points further out than that are moved to there.
 MARGIN = 2
 
-
-def multi_scale_deformable_attention(
-    value: Tensor,
-    spatial_shapes: Sequence[tuple[int, int]],
-    sampling_positions: Tensor,
-    attention_weights: Tensor,
-) -> Tensor:
-    """Weighted sums of values sampled at points of several levels, bilinearly, with zeros outside.
-
-    Args:
-        value (`Tensor` of shape `(B, S, heads, d)`): pixels of all levels, level after level.
-        spatial_shapes (`Sequence[tuple[int, int]]`): height and width of each level.
-        sampling_positions (`Tensor` of shape `(B, N, heads, levels, points, 2)`): (x, y) in pixels of each level, from
-            the centre of its first pixel.
-        attention_weights (`Tensor` of shape `(B, N, heads, levels, points)`): weight of each point.
-
-    Returns:
-        `Tensor` of shape `(B, N, heads * d)`, of the dtype of `value`.
-    """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if value.device.type != "cpu" or traced:
-        return _attend_by_grid_sample(value, spatial_shapes, sampling_positions, attention_weights)
-    shapes = tuple((int(height), int(width)) for height, width in spatial_shapes)
-    return _BagAttention.apply(value, sampling_positions, attention_weights, shapes)
+SpatialShapes = Sequence[tuple[int, int]]
 
 
-def _attend_by_grid_sample(
-    value: Tensor, spatial_shapes: Sequence[tuple[int, int]], sampling_positions: Tensor, attention_weights: Tensor
-) -> Tensor:
-    batch_size, _, num_heads, head_dim = value.shape
-    sampled = []
-    for level, maps in enumerate(value.split([height * width for height, width in spatial_shapes], dim=1)):
-        height, width = spatial_shapes[level]
-        maps = maps.permute(0, 2, 3, 1).reshape(batch_size * num_heads, head_dim, height, width)
-        # `grid_sample` has a level's edges at -1 and 1.
-        x, y = sampling_positions[:, :, :, level].unbind(-1)
-        grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)
-        grid = grid.to(value.dtype).transpose(1, 2).flatten(0, 1)
-        sampled.append(F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = attention_weights.flatten(3).transpose(1, 2).flatten(0, 1)[:, None].to(value.dtype)
-    attended = (torch.cat(sampled, dim=-1) * weights).sum(dim=-1)
-    return attended.view(batch_size, num_heads * head_dim, -1).transpose(1, 2)
+def constant(function: Callable[..., Any], *arguments: Hashable) -> Any:
+    """What a function makes of sizes, kept for the next call; where a graph is traced, it is part of the graph."""
+    traced = torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
+    return function(*arguments) if traced else _kept_constant(function, *arguments)
+
+
+@lru_cache(maxsize=64)
+def _kept_constant(function: Callable[..., Any], *arguments: Hashable) -> Any:
+    # A tensor made in inference mode could not take part in a later training step.
+    with torch.inference_mode(False), torch.no_grad():
+        return function(*arguments)
+
+
+@use_kernel_forward_from_hub("MultiScaleDeformableAttention")
+class GridSampledAttention(nn.Module):
+    """Deformable attention by `grid_sample`, with the arguments of the Hub's kernel."""
+
+    def forward(
+        self,
+        value: Tensor,
+        value_spatial_shapes: Tensor,
+        value_spatial_shapes_list: SpatialShapes,
+        level_start_index: Tensor,
+        sampling_locations: Tensor,
+        attention_weights: Tensor,
+        im2col_step: int,
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            value (`Tensor` of shape `(B, S, heads, d)`): pixels of all levels, level after level.
+            value_spatial_shapes, level_start_index (`Tensor`): sizes and starts of the levels, for the kernel.
+            value_spatial_shapes_list (`Sequence[tuple[int, int]]`): height and width of each level.
+            sampling_locations (`Tensor` of shape `(B, N, heads, levels, points, 2)`): (x, y), 0 and 1 are a level's
+                edges.
+            attention_weights (`Tensor` of shape `(B, N, heads, levels, points)`): weight of each point.
+            im2col_step (`int`): how many images the kernel works on at once.
+
+        Returns:
+            `Tensor` of shape `(B, N, heads * d)`.
+        """
+        batch_size, _, num_heads, head_dim = value.shape
+        # `grid_sample` has a level's edges at -1 and 1; (B * heads, N, levels, points, 2).
+        grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)
+        sampled = []
+        for level, maps in enumerate(value.split([height * width for height, width in value_spatial_shapes_list], 1)):
+            # With a single image the maps would be a view, of which `grid_sample` makes NaN in half precision.
+            maps = maps.permute(0, 2, 3, 1).flatten(0, 1).contiguous().unflatten(2, value_spatial_shapes_list[level])
+            sampled.append(F.grid_sample(maps, grids[:, :, level], padding_mode="zeros", align_corners=False))
+        weights = attention_weights.flatten(3).transpose(1, 2).flatten(0, 1)[:, None]
+        attended = (torch.cat(sampled, dim=-1) * weights).sum(dim=-1)
+        return attended.view(batch_size, num_heads * head_dim, -1).transpose(1, 2)
+
+
+class MultiScaleDeformableAttention(nn.Module):
+    """Weighted sums of values sampled at points of several levels, bilinearly, with zeros outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_accelerators = GridSampledAttention()
+
+    def forward(
+        self, value: Tensor, spatial_shapes: SpatialShapes, sampling_positions: Tensor, attention_weights: Tensor
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            value (`Tensor` of shape `(B, S, heads, d)`): pixels of all levels, level after level.
+            spatial_shapes (`Sequence[tuple[int, int]]`): height and width of each level.
+            sampling_positions (`Tensor` of shape `(B, N, heads, levels, points, 2)`): (x, y) in pixels of each level,
+                from the center of its first pixel; at least in float32, whatever the dtype of `value`.
+            attention_weights (`Tensor` of shape `(B, N, heads, levels, points)`): weight of each point.
+
+        Returns:
+            `Tensor` of shape `(B, N, heads * d)`, of the dtype of `value`.
+        """
+        if value.device.type == "cpu":
+            sizes = [length for shape in spatial_shapes for length in shape]
+            return attend_by_bags(value, sampling_positions, attention_weights, sizes)
+        return self.attend_on_accelerators(value, spatial_shapes, sampling_positions, attention_weights)
+
+    def attend_on_accelerators(
+        self, value: Tensor, spatial_shapes: SpatialShapes, sampling_positions: Tensor, attention_weights: Tensor
+    ) -> Tensor:
+        """The form for accelerators, on any device; arguments and result as in [`forward`]."""
+        dtype = sampling_positions.dtype
+        sizes, starts = constant(_sizes_and_starts, tuple(spatial_shapes), value.device)
+        attended = self.on_accelerators(
+            value.to(dtype),
+            sizes,
+            spatial_shapes,
+            starts,
+            (sampling_positions + 0.5) / sizes.flip(1)[:, None],
+            attention_weights.to(dtype),
+            im2col_step=len(value),
+        )
+        return attended.to(value.dtype)
+
+
+def level_sizes(spatial_shapes: SpatialShapes, device: torch.device) -> Tensor:
+    """Height and width of each level, int64 `(levels, 2)`, made on the device itself."""
+    lengths = [torch.full((), length, device=device) for shape in spatial_shapes for length in shape]
+    return torch.stack(lengths).unflatten(0, (-1, 2))
+
+
+def _sizes_and_starts(spatial_shapes: SpatialShapes, device: torch.device) -> tuple[Tensor, Tensor]:
+    sizes = level_sizes(spatial_shapes, device)
+    num_pixels = sizes.prod(dim=1)
+    return sizes, num_pixels.cumsum(dim=0) - num_pixels
 
 
 class _Table:
@@ -75,14 +148,18 @@ class _Table:
     Points are columns of length `heads * levels * points`, so that whatever depends on the level is one vector.
     """
 
-    def __init__(self, spatial_shapes: tuple[tuple[int, int], ...], num_heads: int, num_points: int) -> None:
-        self.spatial_shapes = spatial_shapes
+    def __init__(self, sizes: Sequence[int], num_heads: int, num_points: int) -> None:
+        self.spatial_shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
         self.num_heads = num_heads
         self.num_points = num_points
-        self.widths = [width + MARGIN for _, width in spatial_shapes]
-        sizes = [(height + 2 * MARGIN) * width for (height, _), width in zip(spatial_shapes, self.widths, strict=True)]
-        self.starts = [sum(sizes[:level]) for level in range(len(sizes))]
-        self.end = sum(sizes)
+        self.widths = [width + MARGIN for _, width in self.spatial_shapes]
+        *self.starts, self.end = accumulate(
+            (
+                (height + 2 * MARGIN) * width
+                for (height, _), width in zip(self.spatial_shapes, self.widths, strict=True)
+            ),
+            initial=0,
+        )
         # One row more than needed, so that wherever a point's top left pixel is, all four are in the table.
         self.num_pixels = self.end + max(self.widths) + MARGIN
 
@@ -147,39 +224,65 @@ class _Table:
         return indices.flatten(1), torch.cat([share.view(-1, points) for share in shares], dim=1)
 
 
-class _BagAttention(torch.autograd.Function):
-    """Deformable attention as the product of a sparse matrix with the values."""
+@torch.library.custom_op("mtaclip::deformable_attention", mutates_args=())
+def attend_by_bags(value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The form for CPUs: products of sparse matrices with the values.
 
-    @staticmethod
-    def forward(
-        ctx: Any, value: Tensor, positions: Tensor, weights: Tensor, spatial_shapes: tuple[tuple[int, int], ...]
-    ) -> Tensor:
-        table = _Table(spatial_shapes, value.shape[2], positions.shape[4])
-        tables = table.fill(value)
-        located = table.locate(positions, tables.dtype)
-        attended = [
-            F.embedding_bag(indices, rows, per_sample_weights=shares, mode="sum")
-            for rows, (indices, shares) in zip(tables, _all_bags(table, located, weights), strict=True)
-        ]
-        ctx.save_for_backward(tables, weights, *located)
-        ctx.table = table
-        ctx.dtypes = (value.dtype, positions.dtype)
-        return torch.stack(attended).view(*positions.shape[:2], value.shape[2:].numel()).to(value.dtype)
+    Arguments and result as in [`MultiScaleDeformableAttention.forward`]; `sizes` are height and width of each level.
+    """
+    table = _Table(sizes, value.shape[2], positions.shape[4])
+    tables = table.fill(value)
+    bags = _all_bags(table, table.locate(positions, tables.dtype), weights)
+    attended = [
+        F.embedding_bag(indices, rows, per_sample_weights=shares, mode="sum")
+        for rows, (indices, shares) in zip(tables, bags, strict=True)
+    ]
+    return torch.stack(attended).view(*positions.shape[:2], value.shape[2:].numel()).to(value.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tables, weights, *located = ctx.saved_tensors
-        gradients = gradient.to(tables.dtype).unflatten(2, (weights.shape[2], -1)).flatten(1, 2).contiguous()
-        bags = list(_all_bags(ctx.table, located, weights))
-        value_gradient, position_gradient, weight_gradient = None, None, None
-        if ctx.needs_input_grad[0]:
-            value_gradient = ctx.table.pixels(_spread(gradients, bags, tables), ctx.dtypes[0])
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            products = torch.stack([_products(*image) for image in zip(gradients, bags, tables, strict=True)], dim=1)
-            position_gradient, weight_gradient = _point_gradients(products, located, weights)
-            position_gradient = position_gradient.to(ctx.dtypes[1])
-        return value_gradient, position_gradient, weight_gradient, None
+
+@attend_by_bags.register_fake
+def _(value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
+    return value.new_empty((*positions.shape[:2], value.shape[2] * value.shape[3]))
+
+
+def attend_by_grid_sample(value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
+    """What [`attend_by_bags`] gives, in operators of PyTorch: its decomposition for formats that don't have it."""
+    shapes = tuple(zip(sizes[::2], sizes[1::2], strict=True))
+    return MultiScaleDeformableAttention().attend_on_accelerators(value, shapes, positions, weights)
+
+
+@torch.library.custom_op("mtaclip::deformable_attention_backward", mutates_args=())
+def _gradients_by_bags(
+    gradient: Tensor, value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    table = _Table(sizes, value.shape[2], positions.shape[4])
+    tables = table.fill(value)
+    located = table.locate(positions, tables.dtype)
+    bags = list(_all_bags(table, located, weights))
+    gradients = gradient.to(tables.dtype).unflatten(2, (weights.shape[2], -1)).flatten(1, 2).contiguous()
+    value_gradient = table.pixels(_spread(gradients, bags, tables), value.dtype)
+    products = torch.stack([_products(*image) for image in zip(gradients, bags, tables, strict=True)], dim=1)
+    position_gradient, weight_gradient = _point_gradients(products, located, weights)
+    return value_gradient, position_gradient.to(positions.dtype), weight_gradient
+
+
+@_gradients_by_bags.register_fake
+def _(
+    gradient: Tensor, value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(torch.empty_like(each, memory_format=torch.contiguous_format) for each in (value, positions, weights))
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.sizes = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return *_gradients_by_bags(gradient, *ctx.saved_tensors, ctx.sizes), None
+
+
+attend_by_bags.register_autograd(_differentiate, setup_context=_keep_inputs)
 
 
 def _all_bags(table: _Table, located: Sequence[Tensor], weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -209,24 +312,19 @@ def _bag_ends(indices: Tensor) -> Tensor:
 def _products(gradient: Tensor, bag: tuple[Tensor, Tensor], rows: Tensor) -> Tensor:
     """Dot products of each bag's gradient with its rows, `(4, N * heads, levels * points)`; overwrites the shares."""
     indices, shares = bag
+    ends, rows_of_bags = _bag_ends(indices), indices.flatten()
     if torch.backends.mkl.is_available():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
             matrix = torch.sparse_csr_tensor(
-                _bag_ends(indices),
-                indices.flatten(),
-                shares.flatten(),
-                size=(len(indices), len(rows)),
-                check_invariants=False,
+                ends, rows_of_bags, shares.flatten(), size=(len(indices), len(rows)), check_invariants=False
             )
-        torch.sparse.sampled_addmm(matrix, gradient, rows.T, beta=0, out=matrix)
-        products = matrix.values()
+        products = torch.sparse.sampled_addmm(matrix, gradient, rows.T, beta=0, out=matrix).values()
     else:
-        with torch.enable_grad():
-            # They are the gradients of the bags' shares.
-            shares = shares.detach().requires_grad_()
-            attended = F.embedding_bag(indices, rows, per_sample_weights=shares, mode="sum")
-        (products,) = torch.autograd.grad(attended, shares, gradient)
+        # They are the gradients of the bags' shares.
+        bags = torch.arange(len(indices), dtype=torch.int32).repeat_interleave(indices.shape[1])
+        differentiate = torch.ops.aten._embedding_bag_per_sample_weights_backward
+        products = differentiate(gradient, rows, rows_of_bags, ends[:-1], bags, mode=0)
     return products.view(len(indices), 4, indices.shape[1] // 4).transpose(0, 1)
 
 
@@ -246,4 +344,11 @@ def _point_gradients(products: Tensor, located: Sequence[Tensor], weights: Tenso
     return position_gradient, weight_gradient.to(weights.dtype)
 
 
-__all__ = ["multi_scale_deformable_attention"]
+__all__ = [
+    "GridSampledAttention",
+    "MultiScaleDeformableAttention",
+    "attend_by_bags",
+    "attend_by_grid_sample",
+    "constant",
+    "level_sizes",
+]

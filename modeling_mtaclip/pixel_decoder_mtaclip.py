@@ -7,16 +7,13 @@ It is the one of Mask2Former (arXiv 2112.01527, Sec. 3.2.1), whose attention com
 """
 
 import math
-from collections.abc import Callable, Hashable
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mtaclip import MTAClipConfig
-from .deformable_attention_mtaclip import multi_scale_deformable_attention
+from .deformable_attention_mtaclip import MultiScaleDeformableAttention, constant, level_sizes
 
 
 NUM_LEVELS = 3
@@ -37,7 +34,7 @@ def sine_position_embedding(
     Returns:
         `Tensor` of shape `(1, height * width, hidden_size)`.
     """
-    return _constant(_sine_position_embedding, height, width, hidden_size, dtype, device)
+    return constant(_sine_position_embedding, height, width, hidden_size, dtype, device)
 
 
 def _sine_position_embedding(
@@ -56,18 +53,6 @@ def _sine_position_embedding(
     rows = encode(height)[:, None].expand(height, width, half)
     columns = encode(width)[None].expand(height, width, half)
     return torch.cat((rows, columns), dim=-1).reshape(1, height * width, hidden_size).to(dtype)
-
-
-def _constant(function: Callable[..., Any], *arguments: Hashable) -> Any:
-    """What a function makes of sizes, kept for the next call; where a graph is traced, it is part of the graph."""
-    return function(*arguments) if torch.compiler.is_compiling() else _kept_constant(function, *arguments)
-
-
-@lru_cache(maxsize=64)
-def _kept_constant(function: Callable[..., Any], *arguments: Hashable) -> Any:
-    # A tensor made in inference mode could not take part in a later training step.
-    with torch.inference_mode(False), torch.no_grad():
-        return function(*arguments)
 
 
 def to_sequence(feature_map: Tensor) -> Tensor:
@@ -92,6 +77,7 @@ class MTAClipDeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(config.hidden_size, samples)
         self.value_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.output_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.attention = MultiScaleDeformableAttention()
 
     def initial_offsets(self) -> Tensor:
         """Bias of `sampling_offsets` at the start: head `h` looks in direction `h`, point `p` at `p + 1` pixels."""
@@ -127,9 +113,7 @@ class MTAClipDeformableAttention(nn.Module):
         # One long vector for each pixel, because short ones are slow to add.
         positions = offsets + centres.repeat_interleave(self.num_points, dim=1).flatten(1)[:, None]
         values = self.value_proj(hidden_states).view(batch_size, length, self.num_heads, -1)
-        return self.output_proj(
-            multi_scale_deformable_attention(values, spatial_shapes, positions.view(*samples, 2), weights)
-        )
+        return self.output_proj(self.attention(values, spatial_shapes, positions.view(*samples, 2), weights))
 
 
 class MTAClipPixelDecoderLayer(GradientCheckpointingLayer):
@@ -204,7 +188,7 @@ class MTAClipPixelDecoder(nn.Module):
         hidden_states = torch.cat([to_sequence(level) for level in levels], dim=1)
         position_embeddings = self._position_embeddings(spatial_shapes, hidden_states)
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        centres = _constant(_pixel_centres, spatial_shapes, dtype, hidden_states.device)
+        centres = constant(_pixel_centres, spatial_shapes, dtype, hidden_states.device)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings, centres, spatial_shapes)
 
@@ -235,8 +219,7 @@ def _pixel_centres(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dty
         y = (torch.arange(height, device=device, dtype=dtype) + 0.5) / height
         x = (torch.arange(width, device=device, dtype=dtype) + 0.5) / width
         points.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1))
-    sizes = torch.tensor([(width, height) for height, width in spatial_shapes], dtype=dtype, device=device)
-    return torch.cat(points)[:, None] * sizes - 0.5
+    return torch.cat(points)[:, None] * level_sizes(spatial_shapes, device).flip(1) - 0.5
 
 
 def _softmax_of_few(logits: Tensor) -> Tensor:

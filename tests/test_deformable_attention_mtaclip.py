@@ -1,24 +1,33 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
+import inspect
 import math
 from functools import partial
 
 import pytest
 import torch
+from transformers.models.deformable_detr import modeling_deformable_detr as deformable_detr
 from transformers.models.mask2former import modeling_mask2former as mask2former
 
-from modeling_mtaclip import deformable_attention_mtaclip as deformable_attention
-from modeling_mtaclip.deformable_attention_mtaclip import multi_scale_deformable_attention
+from modeling_mtaclip.deformable_attention_mtaclip import (
+    GridSampledAttention,
+    MultiScaleDeformableAttention,
+    attend_by_bags,
+)
 
 
 NEEDS_MKL = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch was built without MKL")
+ATTENTION = MultiScaleDeformableAttention()
 SHAPES = [[(3, 4), (5, 2)], [(6, 9), (1, 1), (2, 3)], [(4, 4)]]
 
 
-def attention(value, spatial_shapes, locations, weights, by=multi_scale_deformable_attention):
+def attention(value, spatial_shapes, locations, weights, by=ATTENTION):
     """At locations as Mask2Former has them: 0 and 1 are a level's edges."""
     sizes = torch.tensor([(width, height) for height, width in spatial_shapes])
     return by(value, spatial_shapes, locations * sizes[:, None] - 0.5, weights)
+
+
+ON_ACCELERATORS = partial(attention, by=ATTENTION.attend_on_accelerators)
 
 
 def plain_attention(value, spatial_shapes, locations, weights):
@@ -100,28 +109,32 @@ def test_equal_to_mask2former(spatial_shapes, mkl, monkeypatch):
 def test_both_forms_agree(spatial_shapes):
     inputs = attention_inputs(spatial_shapes, torch.float64)
     bags = with_gradients(attention, spatial_shapes, *inputs)
-    grids = with_gradients(partial(attention, by=deformable_attention._attend_by_grid_sample), spatial_shapes, *inputs)
+    grids = with_gradients(ON_ACCELERATORS, spatial_shapes, *inputs)
     for bag, grid in zip(bags, grids, strict=True):
         torch.testing.assert_close(bag, grid)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
-    inputs = attention_inputs(SHAPES[0])
-    exact = with_gradients(attention, SHAPES[0], *inputs)
-    value, locations, weights = inputs
-    halves = [value.detach().to(dtype), locations.detach(), weights.detach().to(dtype)]
-    halves = with_gradients(attention, SHAPES[0], *(half.requires_grad_() for half in halves))
+@pytest.mark.parametrize("attend", [attention, ON_ACCELERATORS])
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_half_precision(attend, dtype, batch_size):
+    """Positions are as exact as in float32: halves of values that a half holds exactly give the same result."""
+    shapes = [(30, 40), (15, 20)]
+    value, locations, weights = (part.detach() for part in attention_inputs(shapes, batch_size=batch_size))
+    halves = [value.to(dtype), locations, weights.to(dtype)]
+    exact = [half.float().requires_grad_() for half in halves]
+    halves = with_gradients(attend, shapes, *(half.requires_grad_() for half in halves))
     assert [half.dtype for half in halves] == [dtype, dtype, torch.float32, dtype]
-    for half, full in zip(halves, exact, strict=True):
-        torch.testing.assert_close(half.float(), full, rtol=0.02, atol=0.02 * full.abs().max().item())
+    for half, full in zip(halves, with_gradients(attention, shapes, *exact), strict=True):
+        torch.testing.assert_close(half.float(), full, rtol=0.01, atol=0.01 * full.abs().max().item())
 
 
-def test_autocast():
+@pytest.mark.parametrize("attend", [attention, ON_ACCELERATORS])
+def test_autocast(attend):
     inputs = attention_inputs(SHAPES[0])
     expected = with_gradients(attention, SHAPES[0], *inputs)
     with torch.autocast("cpu", torch.bfloat16):
-        actual = with_gradients(attention, SHAPES[0], *inputs)
+        actual = with_gradients(attend, SHAPES[0], *inputs)
     torch.testing.assert_close(actual, expected)
 
 
@@ -150,14 +163,6 @@ def test_points_on_edges():
     torch.testing.assert_close(attention(value, [(2, 2)], locations, weights)[0], expected)
 
 
-def test_gradients_only_of_what_needs_them():
-    value, locations, weights = attention_inputs(SHAPES[0])
-    attended = attention(value, SHAPES[0], locations.detach(), weights.detach())
-    torch.autograd.grad(attended.sum(), value)
-    attended = attention(value.detach(), SHAPES[0], locations, weights.detach())
-    torch.autograd.grad(attended.sum(), locations)
-
-
 def test_non_contiguous_inputs():
     value, locations, weights = attention_inputs(SHAPES[0])
     expected = with_gradients(attention, SHAPES[0], value, locations, weights)
@@ -174,13 +179,34 @@ def test_no_queries():
     assert not gradients[0].any()
 
 
-def test_compiled():
+def test_compiled_and_exported_graphs_keep_the_operator():
     torch.compiler.reset()
     inputs = attention_inputs(SHAPES[0])
-    compiled = torch.compile(attention, fullgraph=True, backend="eager")
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(
-        with_gradients(compiled, SHAPES[0], *inputs),
-        with_gradients(attention, SHAPES[0], *inputs),
-        rtol=1e-5,
-        atol=1e-5,
+        with_gradients(compiled, SHAPES[0], *inputs), with_gradients(attention, SHAPES[0], *inputs)
+    )
+    value, locations, weights = (part.detach() for part in inputs)
+    program = torch.export.export(ATTENTION, (value, SHAPES[0], locations, weights))
+    assert torch.ops.mtaclip.deformable_attention.default in {node.target for node in program.graph.nodes}
+
+
+def test_the_operators_are_what_they_declare():
+    inputs = attention_inputs(SHAPES[0])
+    torch.library.opcheck(attend_by_bags, (*inputs, [length for shape in SHAPES[0] for length in shape]))
+
+
+def test_the_kernel_of_the_hub_takes_the_place_of_grid_sample():
+    """It is called with what Deformable DETR's module is called with."""
+    theirs = deformable_detr.MultiScaleDeformableAttention
+    assert inspect.signature(GridSampledAttention.forward).parameters.keys() == (
+        inspect.signature(theirs.forward).parameters.keys()
+    )
+    assert getattr(GridSampledAttention, "kernel_layer_name", None) == getattr(theirs, "kernel_layer_name", None)
+    ours = MultiScaleDeformableAttention()
+    ours.on_accelerators = theirs()
+    inputs = attention_inputs(SHAPES[1])
+    torch.testing.assert_close(
+        attention(*inputs[:1], SHAPES[1], *inputs[1:], by=ours.attend_on_accelerators),
+        attention(*inputs[:1], SHAPES[1], *inputs[1:]),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..deformable_attention_mtaclip import attend_by_grid_sample
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipForSemanticSegmentationOutput
 from .programs import OUTPUTS, export_program
 
@@ -33,7 +34,9 @@ def export_onnx(model: MTAClipForSemanticSegmentation, path: str | Path, outputs
         ImportError: onnx and onnxscript are not installed.
         ValueError: unknown outputs.
     """
-    program = export_program(model, outputs)
+    # ONNX has GridSample, but no operator of ours.
+    decompositions = {torch.ops.mtaclip.deformable_attention.default: attend_by_grid_sample}
+    program = export_program(model, outputs).run_decompositions(decompositions)
     onnx_program = torch.onnx.export(
         program,
         input_names=["pixel_values"],
