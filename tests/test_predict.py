@@ -16,13 +16,15 @@ import pytest
 from PIL import Image
 
 from modeling_mtaclip import MTAClipImageProcessor
-from modeling_mtaclip.data import EvaluationExamples, load_segmentation_dataset
-from modeling_mtaclip.data.catalog import ADE20K_CLASSES, CITYSCAPES_CLASSES
+from modeling_mtaclip.data import DATASETS, EvaluationExamples, load_segmentation_dataset
 from modeling_mtaclip.inference import InferenceOptions, Segmenter
 from modeling_mtaclip.inference import prediction as prediction_module
 from modeling_mtaclip.inference.command import predict
 from modeling_mtaclip.metrics import MeanIoU
 from tests.tiny import CLASS_NAMES, varied_model
+
+
+CITYSCAPES_CLASSES, ADE20K_CLASSES = DATASETS["cityscapes"].class_names, DATASETS["ade20k"].class_names
 
 
 def save_model(folder: Path, **overrides) -> Path:

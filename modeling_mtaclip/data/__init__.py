@@ -1,37 +1,40 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets and augmentation."""
+"""Data sets, image files and augmentation."""
 
 from .augmentation import Augmentation
-from .catalog import generate_palette
+from .catalog import DATASETS, IGNORE_INDEX, DatasetInfo, generate_palette, palette_of
 from .examples import (
     BadExamplesError,
     EvaluationExamples,
     EvaluationStream,
+    TrainingCollator,
     TrainingExamples,
     TrainingStream,
-    collate_examples,
 )
 from .image_files import ImageFiles, find_image_files, open_image
 from .loading import load_segmentation_dataset
-from .reading import IGNORE_INDEX, SegmentationData
+from .reading import SegmentationData
 from .scenes import make_scene
 
 
 __all__ = [
+    "DATASETS",
     "IGNORE_INDEX",
     "Augmentation",
     "BadExamplesError",
+    "DatasetInfo",
     "EvaluationExamples",
     "EvaluationStream",
     "ImageFiles",
     "SegmentationData",
+    "TrainingCollator",
     "TrainingExamples",
     "TrainingStream",
-    "collate_examples",
     "find_image_files",
     "generate_palette",
     "load_segmentation_dataset",
     "make_scene",
     "open_image",
+    "palette_of",
 ]

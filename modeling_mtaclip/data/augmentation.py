@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from .reading import IGNORE_INDEX
+from .catalog import IGNORE_INDEX
 
 
 MAX_CROP_REDRAWS = 10
@@ -64,7 +64,7 @@ class CropOfSeveralClasses(v2.Transform):
     Args:
         size (`Sequence[int]`): height and width of the crop; smaller images stay as small as they are.
         cat_max_ratio (`float`): crops are drawn again, up to 10 times, while one class fills more than this share of
-            the labelled pixels.
+            the labeled pixels.
     """
 
     def __init__(self, size: Sequence[int], cat_max_ratio: float) -> None:
@@ -85,8 +85,8 @@ class CropOfSeveralClasses(v2.Transform):
     def _has_several(self, mask: Tensor) -> bool:
         counts = torch.bincount(mask.flatten(), minlength=IGNORE_INDEX + 1)
         counts[IGNORE_INDEX] = 0
-        largest, labelled = int(counts.max()), int(counts.sum())
-        return largest < min(self.cat_max_ratio * labelled, labelled)
+        largest, labeled = int(counts.max()), int(counts.sum())
+        return largest < min(self.cat_max_ratio * labeled, labeled)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return F.crop(inpt, **params)
@@ -97,7 +97,7 @@ class PhotometricDistortion(v2.Transform):
 
     With probability 1/2 each: brightness ± 32/255, contrast and saturation × U(0.5, 1.5), hue ± 36° (18 of OpenCV's
     180 steps); contrast comes before or after saturation and hue, which are those of HSV. torchvision's
-    `RandomPhotometricDistort` multiplies the brightness, changes the contrast around the mean and mixes with grey.
+    `RandomPhotometricDistort` multiplies the brightness, changes the contrast around the mean and mixes with gray.
     """
 
     _transformed_types = (tv_tensors.Image,)
@@ -146,7 +146,7 @@ class PadToSize(v2.Transform):
 
 @dataclass
 class Augmentation:
-    """What happens to a training image, in this order: resize, crop, flip, distortion, normalisation, padding.
+    """What happens to a training image, in this order: resize, crop, flip, distortion, normalization, padding.
 
     Attributes:
         crop_size (`Sequence[int]`): height and width of the result.
@@ -154,7 +154,7 @@ class Augmentation:
             scale, aspect ratio kept; `None`: its own size, times the scale.
         scale_range (`Sequence[float]`): lowest and highest scale, drawn uniformly.
         cat_max_ratio (`float`): crops are drawn again, up to 10 times, while one class fills more than this share of
-            the labelled pixels.
+            the labeled pixels.
         horizontal_flip (`bool`): whether half of the images are mirrored.
         photometric_distortion (`bool`): whether brightness, contrast, saturation and hue vary.
         image_mean, image_std (`Sequence[float]`): of the three channels in [0, 1].
@@ -197,7 +197,7 @@ class Augmentation:
 
 
 def change_saturation_and_hue(image: Tensor, saturation: float, hue: float) -> Tensor:
-    """Changes colours in HSV, from RGB and to RGB in one go: a third of the time of torchvision's `adjust_hue`.
+    """Changes colors in HSV, from RGB and to RGB in one go: a third of the time of torchvision's `adjust_hue`.
 
     In HSV, the distance of a pixel's hue from that of pure red, green and blue says how far the channel lies below
     the pixel's value: not at all up to a sixth of the circle, by the whole chroma from a third on.

@@ -1,24 +1,34 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the model trains on and is evaluated on: examples of a split, read and prepared one by one."""
+"""What the model trains on and is evaluated on: examples of a split, read and prepared one by one.
+
+Splits are lists, or streams, of which each process reads its own share. A file that can't be used is named in a
+warning and counted.
+"""
 
 import hashlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
+from datasets import IterableDataset as Stream
+from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 from transformers.utils import logging
 
+from ..loss_mtaclip import classes_of_images
 from .augmentation import Augmentation, random_choices
-from .reading import SegmentationData, undecoded
+from .catalog import IGNORE_INDEX
+from .reading import SegmentationData, allowed_bad
 
 
 logger = logging.get_logger(__name__)
@@ -40,7 +50,32 @@ class BadExamplesError(RuntimeError):
     """More training examples can't be used than the run allows."""
 
 
-class TrainingExamples(Dataset):
+class _BadExamples:
+    """Remembers which examples turned out to be unusable, over all workers of a process.
+
+    Attributes:
+        bad (`Tensor` of shape `(number,)`): bool, a place for each example.
+    """
+
+    bad: Tensor
+
+    @property
+    def num_bad(self) -> int:
+        """Number of examples that turned out to be unusable."""
+        return int(self.bad.sum())
+
+    def _warn(self, place: int, remedy: str, error: ValueError) -> None:
+        if not self.bad[place]:
+            logger.warning("An unusable example was %s: %s", remedy, error)
+        self.bad[place] = True
+
+
+def _places(number: int) -> Tensor:
+    # Shared with the workers of a data loader, which outlive an epoch.
+    return torch.zeros(number, dtype=torch.bool).share_memory_()
+
+
+class TrainingExamples(_BadExamples, Dataset):
     """Augmented examples of a split.
 
     A file that can't be used is replaced by another of the split, with a warning; too many of them are an error.
@@ -51,7 +86,7 @@ class TrainingExamples(Dataset):
         augmentation ([`Augmentation`]): what happens to each image.
         seed (`int`): of all random choices.
         max_samples (`int`, *optional*): uses the first so many examples only.
-        max_bad_share (`float`): share of the examples that may be unusable.
+        max_bad_share (`float`): share of the examples that may be unusable; at least one, unless it is 0.
 
     Raises:
         ValueError: the split is absent or empty.
@@ -67,19 +102,13 @@ class TrainingExamples(Dataset):
         max_bad_share: float = 0.01,
     ) -> None:
         self.data, self.augmentation, self.seed = data, augmentation, seed
-        self.dataset = _take(data, split, max_samples)
-        self.max_bad = int(max_bad_share * len(self.dataset))
-        # Shared with the workers of a data loader, which outlive an epoch.
+        self.dataset = data.split(split, max_samples)
+        self.max_bad = allowed_bad(max_bad_share, len(self.dataset))
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self.bad = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
+        self.bad = _places(len(self.dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    @property
-    def num_bad(self) -> int:
-        """Number of examples that turned out to be unusable, over all workers of this process."""
-        return int(self.bad.sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random choices of an epoch."""
@@ -96,29 +125,23 @@ class TrainingExamples(Dataset):
         while True:
             try:
                 example = self.dataset[index]
-                image, labels = self.data.read(example)
-                break
+                return _augmented(self.augmentation, *self.data.read(example), seed, example["name"])
             except ValueError as error:
-                self._report(index, error)
+                self._warn(index, "replaced by another", error)
+                if self.num_bad > self.max_bad:
+                    raise BadExamplesError(
+                        f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} "
+                        f"may be (`max_bad_share`). The last one: {error}"
+                    ) from error
                 index = replacements.randrange(len(self.dataset))
-        return _augmented(self.augmentation, image, labels, seed) | {"names": example["name"]}
-
-    def _report(self, index: int, error: ValueError) -> None:
-        if not self.bad[index]:
-            logger.warning("An unusable example was replaced by another: %s", error)
-        self.bad[index] = True
-        if self.num_bad > self.max_bad:
-            raise BadExamplesError(
-                f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} may be "
-                f"(`max_bad_share`). The last one: {error}"
-            ) from error
 
 
-class TrainingStream(IterableDataset):
-    """Augmented examples of a split that is read while training.
+class TrainingStream(_BadExamples, IterableDataset):
+    """Augmented examples of a split that is read while training, over and over again.
 
-    An example's random choices depend on seed, epoch and its name. Examples are shuffled within a buffer, their order
-    being a function of seed, epoch and the number of workers. One that can't be used is left out, with a warning.
+    An example's random choices depend on the seed, on how often all were read, and on its name. Examples are shuffled
+    within a buffer, their order being a function of the seed and of the numbers of processes and workers. One that
+    can't be used is left out, with a warning.
 
     Args:
         data ([`SegmentationData`]): the data set, loaded with `streaming=True`.
@@ -126,7 +149,8 @@ class TrainingStream(IterableDataset):
         augmentation ([`Augmentation`]): what happens to each image.
         seed (`int`): of all random choices.
         max_samples (`int`, *optional*): uses the first so many examples only.
-        max_bad_share (`float`): share of the examples that may be unusable.
+        max_bad_share (`float`): share of the examples that may be unusable; at least one, unless it is 0.
+        rank, world_size (`int`): which process of how many this is; each reads its own share.
 
     Raises:
         ValueError: the split is absent.
@@ -140,53 +164,51 @@ class TrainingStream(IterableDataset):
         seed: int = 0,
         max_samples: int | None = None,
         max_bad_share: float = 0.01,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.data, self.augmentation, self.seed = data, augmentation, seed
-        self.dataset = _take(data, split, max_samples)
-        self.max_bad_share = max_bad_share
-        # Shared with the workers of a data loader, which outlive an epoch.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self.bad = torch.zeros(NUM_HASHES, dtype=torch.bool).share_memory_()
+        self.dataset, self.max_bad_share = data.split(split, max_samples), max_bad_share
+        self.share = partial(_share, rank=rank, world_size=world_size, is_limited=max_samples is not None)
+        self.bad = _places(NUM_HASHES)
 
-    @property
-    def num_bad(self) -> int:
-        """Number of examples that turned out to be unusable, over all workers of this process."""
-        return int(self.bad.sum())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the order and the random choices of an epoch."""
-        self._epoch[0] = epoch
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        """Examples as [`TrainingExamples`] gives them, without `names`.
+    def __iter__(self) -> Iterator[dict[str, Tensor | str]]:
+        """Examples as [`TrainingExamples`] gives them, without end.
 
         Raises:
             BadExamplesError: more unusable files than allowed.
         """
-        epoch, num_bad = int(self._epoch[0]), 0
-        shuffled = self.dataset.shuffle(seed=seed_of(self.seed, epoch) % 2**32, buffer_size=SHUFFLE_BUFFER)
-        for number, example in enumerate(shuffled, start=1):
-            seed = seed_of(self.seed, epoch, example["name"])
+        repetition, is_empty = 0, False
+        while not is_empty:
+            is_empty = True
+            for example in self._read_once(repetition):
+                is_empty = False
+                yield example
+            repetition += 1
+
+    def _read_once(self, repetition: int) -> Iterator[dict[str, Tensor | str]]:
+        num_bad, order = 0, seed_of(self.seed, repetition) % 2**32
+        for number, example in enumerate(self.share(self.dataset.shuffle(order, buffer_size=SHUFFLE_BUFFER)), start=1):
+            seed = seed_of(self.seed, repetition, example["name"])
             try:
-                image, labels = self.data.read(example)
+                augmented = _augmented(self.augmentation, *self.data.read(example), seed, example["name"])
             except ValueError as error:
                 num_bad += 1
-                self._report(example["name"], error, num_bad, number)
+                self._warn(seed_of(example["name"]) % NUM_HASHES, "left out", error)
+                if num_bad > allowed_bad(self.max_bad_share, max(number, MIN_STREAM_LENGTH)):
+                    raise BadExamplesError(
+                        f"{num_bad} of {number} training examples can't be used: more than the share of "
+                        f"{self.max_bad_share} (`max_bad_share`). The last one: {error}"
+                    ) from error
                 continue
-            yield _augmented(self.augmentation, image, labels, seed)
-
-    def _report(self, name: str, error: ValueError, num_bad: int, number: int) -> None:
-        logger.warning("An unusable example was left out: %s", error)
-        self.bad[seed_of(name) % NUM_HASHES] = True
-        if num_bad > self.max_bad_share * max(number, MIN_STREAM_LENGTH):
-            raise BadExamplesError(
-                f"{num_bad} of {number} training examples can't be used: more than the share of {self.max_bad_share} "
-                f"(`max_bad_share`). The last one: {error}"
-            ) from error
+            yield augmented
 
 
-class EvaluationExamples(Dataset):
+class EvaluationExamples(_BadExamples, Dataset):
     """Examples of a split as they are.
+
+    One that can't be used is an error when it is asked for by its index; data loaders leave it out of their batches,
+    with a warning.
 
     Args:
         data ([`SegmentationData`]): the data set.
@@ -198,8 +220,8 @@ class EvaluationExamples(Dataset):
     """
 
     def __init__(self, data: SegmentationData, split: str, max_samples: int | None = None) -> None:
-        self.data = data
-        self.dataset = _take(data, split, max_samples)
+        self.data, self.dataset = data, data.split(split, max_samples)
+        self.bad = _places(len(self.dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -208,42 +230,88 @@ class EvaluationExamples(Dataset):
         """An example: `image` (PIL, RGB), `annotation` `(h, w)` int64 and `name`.
 
         Raises:
-            ValueError: an unusable example; evaluation leaves none out.
+            ValueError: an unusable example.
         """
         return _as_it_is(self.data, self.dataset[index])
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The usable ones of several examples, as data loaders ask for them."""
+        examples = []
+        for index in indices:
+            try:
+                examples.append(self[index])
+            except ValueError as error:
+                self._warn(index, "left out of the evaluation", error)
+        return examples
 
-class EvaluationStream(IterableDataset):
-    """Examples of a split that is read while evaluating, as [`EvaluationExamples`] gives them.
 
-    Every worker of a data loader gives all examples; whoever uses several must share them out.
+class EvaluationStream(_BadExamples, IterableDataset):
+    """Examples of a split that is read while evaluating, as the data loaders of [`EvaluationExamples`] give them.
 
     Args:
         data ([`SegmentationData`]): the data set, loaded with `streaming=True`.
         split (`str`): name of the split.
         max_samples (`int`, *optional*): uses the first so many examples only.
+        rank, world_size (`int`): which process of how many this is; each reads its own share.
 
     Raises:
         ValueError: the split is absent.
     """
 
-    def __init__(self, data: SegmentationData, split: str, max_samples: int | None = None) -> None:
-        self.data = data
-        self.dataset = _take(data, split, max_samples)
+    def __init__(
+        self, data: SegmentationData, split: str, max_samples: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.data, self.dataset = data, data.split(split, max_samples)
+        self.share = partial(_share, rank=rank, world_size=world_size, is_limited=max_samples is not None)
+        self.bad = _places(NUM_HASHES)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # `iter`, unlike `__iter__`, does not deal the examples out to workers.
-        for batch in self.dataset.iter(batch_size=1):
-            yield _as_it_is(self.data, {column: values[0] for column, values in batch.items()})
+        for example in self.share(self.dataset):
+            try:
+                yield _as_it_is(self.data, example)
+            except ValueError as error:
+                self._warn(seed_of(example["name"]) % NUM_HASHES, "left out of the evaluation", error)
 
 
-def collate_examples(examples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
-    """Stacks examples of [`TrainingExamples`] into a batch; `names` become a list."""
-    columns = {key: [example[key] for example in examples] for key in examples[0]}
-    return {key: values if key == "names" else torch.stack(values) for key, values in columns.items()}
+@dataclass
+class TrainingCollator:
+    """Stacks examples of [`TrainingExamples`] into a batch, with the classes that the images have.
+
+    Attributes:
+        num_labels (`int`): number of classes.
+        ignore_index (`int`): the label of pixels without class.
+    """
+
+    num_labels: int
+    ignore_index: int = IGNORE_INDEX
+
+    def __call__(self, examples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
+        """Makes a batch.
+
+        Returns:
+            `dict[str, Tensor | list[str]]`: what examples have, stacked, `names` as a list; and `image_classes`
+            `(B, M)` int64, ascending and padded with -1.
+        """
+        columns = {key: [example[key] for example in examples] for key in examples[0]}
+        batch = {key: values if key == "names" else torch.stack(values) for key, values in columns.items()}
+        return batch | {"image_classes": classes_of_images(batch["labels"], self.num_labels, self.ignore_index)}
 
 
-def _augmented(augmentation: Augmentation, image: Image.Image, labels: np.ndarray, seed: int) -> dict[str, Tensor]:
+def _share(dataset: Stream, rank: int, world_size: int, is_limited: bool) -> Iterator[dict[str, Any]]:
+    """The part of a stream that this worker of this process reads: some of its files, if it may read all of them."""
+    if not is_limited:
+        yield from split_dataset_by_node(dataset, rank, world_size)
+        return
+    worker = get_worker_info()
+    number, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
+    # `iter`, unlike `__iter__`, does not deal the examples out to workers.
+    rows = ({name: value[0] for name, value in batch.items()} for batch in dataset.iter(batch_size=1))
+    yield from islice(rows, rank * number + index, None, world_size * number)
+
+
+def _augmented(
+    augmentation: Augmentation, image: Image.Image, labels: np.ndarray, seed: int, name: str
+) -> dict[str, Tensor | str]:
     # Label ids and 255 fit into a byte, which is quicker to move about.
     mask = tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8))[None])
     with random_choices(seed):
@@ -252,6 +320,7 @@ def _augmented(augmentation: Augmentation, image: Image.Image, labels: np.ndarra
         "pixel_values": pixel_values.as_subclass(Tensor).contiguous(),
         "labels": mask.as_subclass(Tensor)[0],
         "point_seeds": torch.tensor(seed),
+        "names": name,
     }
 
 
@@ -260,25 +329,12 @@ def _as_it_is(data: SegmentationData, example: Mapping[str, Any]) -> dict[str, A
     return {"image": image, "annotation": annotation, "name": example["name"]}
 
 
-def _take(data: SegmentationData, split: str, max_samples: int | None) -> Any:
-    if split not in data.splits:
-        raise ValueError(f"The data set has no {split} split, only {sorted(data.splits)}.")
-    dataset = undecoded(data.splits[split])
-    if isinstance(dataset, datasets.IterableDataset):
-        return dataset if max_samples is None else dataset.take(max_samples)
-    if max_samples is not None:
-        dataset = dataset.select(np.arange(min(max_samples, len(dataset))))
-    if len(dataset) == 0:
-        raise ValueError(f"The {split} split is empty.")
-    return dataset
-
-
 __all__ = [
     "BadExamplesError",
     "EvaluationExamples",
     "EvaluationStream",
+    "TrainingCollator",
     "TrainingExamples",
     "TrainingStream",
-    "collate_examples",
     "seed_of",
 ]

@@ -38,6 +38,7 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 # What Pillow's decoders raise on files that are no images, cut off, or broken.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error)
 HEADER_LENGTH = 4096
+UNNAMED = "that was given"
 PPM_HEADER = re.compile(rb"P[2356](?:\s+|#[^\n]*\n)+\d+\s+\d+\s+(\d+)")
 COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr", "LAB", "HSV")
 LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -176,7 +177,7 @@ def name_of(source: ImageSource) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     path = source.get("path") if isinstance(source, Mapping) else getattr(source, "filename", None)
-    return str(path) if path else "that was given"
+    return str(path) if path else UNNAMED
 
 
 def _walk(root: Path, recursive: bool) -> Iterator[tuple[Path, list[str]]]:
@@ -292,6 +293,7 @@ def _orientation(image: Image.Image) -> int:
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "UNNAMED",
     "ImageFileError",
     "ImageFiles",
     "find_image_files",

@@ -1,9 +1,10 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation data sets as `datasets` data sets: images and annotations decoded when they are read.
+"""Segmentation data sets as `datasets` data sets: known ones, folders of one's own, and data sets of the Hub.
 
-Every data set becomes splits with the columns `image`, `annotation` and `name`. Annotations stay as they are in the
-files; [`SegmentationData.read`] turns them into the model's label ids and checks them.
+Every data set becomes splits with the columns `image`, `annotation` and `name`. Of folders only the paths are kept, in
+a table whose fingerprint is that of the list of files; no file is opened before its example is read. Annotations stay
+as they are in the files; [`SegmentationData.read`] turns them into label ids.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,32 +12,37 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
     Image,
     IterableDataset,
     IterableDatasetDict,
+    NamedSplit,
+    Value,
     load_dataset,
     load_from_disk,
 )
 from huggingface_hub import hf_hub_download
 from PIL import Image as PILImage
+from transformers.utils import logging
 
-from .catalog import (
-    ADE20K_CLASSES,
-    ADE20K_PALETTE,
-    CITYSCAPES_CLASSES,
-    CITYSCAPES_PALETTE,
-    CITYSCAPES_TRAIN_IDS,
-    generate_palette,
-)
-from .class_names import read_class_names
-from .folders import FEATURES, SPLIT_NAMES, splits_of_cityscapes, splits_of_folder
-from .reading import IGNORE_INDEX, SegmentationData, undecoded
-from .scenes import SCENE_CLASSES, SCENE_PALETTE, make_scene
+from .catalog import DATASETS, DatasetInfo, read_dataset_info
+from .image_files import MAX_PIXELS, find_image_files, name_without_suffix
+from .reading import SegmentationData, undecoded
+from .scenes import make_scene
 
 
+logger = logging.get_logger(__name__)
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid"),
+    "test": ("test", "testing"),
+}
+FEATURES = Features({"image": Image(), "annotation": Image(), "name": Value("string")})
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
 ANNOTATION_COLUMNS = ("annotation", "label", "mask", "segmentation", "labels", "semantic_mask", "annotations", "masks")
 CLASS_FILES = ("classes.json", "id2label.json")
@@ -45,77 +51,197 @@ SCENE_SEEDS = {"train": range(640), "validation": range(10_000_000, 10_000_100)}
 # The files of a split are one "shard" otherwise, which the workers of a loader could not share.
 MAX_STREAM_SHARDS = 64
 
+FilePair = tuple[Path, Path]
+
 
 def load_segmentation_dataset(
     name_or_path: str = "scenes",
     data_dir: str | Path | None = None,
-    image_column: str | None = None,
-    annotation_column: str | None = None,
+    image_column_name: str | None = None,
+    annotation_column_name: str | None = None,
     streaming: bool = False,
+    *,
+    do_reduce_labels: bool = False,
+    train_val_split: float | None = None,
+    dataset_config_name: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    trust_remote_code: bool = False,
+    max_pixels: int | None = MAX_PIXELS,
 ) -> SegmentationData:
     """Loads a data set; images are not copied, and decoded only when they are read.
 
     Args:
         name_or_path (`str`):
-            `"scenes"`: drawn street scenes, no download. `"ade20k"`: SceneParse150 in `data_dir`
-            (`ADEChallengeData2016`). `"cityscapes"`: `leftImg8bit` and `gtFine` in `data_dir`. A folder with
-            `images/{train,val}`, `annotations/{train,val}` and `classes.json`. A folder saved by `save_to_disk` or
-            of parquet files, with a `classes.json`. Else a data set on the Hub that has a `classes.json` or
-            `id2label.json`.
-        data_dir (`str`, *optional*): folder of `"ade20k"` or `"cityscapes"`.
-        image_column, annotation_column (`str`, *optional*): columns of a data set of the last two kinds, where they
-            can't be told by their names.
+            A name in [`DATASETS`]: `"scenes"` (drawn street scenes, no download), or `"ade20k"` or `"cityscapes"` in
+            `data_dir`. A folder with `images/{train,val}`, `annotations/{train,val}` and `classes.json`. A folder
+            saved by `save_to_disk` or of parquet files, with a `classes.json`. Else a data set on the Hub that has a
+            `classes.json` or `id2label.json`.
+        data_dir (`str`, *optional*): folder of a known data set.
+        image_column_name, annotation_column_name (`str`, *optional*): columns of a data set of the last two kinds,
+            where they can't be told by their names.
         streaming (`bool`, defaults to `False`): read while training, for data sets that don't fit on the disk.
+        do_reduce_labels (`bool`, defaults to `False`): the annotations' value 0 is "no label" and 1 the first class.
+        train_val_split (`float`, *optional*): share of the training images that become the validation split if there
+            is none.
+        dataset_config_name, revision, token, cache_dir, trust_remote_code: as for `datasets.load_dataset`.
+        max_pixels (`int`, *optional*): larger images are refused, by default above Pillow's limit; `None`: none are.
 
     Raises:
-        ValueError: an unknown data set, missing folders, images without annotation, empty splits, wrong class names.
+        ValueError: an unknown data set, missing folders, images without annotation, empty splits, wrong class names,
+            options that don't fit the data set.
     """
-    data = _load(str(name_or_path), data_dir, image_column, annotation_column, streaming)
-    if streaming:
-        data.splits = IterableDatasetDict({name: _as_stream(split) for name, split in data.splits.items()})
-    return data
-
-
-def _load(
-    name_or_path: str,
-    data_dir: str | Path | None,
-    image_column: str | None,
-    annotation_column: str | None,
-    streaming: bool,
-) -> SegmentationData:
-    if name_or_path == "scenes":
-        return _load_scenes()
-    if name_or_path in ("ade20k", "cityscapes"):
-        if data_dir is None or not Path(data_dir).is_dir():
-            raise ValueError(
-                f"The data set {name_or_path!r} needs the folder of its files in `data_dir`, got {data_dir}."
-            )
-        return (_load_ade20k if name_or_path == "ade20k" else _load_cityscapes)(Path(data_dir))
-    folder = Path(name_or_path)
-    if (folder / "images").is_dir():
-        return _load_folder(folder)
-    if not folder.is_dir() and name_or_path.count("/") != 1:
+    source, folder = str(name_or_path), Path(name_or_path)
+    hub_options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    hub_options = {name: value for name, value in hub_options.items() if value is not None}
+    if source in DATASETS:
+        splits, info = _load_known(source, data_dir)
+    elif (folder / "images").is_dir():
+        splits, info = splits_of_folder(folder), read_dataset_info(folder / "classes.json")
+    elif folder.is_dir() or source.count("/") == 1:
+        _refuse_remote_code(trust_remote_code)
+        loaded = _load_with_datasets(source, dataset_config_name, streaming, hub_options)
+        splits = _with_known_columns(source, loaded, image_column_name, annotation_column_name)
+        info = _info_beside(source, hub_options)
+    else:
         raise ValueError(
-            f"Unknown data set {name_or_path!r}: expected 'scenes', 'ade20k', 'cityscapes', an existing folder, or a "
-            "data set on the Hub (owner/name)."
+            f"Unknown data set {source!r}: expected {', '.join(map(repr, DATASETS))}, an existing folder, or a data "
+            "set on the Hub (owner/name)."
         )
-    return _load_columns(name_or_path, image_column, annotation_column, streaming)
+    if train_val_split is not None and "validation" not in splits:
+        splits = _split_off_validation(splits, train_val_split)
+    if streaming:
+        splits = IterableDatasetDict({name: _as_stream(split) for name, split in splits.items()})
+    return SegmentationData(splits, info.with_reduced_labels() if do_reduce_labels else info, max_pixels)
 
 
-def _as_stream(dataset: Dataset | IterableDataset) -> IterableDataset:
-    if isinstance(dataset, IterableDataset):
-        return dataset
-    stream = dataset.with_format(None).to_iterable_dataset(num_shards=max(1, min(MAX_STREAM_SHARDS, len(dataset))))
-    return stream.map(_draw_scene, remove_columns="seed") if "seed" in dataset.column_names else stream
-
-
-def _load_scenes() -> SegmentationData:
-    splits = {
-        split: Dataset.from_dict({"seed": list(seeds)}).with_transform(_draw_scenes)
-        for split, seeds in SCENE_SEEDS.items()
+def _load_known(name: str, data_dir: str | Path | None) -> tuple[DatasetDict, DatasetInfo]:
+    info = DATASETS[name]
+    if info.loader == "scenes":
+        return _splits_of_scenes(), info
+    if data_dir is None or not Path(data_dir).is_dir():
+        raise ValueError(
+            f"The data set {name!r} needs the folder of its files in `data_dir`, got {data_dir}. Get it from "
+            f"{info.download}."
+        )
+    root = Path(data_dir)
+    if not info.splits:
+        return splits_of_folder(root), info
+    pairs = {split: _pair_files(root, *patterns) for split, patterns in info.splits.items()}
+    # Splits that only some have, such as coarse annotations, need annotations to be meant.
+    pairs = {
+        split: each
+        for split, each in pairs.items()
+        if each and (split in SPLIT_NAMES or any(mask.is_file() for _, mask in each))
     }
-    label_ids = {index: index for index in range(len(SCENE_CLASSES))}
-    return SegmentationData(DatasetDict(splits), list(SCENE_CLASSES), list(SCENE_PALETTE), label_ids)
+    if not pairs:
+        raise ValueError(f"{root} is no folder of {info.title}: expected files like {info.splits['train'][0]}.")
+    prepared = _with_train_ids(pairs, info)
+    splits = {split: _make_split(split, each, root) for split, each in (prepared or pairs).items()}
+    return DatasetDict(splits), info.with_label_ids() if prepared else info
+
+
+def _with_train_ids(pairs: Mapping[str, list[FilePair]], info: DatasetInfo) -> dict[str, list[FilePair]] | None:
+    """The same with annotations that hold label ids, if there are all of them."""
+    if info.train_ids is None:
+        return None
+    prepared = {
+        split: [(image, mask.with_name(mask.name.replace(*info.train_ids))) for image, mask in each]
+        for split, each in pairs.items()
+    }
+    complete = all(mask.is_file() for split, each in prepared.items() if split != "test" for _, mask in each)
+    return prepared if complete else None
+
+
+def splits_of_folder(root: Path) -> DatasetDict:
+    """Splits of `images/<split>/**` and `annotations/<split>/**`, with the same names apart from their suffixes.
+
+    Args:
+        root (`Path`): that holds `images` and `annotations`; splits may be spelt as in SceneParse150 (`training`).
+
+    Raises:
+        ValueError: missing folders, a split without images, images of train or validation without annotation, several
+            files of one name.
+    """
+    if not (root / "images").is_dir() or not (root / "annotations").is_dir():
+        raise ValueError(f"{root} must have the folders images and annotations, each with train and val.")
+    splits = {}
+    for split, spellings in SPLIT_NAMES.items():
+        name = next((name for name in spellings if (root / "images" / name).is_dir()), None)
+        if name is not None:
+            pairs = _pair_files(root, f"images/{name}/{{}}", f"annotations/{name}/{{}}")
+            if not pairs:
+                raise ValueError(f"{root / 'images' / name} has no images.")
+            splits[split] = _make_split(split, pairs, root)
+    if not splits:
+        raise ValueError(
+            f"{root / 'images'} has no images for training or validation: expected folders train and val."
+        )
+    return DatasetDict(splits)
+
+
+def _pair_files(root: Path, image_pattern: str, annotation_pattern: str) -> list[FilePair]:
+    """Images with their annotations, which may be missing; in the patterns, `{}` is what their names share."""
+    images, annotations = _files_by_name(root, image_pattern), _files_by_name(root, annotation_pattern)
+    pairs, unclear = [], []
+    for name, paths in images.items():
+        found = annotations.pop(name, [])
+        # Beside label maps, some folders have their pictures.
+        masks = [path for path in found if path.suffix.lower() == ".png"] or found
+        unclear += [each for each in (paths, masks) if len(each) > 1]
+        expected = root / (annotation_pattern.removesuffix(".png") + ".png").format(name)
+        pairs.append((paths[0], masks[0] if masks else expected))
+    if unclear:
+        listed = "\n".join("- " + " and ".join(map(str, paths)) for paths in unclear)
+        raise ValueError(f"These files have one name; rename some of them or move them away:\n{listed}")
+    unused = sorted(path for paths in annotations.values() for path in paths)
+    if unused and images:
+        logger.warning("%d annotations have no image and are not used, e.g. %s.", len(unused), unused[0])
+    return pairs
+
+
+def _files_by_name(root: Path, pattern: str) -> dict[str, list[Path]]:
+    folder, ending = pattern.split("{}")
+    found = find_image_files(root / folder)
+    if found.left_out and not ending:
+        logger.warning("Left out in %s: %s.", root / folder, found.remark)
+    files: dict[str, list[Path]] = {}
+    for path in found.paths:
+        name = path.relative_to(root / folder)
+        if path.name.endswith(ending):
+            key = name.as_posix().removesuffix(ending) if ending else name_without_suffix(name).as_posix()
+            files.setdefault(key, []).append(path)
+    return files
+
+
+def _make_split(split: str, pairs: Sequence[FilePair], root: Path) -> Dataset:
+    """A split of image files; the test split needn't be labeled: missing annotations become `None`."""
+    exist = [mask.is_file() for _, mask in pairs]
+    if split != "test" and not all(exist):
+        missing = [
+            f"- {image} (expected {mask})" for (image, mask), there in zip(pairs, exist, strict=True) if not there
+        ]
+        raise ValueError(
+            f"{len(missing)} of {len(pairs)} images have no annotation:\n" + "\n".join(missing) + "\n"
+            "Add the annotations, or move these images away."
+        )
+    columns = {
+        "image": [str(image) for image, _ in pairs],
+        "annotation": [str(mask) if there else None for (_, mask), there in zip(pairs, exist, strict=True)],
+        # Without the folder of all images.
+        "name": [Path(*image.relative_to(root).parts[1:]).as_posix() for image, _ in pairs],
+    }
+    return Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
+
+
+def _splits_of_scenes() -> DatasetDict:
+    return DatasetDict(
+        {
+            split: Dataset.from_dict({"seed": list(seeds)}).with_transform(_draw_scenes)
+            for split, seeds in SCENE_SEEDS.items()
+        }
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -130,72 +256,50 @@ def _draw_scene(example: Mapping[str, int]) -> dict[str, Any]:
 
 def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:
     scenes = [_draw_scene({"seed": seed}) for seed in batch["seed"]]
-    return {column: [scene[column] for scene in scenes] for column in ("image", "annotation", "name")}
+    return {column: [scene[column] for scene in scenes] for column in FEATURES}
 
 
-def _load_ade20k(folder: Path) -> SegmentationData:
-    label_ids = {index + 1: index for index in range(len(ADE20K_CLASSES))}
-    # 0 is "other". 255 is an error: it would mean that the values have been lowered by one already.
-    return SegmentationData(
-        splits_of_folder(folder), list(ADE20K_CLASSES), list(ADE20K_PALETTE), label_ids, ignored_values={0}
-    )
-
-
-def _load_cityscapes(folder: Path) -> SegmentationData:
-    splits, train_ids = splits_of_cityscapes(folder)
-    label_ids, ignored = {index: index for index in range(len(CITYSCAPES_CLASSES))}, {IGNORE_INDEX}
-    if not train_ids:
-        label_ids = dict(CITYSCAPES_TRAIN_IDS)
-        # 0 … 33 are all label ids; those that are not evaluated have no train id.
-        ignored |= set(range(34)) - label_ids.keys()
-    return SegmentationData(splits, list(CITYSCAPES_CLASSES), list(CITYSCAPES_PALETTE), label_ids, ignored)
-
-
-def _load_folder(folder: Path) -> SegmentationData:
-    names, ignore_index = read_class_names(folder / "classes.json")
-    return _with_names(splits_of_folder(folder), names, ignore_index)
-
-
-def _with_names(splits: Mapping[str, Any], names: list[str], ignore_index: int) -> SegmentationData:
-    label_ids = {index: index for index in range(len(names))}
-    return SegmentationData(
-        splits, names, generate_palette(len(names)), label_ids, {ignore_index, IGNORE_INDEX} - label_ids.keys()
-    )
-
-
-def _load_columns(
-    name_or_path: str, image_column: str | None, annotation_column: str | None, streaming: bool
-) -> SegmentationData:
-    """A data set that `datasets` loads by itself: from the Hub, saved to disk, or of parquet files."""
-    loaded = _load_with_datasets(name_or_path, streaming)
-    splits = {}
-    for split, spellings in SPLIT_NAMES.items():
-        dataset = next((loaded[spelling] for spelling in spellings if spelling in loaded), None)
-        if dataset is None:
-            continue
-        columns = dataset.column_names or list(next(iter(dataset)))
-        image = _find_column(columns, image_column, IMAGE_COLUMNS, "image")
-        annotation = _find_column(columns, annotation_column, ANNOTATION_COLUMNS, "annotation")
-        splits[split] = _with_columns(dataset, image, annotation, split)
-    if not splits:
+def _split_off_validation(splits: Mapping[str, Any], share: float) -> DatasetDict:
+    if not 0 < share < 1 or not isinstance(splits.get("train"), Dataset):
         raise ValueError(
-            f"The data set {name_or_path!r} has the splits {list(loaded)}: expected train, validation or test."
+            f"`train_val_split` must be between 0 and 1, of a data set with training images that isn't streamed from "
+            f"the Hub; got {share} and {sorted(splits)}."
         )
-    kind = IterableDatasetDict if isinstance(loaded, IterableDatasetDict) else DatasetDict
-    return _with_names(kind(splits), *_class_names_of(name_or_path))
+    parts = splits["train"].train_test_split(share, seed=0)
+    return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
 
 
-def _load_with_datasets(name_or_path: str, streaming: bool) -> Mapping[str, Dataset | IterableDataset]:
-    folder = Path(name_or_path)
+def _as_stream(dataset: Dataset | IterableDataset) -> IterableDataset:
+    if isinstance(dataset, IterableDataset):
+        return dataset
+    stream = dataset.with_format(None).to_iterable_dataset(num_shards=max(1, min(MAX_STREAM_SHARDS, len(dataset))))
+    return stream.map(_draw_scene, remove_columns="seed") if "seed" in dataset.column_names else stream
+
+
+def _refuse_remote_code(trust_remote_code: bool) -> None:
+    if trust_remote_code:
+        raise ValueError(
+            f"`trust_remote_code`: datasets {datasets.__version__} runs no code of data sets. Use a revision without "
+            "code, often 'refs/convert/parquet'."
+        )
+
+
+def _load_with_datasets(
+    source: str, config_name: str | None, streaming: bool, hub_options: Mapping[str, Any]
+) -> Mapping[str, Dataset | IterableDataset]:
+    """What `datasets` loads by itself: from the Hub, saved to disk, or of parquet files."""
+    folder = Path(source)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            loaded = load_from_disk(name_or_path)
+            loaded = load_from_disk(source)
         elif folder.is_dir():
-            loaded = load_dataset("parquet", data_files=_parquet_files(folder), streaming=streaming)
+            options = {"cache_dir": hub_options.get("cache_dir"), "data_files": _parquet_files(folder)}
+            loaded = load_dataset("parquet", streaming=streaming, **options)
         else:
-            loaded = load_dataset(name_or_path, streaming=streaming)
+            config = {} if config_name is None else {"name": config_name}
+            loaded = load_dataset(source, **config, streaming=streaming, **hub_options)
     except Exception as error:
-        raise ValueError(f"The data set {name_or_path!r} could not be loaded: {error}") from error
+        raise ValueError(f"The data set {source!r} could not be loaded: {error}") from error
     return loaded if isinstance(loaded, Mapping) else DatasetDict({"train": loaded})
 
 
@@ -203,9 +307,10 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     """Parquet files by split: their folder or the start of their name says which, as on the Hub."""
     files: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.parquet")):
-        starts = (*path.relative_to(folder).parts[:-1], path.stem.replace(".", "-").replace("_", "-").split("-")[0])
+        parts = path.relative_to(folder).parts
+        starts = (*parts[:-1], path.stem.replace(".", "-").replace("_", "-").split("-")[0])
         for split, spellings in SPLIT_NAMES.items():
-            if any(start in spellings for start in starts):
+            if any(start in spellings for start in starts) and not any(part.startswith(".") for part in parts):
                 files.setdefault(split, []).append(str(path))
     if not files:
         raise ValueError(
@@ -215,12 +320,28 @@ def _parquet_files(folder: Path) -> dict[str, list[str]]:
     return files
 
 
+def _with_known_columns(
+    source: str, loaded: Mapping[str, Any], image_column: str | None, annotation_column: str | None
+) -> DatasetDict | IterableDatasetDict:
+    splits = {}
+    for split, spellings in SPLIT_NAMES.items():
+        dataset = next((loaded[spelling] for spelling in spellings if spelling in loaded), None)
+        if dataset is not None:
+            columns = dataset.column_names or list(next(iter(dataset)))
+            image = _find_column(columns, image_column, IMAGE_COLUMNS, "image")
+            annotation = _find_column(columns, annotation_column, ANNOTATION_COLUMNS, "annotation")
+            splits[split] = _with_columns(dataset, image, annotation, split)
+    if not splits:
+        raise ValueError(f"The data set {source!r} has the splits {list(loaded)}: expected train, validation or test.")
+    return (IterableDatasetDict if isinstance(loaded, IterableDatasetDict) else DatasetDict)(splits)
+
+
 def _find_column(columns: Sequence[str], given: str | None, known: Sequence[str], kind: str) -> str:
     if given is not None and given not in columns:
         raise ValueError(f"The data set has no {kind} column {given!r}, only {list(columns)}.")
     found = given or next((name for name in known if name in columns), None)
     if found is None:
-        raise ValueError(f"Which of the columns {list(columns)} is the {kind}? Name it with `{kind}_column`.")
+        raise ValueError(f"Which of the columns {list(columns)} is the {kind}? Name it with `{kind}_column_name`.")
     return found
 
 
@@ -243,26 +364,24 @@ def _with_name(example: dict[str, Any], index: int, split: str) -> dict[str, Any
     return example | {"name": f"{split} {index}"}
 
 
-def _class_names_of(name_or_path: str) -> tuple[list[str], int]:
-    """Class names and the value for "no label" from a file beside the data."""
+def _info_beside(source: str, hub_options: Mapping[str, Any]) -> DatasetInfo:
+    """Class names from a file beside the data."""
     for name in CLASS_FILES:
-        path = Path(name_or_path) / name
-        if not Path(name_or_path).is_dir():
-            path = _download(name_or_path, name)
+        path = Path(source) / name if Path(source).is_dir() else _download(source, name, hub_options)
         if path is not None and path.is_file():
-            return read_class_names(path)
+            return read_dataset_info(path)
     raise ValueError(
-        f"The data set {name_or_path!r} does not name its classes: it needs a classes.json that lists them in the "
-        "order of their ids. A data set on the Hub that has none can be saved with `save_to_disk`, beside such a file."
+        f"The data set {source!r} does not name its classes: it needs a classes.json that lists them in the order of "
+        "their ids. A data set on the Hub that has none can be saved with `save_to_disk`, beside such a file."
     )
 
 
-def _download(repository: str, name: str) -> Path | None:
+def _download(repository: str, name: str, hub_options: Mapping[str, Any]) -> Path | None:
     try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset"))
+        return Path(hf_hub_download(repository, name, repo_type="dataset", **hub_options))
     except (OSError, ValueError):
         # huggingface_hub's errors are of these kinds: no such file, no network, no such repository.
         return None
 
 
-__all__ = ["load_segmentation_dataset"]
+__all__ = ["load_segmentation_dataset", "splits_of_folder"]

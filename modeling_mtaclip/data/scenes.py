@@ -3,7 +3,7 @@
 """Procedurally drawn street scenes with label maps: a data set that needs no download.
 
 Scenes are drawn from back to front: sky, buildings, trees, ground, and cars, people and signs on it, so that nearer
-things hide farther ones. Colours overlap between classes (grey buildings and roads, green cars and trees) and the
+things hide farther ones. Colors overlap between classes (grey buildings and roads, green cars and trees) and the
 light changes, so that a model has to look at texture, shape and place too.
 """
 
@@ -12,20 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from .catalog import DATASETS, IGNORE_INDEX
 
-SCENE_CLASSES = ("road", "sidewalk", "building", "sky", "tree", "car", "person", "sign")
-SCENE_PALETTE = (
-    (128, 64, 128),
-    (244, 35, 232),
-    (70, 70, 70),
-    (70, 130, 180),
-    (107, 142, 35),
-    (0, 0, 142),
-    (220, 20, 60),
-    (220, 220, 0),
-)
+
+SCENE_CLASSES = DATASETS["scenes"].class_names
 ROAD, SIDEWALK, BUILDING, SKY, TREE, CAR, PERSON, SIGN = range(len(SCENE_CLASSES))
-IGNORE_INDEX = 255
 
 
 @dataclass
@@ -36,19 +27,19 @@ class _Canvas:
     labels: np.ndarray
     random: np.random.Generator
 
-    def paint(self, mask: Image.Image, label: int, colour: np.ndarray, texture: np.ndarray | float = 0.0) -> None:
-        """Gives the pixels of a mask a label and a colour, to which a texture `(H, W)` is added."""
+    def paint(self, mask: Image.Image, label: int, color: np.ndarray, texture: np.ndarray | float = 0.0) -> None:
+        """Gives the pixels of a mask a label and a color, to which a texture `(H, W)` is added."""
         inside = np.asarray(mask, dtype=bool)
         shade = np.asarray(texture, dtype=np.float32)
-        self.image[inside] = colour + (shade[inside][:, None] if shade.ndim else shade)
+        self.image[inside] = color + (shade[inside][:, None] if shade.ndim else shade)
         self.labels[inside] = label
 
     def new_mask(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
         mask = Image.new("1", self.labels.shape[::-1])
         return mask, ImageDraw.Draw(mask)
 
-    def colour(self, low: int, high: int, spread: int = 40) -> np.ndarray:
-        """A random colour around a random grey in `[low, high]`."""
+    def color(self, low: int, high: int, spread: int = 40) -> np.ndarray:
+        """A random color around a random grey in `[low, high]`."""
         return self.random.uniform(low, high) + self.random.uniform(-spread, spread, 3)
 
     def noise(self, scale: int, strength: float) -> np.ndarray:
@@ -97,7 +88,7 @@ def _draw_buildings(canvas: _Canvas, horizon: int) -> None:
             top = int(horizon * random.uniform(0.05, 0.75))
             mask, draw = canvas.new_mask()
             draw.rectangle((left, top, right, horizon + 8), fill=1)
-            canvas.paint(mask, BUILDING, canvas.colour(70, 190, 30), canvas.noise(3, 5) + _windows(canvas))
+            canvas.paint(mask, BUILDING, canvas.color(70, 190, 30), canvas.noise(3, 5) + _windows(canvas))
         left = right + random.integers(0, 12)
 
 
@@ -130,21 +121,21 @@ def _draw_ground(canvas: _Canvas, horizon: int) -> tuple[float, float, float, fl
     draw.rectangle((0, horizon, width, height), fill=1)
     y, x = np.arange(height)[:, None], np.arange(width)[None]
     tiles = (((x + 3 * (y // 6)) % random.integers(7, 11) == 0) | (y % 6 == 0)) * -28.0
-    canvas.paint(mask, SIDEWALK, canvas.colour(120, 190, 15), tiles + canvas.noise(4, 6))
+    canvas.paint(mask, SIDEWALK, canvas.color(120, 190, 15), tiles + canvas.noise(4, 6))
     middle = width * random.uniform(0.35, 0.65)
     near, far = width * random.uniform(0.3, 0.42), width * random.uniform(0.03, 0.09)
     shift = width * random.uniform(-0.15, 0.15)
     edges = (middle - far, middle + far, middle + shift - near, middle + shift + near)
     mask, draw = canvas.new_mask()
     draw.polygon([(edges[0], horizon), (edges[1], horizon), (edges[3], height), (edges[2], height)], fill=1)
-    canvas.paint(mask, ROAD, canvas.colour(60, 120, 8), canvas.noise(2, 7))
+    canvas.paint(mask, ROAD, canvas.color(60, 120, 8), canvas.noise(2, 7))
     mask, draw = canvas.new_mask()
     for share in np.arange(random.uniform(0.1, 0.25), 1, 0.22):
         line_x, line_y = middle + shift * share, horizon + (height - horizon) * share
         draw.polygon(
             [(line_x - 2 * share, line_y), (line_x + 2 * share, line_y), (line_x, line_y + 9 * share)], fill=1
         )
-    canvas.paint(mask, ROAD, canvas.colour(190, 230, 10))
+    canvas.paint(mask, ROAD, canvas.color(190, 230, 10))
     return edges
 
 
@@ -174,10 +165,10 @@ def _draw_car(canvas: _Canvas, ground: float, size: float, left: float, right: f
         ],
         fill=1,
     )
-    canvas.paint(body, CAR, canvas.colour(40, 210, 70), canvas.noise(12, 9))
+    canvas.paint(body, CAR, canvas.color(40, 210, 70), canvas.noise(12, 9))
     window, draw = canvas.new_mask()
     draw.rectangle((x - 0.4 * half, ground - 1.55 * tall, x + 0.4 * half, ground - 1.05 * tall), fill=1)
-    canvas.paint(window, CAR, canvas.colour(25, 70, 10))
+    canvas.paint(window, CAR, canvas.color(25, 70, 10))
     wheels, draw = canvas.new_mask()
     for side in (-0.6, 0.6):
         wheel = x + side * half
@@ -190,14 +181,14 @@ def _draw_person(canvas: _Canvas, ground: float, size: float, left: float, right
     beside = [span for span in ((0, left - 4), (right + 4, width)) if span[1] - span[0] > 6]
     x = random.uniform(*beside[random.integers(len(beside))]) if beside else random.uniform(0, width)
     tall, half = 27 * size, 4.6 * size
-    for top, bottom, narrow, colour in (
-        (0.22, 0.62, 1.0, canvas.colour(40, 220, 90)),
-        (0.58, 1.0, 0.75, canvas.colour(25, 120, 40)),
+    for top, bottom, narrow, color in (
+        (0.22, 0.62, 1.0, canvas.color(40, 220, 90)),
+        (0.58, 1.0, 0.75, canvas.color(25, 120, 40)),
     ):
         mask, draw = canvas.new_mask()
         box = (x - half * narrow, ground - tall * (1 - top), x + half * narrow, ground - tall * (1 - bottom))
         draw.rounded_rectangle(box, radius=1.5 * size, fill=1)
-        canvas.paint(mask, PERSON, colour, canvas.noise(3, 6))
+        canvas.paint(mask, PERSON, color, canvas.noise(3, 6))
     head, draw = canvas.new_mask()
     draw.ellipse((x - 3.4 * size, ground - tall, x + 3.4 * size, ground - tall * 0.76), fill=1)
     canvas.paint(head, PERSON, random.uniform((110, 70, 50), (235, 190, 165)))
@@ -209,7 +200,7 @@ def _draw_sign(canvas: _Canvas, ground: float, size: float, left: float, right: 
     tall, radius = 34 * size, 6.5 * size
     mask, draw = canvas.new_mask()
     draw.rectangle((x - 1.4 * size, ground - tall, x + 1.4 * size, ground), fill=1)
-    canvas.paint(mask, SIGN, canvas.colour(120, 170, 5))
+    canvas.paint(mask, SIGN, canvas.color(120, 170, 5))
     mask, draw = canvas.new_mask()
     box = (x - radius, ground - tall - radius, x + radius, ground - tall + radius)
     draw.ellipse(box, fill=1)
@@ -235,4 +226,4 @@ def _photograph(canvas: _Canvas) -> tuple[Image.Image, Image.Image]:
     return Image.fromarray(image.clip(0, 255).astype(np.uint8)), Image.fromarray(labels)
 
 
-__all__ = ["SCENE_CLASSES", "SCENE_PALETTE", "make_scene"]
+__all__ = ["SCENE_CLASSES", "make_scene"]

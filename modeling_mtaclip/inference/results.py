@@ -15,31 +15,13 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.catalog import (
-    ADE20K_CLASSES,
-    ADE20K_PALETTE,
-    CITYSCAPES_CLASSES,
-    CITYSCAPES_PALETTE,
-    CITYSCAPES_TRAIN_IDS,
-    generate_palette,
-)
-from ..data.scenes import SCENE_CLASSES, SCENE_PALETTE
+from ..data import DATASETS, palette_of
 
 
-KNOWN_PALETTES = {
-    ADE20K_CLASSES: ADE20K_PALETTE,
-    CITYSCAPES_CLASSES: CITYSCAPES_PALETTE,
-    SCENE_CLASSES: SCENE_PALETTE,
-}
+ADE20K, CITYSCAPES = DATASETS["ade20k"], DATASETS["cityscapes"]
 OVERLAY_OPACITY = 0.5
 OVERLAY_QUALITY = 92
 CITYSCAPES_NAME = re.compile(r"[^_]+_\d{6}_\d{6}")
-
-
-def palette_of(class_names: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Colours of classes: those of their data set if it is known, else generated ones for any kind of vision."""
-    known = KNOWN_PALETTES.get(tuple(class_names))
-    return generate_palette(len(class_names)) if known is None else list(known)
 
 
 class ResultFormat(ABC):
@@ -152,13 +134,13 @@ class CityscapesFormat(ResultFormat):
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names)
-        if sorted(class_names) != sorted(CITYSCAPES_CLASSES):
+        if sorted(class_names) != sorted(CITYSCAPES.class_names):
             raise ValueError(
-                f"--format cityscapes needs a model with the classes of Cityscapes, {list(CITYSCAPES_CLASSES)}; this "
-                f"one has {list(class_names)}."
+                f"--format cityscapes needs a model with the classes of Cityscapes, {list(CITYSCAPES.class_names)}; "
+                f"this one has {list(class_names)}."
             )
-        label_ids = {train_id: label_id for label_id, train_id in CITYSCAPES_TRAIN_IDS.items()}
-        self.label_ids = np.array([label_ids[CITYSCAPES_CLASSES.index(name)] for name in class_names], dtype=np.uint8)
+        values = dict(zip(CITYSCAPES.class_names, CITYSCAPES.values, strict=True))
+        self.label_ids = np.array([values[name] for name in class_names], dtype=np.uint8)
 
     def path(self, name: Path) -> Path:
         """See [`ResultFormat`]."""
@@ -179,7 +161,7 @@ class ADE20KFormat(ResultFormat):
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names)
-        if tuple(class_names) != ADE20K_CLASSES:
+        if tuple(class_names) != ADE20K.class_names:
             raise ValueError(
                 "--format ade20k needs a model with the 150 classes of SceneParse150 by the first names in its "
                 f"objectInfo150.csv; this one has {len(class_names)} classes, {list(class_names)[:5]} and so on."
@@ -233,4 +215,4 @@ def _draw_legend(entries: Sequence[tuple[str, tuple[int, int, int]]], width: int
     return legend
 
 
-__all__ = ["FORMATS", "ResultFormat", "palette_of"]
+__all__ = ["FORMATS", "ResultFormat"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.reading import read_rgb
+from ..data import open_image
 
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -62,7 +62,7 @@ class Source:
             yield Frame(self.name, str(self.path), self._read)
 
     def _read(self) -> Image.Image:
-        return read_rgb({"path": str(self.path), "bytes": None}, str(self.path))
+        return open_image(self.path)
 
 
 def find_sources(inputs: Sequence[str], exclude: Path | None = None) -> list[Source]:

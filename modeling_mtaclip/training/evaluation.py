@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, distributed
 
-from ..data.catalog import CITYSCAPES_CLASSES
+from ..data import DATASETS
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..inference import PreparedImage, prepare_image
 from ..metrics import (
@@ -27,16 +27,6 @@ from .evaluated_images import BestAndWorstImages, ContextUsage, make_thumbnail
 
 
 NUM_WORST_IMAGES = 10
-# Category of each of the 19 classes of Cityscapes that are evaluated, in the order of their train ids.
-CITYSCAPES_CATEGORIES = (
-    *("flat", "flat"),
-    *("construction", "construction", "construction"),
-    *("object", "object", "object"),
-    *("nature", "nature"),
-    "sky",
-    *("human", "human"),
-    *("vehicle", "vehicle", "vehicle", "vehicle", "vehicle", "vehicle"),
-)
 
 
 @dataclass
@@ -99,7 +89,7 @@ class SegmentationScores:
     ) -> None:
         self.class_names = list(class_names)
         self.ignore_index = ignore_index
-        self.categories = CITYSCAPES_CATEGORIES if self.class_names == list(CITYSCAPES_CLASSES) else None
+        self.categories = _categories_of(self.class_names)
         self.matrix: Tensor | None = None
         self.per_image = PerImageScores(len(self.class_names), ignore_index)
         self.best_and_worst = BestAndWorstImages()
@@ -174,6 +164,12 @@ class SegmentationScores:
             name: {key: json_ready(values[index]) for key, values in columns.items()}
             for index, name in enumerate(self.class_names)
         }
+
+
+def _categories_of(class_names: Sequence[str]) -> tuple[str, ...] | None:
+    """The categories that the official metric of the data set with these classes scores too."""
+    known = [info.categories for info in DATASETS.values() if info.class_names == tuple(class_names)]
+    return (known[0] or None) if known else None
 
 
 def _rank() -> int:

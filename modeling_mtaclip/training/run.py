@@ -23,9 +23,9 @@ from ..data import (
     EvaluationExamples,
     EvaluationStream,
     SegmentationData,
+    TrainingCollator,
     TrainingExamples,
     TrainingStream,
-    collate_examples,
     load_segmentation_dataset,
 )
 from ..image_processing_mtaclip import MTAClipImageProcessor
@@ -172,12 +172,18 @@ def prepare_run(
             data_arguments.annotation_column,
             data_arguments.streaming,
         )
-    train_dataset, eval_dataset = None, None
+    train_dataset, eval_dataset, share = None, None, {}
+    if data_arguments.streaming:
+        share = {"rank": training_arguments.process_index, "world_size": training_arguments.world_size}
     if training_arguments.do_eval:
         evaluation_class = EvaluationStream if data_arguments.streaming else EvaluationExamples
-        eval_dataset = evaluation_class(data, "validation", data_arguments.max_eval_samples)
-    splits = {"validation": training_arguments.do_eval, "train": training_arguments.do_train}
-    checked = {split: data.check(split, data_arguments.check_data) for split, used in splits.items() if used}
+        eval_dataset = evaluation_class(data, "validation", data_arguments.max_eval_samples, **share)
+    how, checked = data_arguments.check_data, {}
+    if training_arguments.do_eval:
+        checked["validation"] = data.check("validation", how, max_samples=data_arguments.max_eval_samples)
+    if training_arguments.do_train:
+        limits = data_arguments.max_bad_share, data_arguments.max_train_samples
+        checked["train"] = data.check("train", how, *limits)
     parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments.do_train)
     if parts.loading_report is not None:
         _report_account(parts.loading_report, training_arguments)
@@ -186,7 +192,7 @@ def prepare_run(
         seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
         training_class = TrainingStream if data_arguments.streaming else TrainingExamples
         train_dataset = training_class(
-            data, "train", augmentation, seed, data_arguments.max_train_samples, data_arguments.max_bad_share
+            data, "train", augmentation, seed, data_arguments.max_train_samples, data_arguments.max_bad_share, **share
         )
     options = {"dataset_name": data_arguments.dataset_name}
     for part in (model_arguments, data_arguments, training_arguments):
@@ -196,7 +202,7 @@ def prepare_run(
         args=training_arguments,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        data_collator=collate_examples,
+        data_collator=TrainingCollator(len(data.class_names)),
         processing_class=parts.image_processor,
         tokenizer=parts.tokenizer,
         options=options,

@@ -13,9 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
 
-from ..data import SegmentationData
-from ..data.catalog import ADE20K_CLASSES, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, generate_palette
-from ..data.scenes import SCENE_CLASSES, make_scene
+from ..data import DATASETS, DatasetInfo, SegmentationData, make_scene
 from .arguments import DataArguments, ModelArguments
 
 
@@ -119,8 +117,7 @@ def _data(arguments: DataArguments) -> Iterator[Source]:
 class _KnownData:
     """What must be known of a data set to draw scenes in its place."""
 
-    class_names: tuple[str, ...] | list[str]
-    palette: Any
+    info: DatasetInfo
     height: int
     width: int
     num_train: int
@@ -142,18 +139,17 @@ class _KnownData:
 
     def load(self) -> SegmentationData:
         """The data set's classes with scenes in place of its images; they show only its first few classes."""
-        label_ids = {index: index for index in range(len(SCENE_CLASSES))}
         first = self.num_train
         splits = {
             "train": self.scenes(range(first)),
             "validation": self.scenes(range(first, first + self.num_validation)),
         }
-        return SegmentationData(DatasetDict(splits), list(self.class_names), list(self.palette), label_ids)
+        return SegmentationData(DatasetDict(splits), self.info.with_label_ids())
 
 
 STAND_INS = {
-    "ade20k": _KnownData(ADE20K_CLASSES, generate_palette(len(ADE20K_CLASSES)), 512, 683, 20_210, 2_000),
-    "cityscapes": _KnownData(CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, 1024, 2048, 2_975, 500),
+    "ade20k": _KnownData(DATASETS["ade20k"], 512, 683, 20_210, 2_000),
+    "cityscapes": _KnownData(DATASETS["cityscapes"], 1024, 2048, 2_975, 500),
 }
 
 

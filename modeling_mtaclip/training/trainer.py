@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' `Trainer` with MTA-CLIP's parameter groups, schedule, loss terms and exact evaluation."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, has_length
@@ -191,19 +190,29 @@ class MTAClipTrainer(Trainer):
             self._loss_sums, self._loss_count = {}, 0
         super().log(logs, start_time)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Streams give every process its own share already."""
+        if self.train_dataset is None or has_length(self.train_dataset):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            drop_last=self.args.dataloader_drop_last,
+        )
+
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
-        """Every process reads its own share of the images, each image once."""
+        """Every process reads its own share of the images, each image once; streams must give each its share."""
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Evaluation needs an `eval_dataset`.")
-        rank, world_size = self.args.process_index, self.args.world_size
         options: dict[str, Any] = {}
         if has_length(dataset):
-            options["sampler"] = range(rank, len(dataset), world_size)
-        else:
-            dataset = _Share(dataset, rank, world_size)
+            options["sampler"] = range(self.args.process_index, len(dataset), self.args.world_size)
         return DataLoader(
             dataset,
             batch_size=self.args.eval_batch_size,
@@ -232,7 +241,8 @@ class MTAClipTrainer(Trainer):
         num_images = 0
         self.callback_handler.eval_dataloader = dataloader
         with whole_weights(self.model):
-            for samples in dataloader:
+            # Batches may be empty: unusable files are left out.
+            for samples in filter(None, dataloader):
                 sizes = [tuple(sample.annotation.shape) for sample in samples]
                 predictions = segmenter.predict([sample.image for sample in samples], sizes)
                 for sample, prediction in zip(samples, predictions, strict=True):
@@ -365,19 +375,6 @@ class MTAClipTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_through(Path(output_dir))
-
-
-class _Share(IterableDataset):
-    """Every `world_size`-th example of a stream, shared among the workers of a loader."""
-
-    def __init__(self, dataset: Iterable, rank: int, world_size: int) -> None:
-        self.dataset, self.rank, self.world_size = dataset, rank, world_size
-
-    def __iter__(self) -> Iterator:
-        worker = torch.utils.data.get_worker_info()
-        num_workers, worker_id = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        first = self.rank * num_workers + worker_id
-        return islice(iter(self.dataset), first, None, self.world_size * num_workers)
 
 
 __all__ = ["MTAClipTrainer", "without_adapters"]

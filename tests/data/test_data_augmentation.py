@@ -6,6 +6,7 @@ import colorsys
 import json
 import random
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from modeling_mtaclip.data import (
     Augmentation,
     EvaluationExamples,
     EvaluationStream,
+    TrainingCollator,
     TrainingExamples,
     TrainingStream,
-    collate_examples,
     load_segmentation_dataset,
 )
 from modeling_mtaclip.data.augmentation import (
@@ -302,6 +303,7 @@ def test_examples_depend_on_seed_epoch_and_index_alone(folder):
 
 def test_workers_change_nothing_and_learn_of_the_epoch(folder):
     examples = training_examples(folder)
+    collate_examples = TrainingCollator(3)
     workers = DataLoader(
         examples, batch_size=2, num_workers=2, collate_fn=collate_examples, persistent_workers=True, prefetch_factor=1
     )
@@ -316,15 +318,19 @@ def test_workers_change_nothing_and_learn_of_the_epoch(folder):
     assert not torch.equal(*seen)
 
 
-def test_bad_file_is_replaced_and_counted(folder, caplog):
-    (folder / "images/train/2.png").write_bytes(b"damaged")
-    examples = training_examples(folder, max_bad_share=0.2)
-    replaced = examples[2]
-    assert examples.num_bad == 1
-    assert equal(examples[2], replaced)
-    assert examples.num_bad == 1
+@pytest.mark.parametrize(("share", "allowed"), [(0.0, 0), (0.01, 1), (0.34, 2)])
+def test_bad_files_are_replaced_and_counted(folder, share, allowed):
+    examples = training_examples(folder, max_bad_share=share)
+    for index in range(allowed):
+        (folder / f"images/train/{index}.png").write_bytes(b"damaged")
+    for index in range(allowed):
+        replaced = examples[index]
+        assert replaced["names"] not in {f"train/{bad}.png" for bad in range(allowed)}
+        assert equal(examples[index], replaced)
+    assert examples.num_bad == allowed
     (folder / "annotations/train/3.png").unlink()
-    with pytest.raises(RuntimeError, match=r"2 of 6 training examples can't be used, and 1 may be.*train/3\.png"):
+    message = rf"{allowed + 1} of 6 training examples can't be used, and {allowed} may be.*train/3\.png"
+    with pytest.raises(RuntimeError, match=message):
         examples[3]
 
 
@@ -351,36 +357,72 @@ def by_seed(examples) -> dict[int, dict[str, torch.Tensor]]:
     return {int(example["point_seeds"]): example for example in examples}
 
 
-def test_stream_gives_every_example_once_whatever_the_workers(folder):
+def test_every_pass_over_a_stream_gives_every_example_once(folder):
     stream = training_stream(folder)
-    alone = by_seed(stream)
-    shared = by_seed(DataLoader(stream, batch_size=None, num_workers=2))
-    assert len(alone) == 6
-    assert alone.keys() == shared.keys()
-    assert all(equal(alone[seed], shared[seed]) for seed in alone)
-    stream.set_epoch(1)
-    assert by_seed(stream).keys().isdisjoint(alone)
-    assert len(list(training_stream(folder, max_samples=2))) == 2
+    alone = by_seed(islice(stream, 18))
+    assert len(alone) == 18
+    names = [example["names"] for example in islice(stream, 18)]
+    for first in (0, 6, 12):
+        assert sorted(names[first : first + 6]) == [f"train/{index}.png" for index in range(6)]
+    # Two processes with two workers each: together the same examples.
+    shares = [by_seed(islice(training_stream(folder, rank=rank, world_size=2), 3)) for rank in range(2)]
+    assert set(shares[0]) | set(shares[1]) == set(list(alone)[:6])
+    assert all(equal(alone[seed], example) for share in shares for seed, example in share.items())
+    by_workers = islice(DataLoader(stream, batch_size=None, num_workers=2), 6)
+    assert {example["names"] for example in by_workers} == set(names)
+    few = training_stream(folder, max_samples=2)
+    assert sorted(example["names"] for example in islice(few, 4)) == ["train/0.png"] * 2 + ["train/1.png"] * 2
+    assert {example["names"] for example in islice(DataLoader(few, batch_size=None, num_workers=3), 6)} == {
+        "train/0.png",
+        "train/1.png",
+    }
 
 
 def test_stream_leaves_out_bad_files(folder, monkeypatch):
     (folder / "images/train/2.png").write_bytes(b"damaged")
     stream = training_stream(folder)
-    for epoch in range(3):
-        stream.set_epoch(epoch)
-        assert len(list(stream)) == 5
-        assert len(list(DataLoader(stream, batch_size=None, num_workers=2))) == 5
-        assert stream.num_bad == 1
+    names = [example["names"] for example in islice(stream, 10)]
+    assert sorted(names) == sorted(f"train/{index}.png" for index in (0, 1, 3, 4, 5) for _ in range(2))
+    assert stream.num_bad == 1
+    list(islice(DataLoader(stream, batch_size=None, num_workers=2), 10))
+    assert stream.num_bad == 1
+    (folder / "images/train/3.png").write_bytes(b"damaged")
     monkeypatch.setattr("modeling_mtaclip.data.examples.MIN_STREAM_LENGTH", 1)
-    with pytest.raises(RuntimeError, match=r"1 of \d training examples can't be used.*train/2\.png"):
-        list(training_stream(folder))
+    with pytest.raises(RuntimeError, match=r"2 of \d training examples can't be used.*train/[23]\.png"):
+        list(islice(training_stream(folder), 10))
+    with pytest.raises(RuntimeError, match=r"1 of \d training examples can't be used"):
+        list(islice(training_stream(folder, max_bad_share=0), 10))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_evaluation_stream_gives_all_examples_in_order(folder, num_workers):
-    stream = EvaluationStream(load_segmentation_dataset(str(folder), streaming=True), "validation")
-    names = [example["name"] for example in DataLoader(stream, batch_size=None, num_workers=num_workers)]
-    # Each worker gives all of them.
-    assert sorted(names) == sorted([f"val/{index}.png" for index in range(5)] * max(1, num_workers))
-    if num_workers == 0:
-        assert names == sorted(names)
+@pytest.mark.parametrize("max_samples", [None, 4])
+@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 1), (2, 1), (0, 2), (2, 3)])
+def test_evaluation_stream_gives_each_example_once(folder, max_samples, num_workers, world_size):
+    data = load_segmentation_dataset(str(folder), streaming=True)
+    names = []
+    for rank in range(world_size):
+        stream = EvaluationStream(data, "validation", max_samples, rank, world_size)
+        names += [example["name"] for example in DataLoader(stream, batch_size=None, num_workers=num_workers)]
+    assert sorted(names) == [f"val/{index}.png" for index in range(max_samples or 5)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_evaluation_leaves_out_bad_files_and_counts_them(folder, streaming):
+    (folder / "images/val/1.png").write_bytes(b"damaged")
+    data = load_segmentation_dataset(str(folder), streaming=streaming)
+    examples = (EvaluationStream if streaming else EvaluationExamples)(data, "validation")
+    for num_workers in (0, 2):
+        loader = DataLoader(examples, batch_size=2, num_workers=num_workers, collate_fn=list)
+        names = [example["name"] for batch in loader for example in batch]
+        assert sorted(names) == ["val/0.png", "val/2.png", "val/3.png", "val/4.png"]
+        assert examples.num_bad == 1
+
+
+def test_batches_know_the_classes_of_their_images():
+    labels = torch.tensor([[[0, 2], [255, 2]], [[1, 1], [1, 255]]])
+    examples = [{"labels": each, "names": "a"} for each in labels]
+    batch = TrainingCollator(3)(examples)
+    assert torch.equal(batch["labels"], labels)
+    assert batch["image_classes"].tolist() == [[0, 2], [1, -1]]
+    assert batch["names"] == ["a", "a"]
+    with pytest.raises(ValueError, match="contain the values \\[2\\]"):
+        TrainingCollator(2)(examples)

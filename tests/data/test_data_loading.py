@@ -13,12 +13,12 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
-from modeling_mtaclip.data import EvaluationExamples, load_segmentation_dataset
-from modeling_mtaclip.data.catalog import ADE20K_CLASSES, CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, CITYSCAPES_TRAIN_IDS
-from modeling_mtaclip.data.folders import logger as folders_logger
+from modeling_mtaclip.data import DATASETS, EvaluationExamples, load_segmentation_dataset
+from modeling_mtaclip.data.loading import logger as loading_logger
 
 
 NAMES = ["road", "sky", "tree"]
+ADE20K, CITYSCAPES = DATASETS["ade20k"], DATASETS["cityscapes"]
 
 
 def image(height: int = 24, width: int = 32, seed: int = 0) -> Image.Image:
@@ -67,11 +67,10 @@ def test_folder_has_lazy_splits_with_names_and_paths(folder):
     np.testing.assert_array_equal(labels, annotation(seed=1))
 
 
-def test_list_of_files_is_cached_by_its_fingerprint_and_images_are_not_copied(folder):
+def test_fingerprint_is_that_of_the_list_of_files_and_images_are_not_copied(folder):
     first, again = (load_segmentation_dataset(str(folder)).splits for _ in range(2))
     for split in ("train", "validation", "test"):
         assert again[split]._fingerprint == first[split]._fingerprint
-        assert again[split].cache_files == first[split].cache_files
         files = again[split].cast_column("image", datasets.Image(decode=False))["image"][:]
         assert [file["path"] for file in files] == sorted(map(str, (folder / "images").glob(f"{split[:3]}*/*")))
         assert all(file["bytes"] is None for file in files)
@@ -188,7 +187,7 @@ def test_16_bit_label_beyond_the_table_is_out_of_range(folder):
 
 def test_colour_annotation_is_refused(folder):
     save(image(), folder / "annotations/train/0.png")
-    with pytest.raises(ValueError, match=r"annotations/train/0\.png has the mode 'RGB'.*grey or palette"):
+    with pytest.raises(ValueError, match=r"annotations/train/0\.png has the mode 'RGB'.*gray or palette"):
         read(load_segmentation_dataset(str(folder)))
 
 
@@ -218,10 +217,10 @@ def test_image_without_annotation_is_named(folder):
 
 def test_annotation_without_image_is_a_warning(folder, caplog):
     save(annotation(), folder / "annotations/train/9.png")
-    folders_logger.addHandler(caplog.handler)
+    loading_logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING):
         data = load_segmentation_dataset(str(folder))
-    folders_logger.removeHandler(caplog.handler)
+    loading_logger.removeHandler(caplog.handler)
     assert "9.png" in caplog.text
     assert len(data.splits["train"]) == 3
 
@@ -267,7 +266,7 @@ def test_missing_class_names_are_an_error(folder):
 
 
 def test_unknown_data_set_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"Unknown data set 'ade200k': expected 'scenes'"):
+    with pytest.raises(ValueError, match=r"Unknown data set 'ade200k': expected 'ade20k', 'cityscapes', 'scenes'"):
         load_segmentation_dataset("ade200k")
     with pytest.raises(ValueError, match=r"'ade20k' needs the folder of its files in `data_dir`, got None"):
         load_segmentation_dataset("ade20k")
@@ -377,10 +376,12 @@ def test_columns_are_found_or_asked_for(folder, tmp_path):
         load_segmentation_dataset(str(found))
     (found / "id2label.json").write_text(json.dumps(dict(enumerate(NAMES))))
     assert load_segmentation_dataset(str(found)).class_names == NAMES
-    with pytest.raises(ValueError, match=r"Which of the columns .*'z'.* is the annotation\? .*`annotation_column`"):
+    with pytest.raises(
+        ValueError, match=r"Which of the columns .*'z'.* is the annotation\? .*`annotation_column_name`"
+    ):
         load_segmentation_dataset(str(unclear))
     with pytest.raises(ValueError, match="no image column 'photo', only"):
-        load_segmentation_dataset(str(found), image_column="photo")
+        load_segmentation_dataset(str(found), image_column_name="photo")
 
 
 @pytest.fixture
@@ -428,9 +429,11 @@ def test_cityscapes_with_a_value_that_is_no_label_id(cityscapes):
 def test_cityscapes_facts_are_the_official_ones():
     labels = pytest.importorskip("cityscapesscripts.helpers.labels", reason="needs cityscapesscripts").labels
     evaluated = sorted((label for label in labels if label.trainId not in (255, -1)), key=lambda label: label.trainId)
-    assert tuple(label.name for label in evaluated) == CITYSCAPES_CLASSES
-    assert tuple(label.color for label in evaluated) == CITYSCAPES_PALETTE
-    assert {label.id: label.trainId for label in evaluated} == CITYSCAPES_TRAIN_IDS
+    assert tuple(label.name for label in evaluated) == CITYSCAPES.class_names
+    assert tuple(label.color for label in evaluated) == CITYSCAPES.palette
+    assert tuple(label.category for label in evaluated) == CITYSCAPES.categories
+    assert {label.id: label.trainId for label in evaluated} == CITYSCAPES.label_ids
+    assert CITYSCAPES.ignored_values == {label.id for label in labels if label.id >= 0} - CITYSCAPES.label_ids.keys()
 
 
 def test_real_cityscapes_samples(shared_dir):
@@ -441,7 +444,7 @@ def test_real_cityscapes_samples(shared_dir):
     assert picture.size == (2048, 1024)
     raw = np.asarray(Image.open(next((folder / "gtFine/val").rglob("*000004_000019_gtFine_labelIds.png"))))
     for value in np.unique(raw):
-        assert set(np.unique(labels[raw == value])) == {CITYSCAPES_TRAIN_IDS.get(int(value), 255)}
+        assert set(np.unique(labels[raw == value])) == {CITYSCAPES.label_ids.get(int(value), 255)}
 
 
 def test_real_ade20k_samples_are_shifted_by_one(shared_dir):
@@ -457,8 +460,8 @@ def test_real_ade20k_samples_are_shifted_by_one(shared_dir):
 def test_ade20k_names_are_the_first_of_the_official_list(shared_dir):
     with (shared_dir / "data/ade20k/objectInfo150.csv").open() as file:
         rows = [row["Name"] for row in csv.DictReader(file)]
-    assert len(ADE20K_CLASSES) == len(set(ADE20K_CLASSES)) == 150
-    for name, row in zip(ADE20K_CLASSES, rows, strict=True):
+    assert len(ADE20K.class_names) == len(set(ADE20K.class_names)) == 150
+    for name, row in zip(ADE20K.class_names, rows, strict=True):
         # The file puts the words of a name apart like names.
         assert f"{row};".startswith(name.replace(" ", ";") + ";")
 

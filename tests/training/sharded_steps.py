@@ -17,8 +17,8 @@ import yaml
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from modeling_mtaclip.data import collate_examples
-from modeling_mtaclip.loss_mtaclip import classes_of_images, loss_normalizers
+from modeling_mtaclip.data import TrainingCollator
+from modeling_mtaclip.loss_mtaclip import loss_normalizers
 from modeling_mtaclip.training.callbacks import FiniteGradientsCallback
 from modeling_mtaclip.training.distribution import whole_weights
 from tests.tiny import tiny_model
@@ -49,13 +49,12 @@ def train(model: torch.nn.Module, num_steps: int) -> list[tuple[float, float]]:
     history = []
     for step in range(num_steps):
         first = step * WHOLE_BATCH + rank * share
-        batch = collate_examples([example(index) for index in range(first, first + share)])
-        config = model.config
-        classes = classes_of_images(batch["labels"], config.num_labels, config.semantic_loss_ignore_index)
-        normalizers = loss_normalizers(classes, config)
+        collate = TrainingCollator(model.config.num_labels)
+        batch = collate([example(index) for index in range(first, first + share)])
+        normalizers = loss_normalizers(batch["image_classes"], model.config)
         dist.all_reduce(normalizers)
         normalizers /= world_size
-        loss = model(**batch, image_classes=classes, loss_normalizers=normalizers, output_logits=False).loss
+        loss = model(**batch, loss_normalizers=normalizers, output_logits=False).loss
         loss.backward()
         gradients = [value.grad for value in model.parameters() if value.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).full_tensor()

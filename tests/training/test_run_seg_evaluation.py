@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
-from modeling_mtaclip.data.catalog import CITYSCAPES_CLASSES
+from modeling_mtaclip.data import DATASETS
 from modeling_mtaclip.data.examples import logger as examples_logger
 from modeling_mtaclip.metrics import BoundaryScores, MeanIoU
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from tests.training.conftest import draw_folder, options
+
+
+CITYSCAPES_CLASSES = DATASETS["cityscapes"].class_names
 
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_mtaclip.data import collate_examples
+from modeling_mtaclip.data import TrainingCollator
 from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback
 from modeling_mtaclip.training.checkpoints import TrainingStopped
 from tests.tiny import tiny_model
@@ -100,7 +100,7 @@ def test_a_terminated_run_saves_and_exits(repository_dir, folder_data, tmp_path,
 def with_broken_image():
     examples = [example(index) | {"names": f"photo {index}"} for index in range(6)]
     examples[3]["pixel_values"][0, 5, 5] = float("nan")
-    return {"train_dataset": examples, "data_collator": collate_examples}
+    return {"train_dataset": examples, "data_collator": TrainingCollator(tiny_model().config.num_labels)}
 
 
 def test_steps_with_broken_images_are_named_and_left_out(tmp_path, caplog):

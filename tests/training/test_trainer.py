@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.data import IterableDataset
 
 from modeling_mtaclip import MTAClipImageProcessor
-from modeling_mtaclip.data import collate_examples
+from modeling_mtaclip.data import TrainingCollator
 from modeling_mtaclip.inference import InferenceOptions, Segmenter
 from modeling_mtaclip.metrics import MeanIoU
 from modeling_mtaclip.training import MTAClipTrainer, MTAClipTrainingArguments
@@ -105,7 +105,7 @@ def test_every_loss_term_is_logged_as_the_mean_over_the_steps(tmp_path):
 def test_the_loss_after_training_is_the_plain_one(tmp_path):
     model = tiny_model(backbone_config=convnext_config())
     trainer(tmp_path, model, max_steps=1, train_dataset=[example(index) for index in (1, 2)]).train()
-    batch = collate_examples([example(5)])
+    batch = TrainingCollator(model.config.num_labels)([example(5)])
     loss = model.eval()(**batch).loss
     fresh = tiny_model(backbone_config=convnext_config())
     fresh.load_state_dict(model.state_dict())
