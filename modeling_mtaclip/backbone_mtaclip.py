@@ -3,17 +3,20 @@
 """Backbones: CLIP's two image encoders, and what turns any backbone into four feature maps at strides 4, 8, 16 and 32.
 
 `AutoBackbone` of transformers knows neither CLIP's ResNet nor CLIP's vision transformer; here they are, registered. Of
-every backbone, ours or not, channels and strides are read from a run without data. Backbones with one stride (vision
+every backbone, ours or not, channels and strides are read from one run without data. Backbones with one stride (vision
 transformers) get a feature pyramid.
 """
 
 import math
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoBackbone, AutoConfig, CLIPVisionConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
@@ -26,10 +29,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 
 FEATURE_STRIDES = (4, 8, 16, 32)
-# Sides of the image of which shapes are read: multiples of all usual strides and patch sizes, and not square, so that
-# backbones of one fixed image size are noticed.
-PROBED_IMAGE_SIZE = (448, 672)
-ODD_IMAGE_SIZE = (451, 677)
+# Images without data show what a backbone returns. They are not square, so that backbones of one size are noticed.
+# Those that take odd sides take all; the others are tried with multiples of usual strides and patches. The odd sides
+# are long, so that strides are found by rounding.
+ODD_IMAGE_SIZE, EVEN_IMAGE_SIZE = (2243, 3367), (448, 672)
 # After which of twelve transformer layers the authors read feature maps (in their code, counted from 0: 3, 5, 7, 11).
 VIT_LAYERS = (4, 6, 8, 12)
 
@@ -272,8 +275,17 @@ class FeatureMapShapes:
         return self.strides[0] if len(set(self.strides)) == 1 else None
 
 
+def copy_backbone_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy with lists in place of tuples, as JSON gives them: some backbones add lists to fields of their config."""
+    copied = deepcopy(config)
+    for name, value in list(vars(copied).items()):
+        if isinstance(value, tuple):
+            setattr(copied, name, list(value))
+    return copied
+
+
 def build_backbone(config: PreTrainedConfig) -> tuple[nn.Module, FeatureMapShapes]:
-    """Builds a backbone with new weights, and reads from it what it returns.
+    """Builds a backbone with new weights, and reads from one run without data what it returns.
 
     Args:
         config (`PreTrainedConfig`): of any backbone that `AutoBackbone` builds.
@@ -281,47 +293,11 @@ def build_backbone(config: PreTrainedConfig) -> tuple[nn.Module, FeatureMapShape
     Raises:
         ValueError: a backbone that can't be used, with the reason.
     """
-    for name, value in list(vars(config).items()):
-        if isinstance(value, tuple):
-            # Some of transformers' backbones add lists to these fields, whose defaults are tuples.
-            setattr(config, name, list(value))
-    arguments = _timm_arguments(config.backbone) if config.model_type == "timm_backbone" else {}
-    shapes = _read_shapes(config, arguments)
-    return AutoBackbone.from_config(config, **arguments), shapes
-
-
-def _timm_arguments(name: str) -> dict[str, bool]:
-    """timm's transformers take images of any size if asked to; other models don't know the argument."""
-    try:
-        import timm
-    except ImportError as error:
-        raise ValueError(f"The backbone {name!r} needs timm: pip install timm") from error
-    pretrained_config = timm.get_pretrained_cfg(name)
-    if pretrained_config is None or not pretrained_config.fixed_input_size:
-        return {}
-    try:
-        with torch.device("meta"):
-            timm.create_model(name, features_only=True, dynamic_img_size=True)
-    except TypeError:
-        return {}
-    return {"dynamic_img_size": True}
-
-
-@torch.enable_grad()
-def _read_shapes(config: PreTrainedConfig, arguments: dict[str, Any]) -> FeatureMapShapes:
-    """Runs a copy of the backbone without weights or data."""
+    backbone = _build(config).eval()
     name = getattr(config, "backbone", None) or config.model_type
-    with torch.device("meta"):
-        backbone = AutoBackbone.from_config(config, **arguments).eval()
-        try:
-            maps = _run(backbone, PROBED_IMAGE_SIZE)
-        except Exception as error:  # every backbone has its own kinds
-            raise ValueError(
-                f"The backbone {name!r} can't be used: it fails on an image of {PROBED_IMAGE_SIZE} pixels "
-                f"({str(error).strip() or type(error).__name__}). A backbone must take images of any size."
-            ) from error
-    shapes = [tuple(each.shape) for each in maps]
-    channels = list(backbone.channels)
+    parameters = {key: _without_data(value).requires_grad_() for key, value in backbone.named_parameters()}
+    size, maps = _probe(backbone, name, parameters)
+    channels, shapes = list(backbone.channels), [tuple(each.shape) for each in maps]
     if len(shapes) != len(FEATURE_STRIDES):
         raise ValueError(
             f"The backbone {name!r} returns {len(shapes)} feature maps (channels {channels}), but "
@@ -329,38 +305,58 @@ def _read_shapes(config: PreTrainedConfig, arguments: dict[str, Any]) -> Feature
             f"`out_features={spread_stages(backbone.stage_names)}`."
         )
     channels_last = [shape[1] for shape in shapes] != channels and [shape[-1] for shape in shapes] == channels
-    heights = [shape[1 if channels_last else 2] for shape in shapes]
-    strides = [PROBED_IMAGE_SIZE[0] // height for height in heights]
+    strides = [round(size[0] / shape[1 if channels_last else 2]) for shape in shapes]
     if tuple(strides) != FEATURE_STRIDES and len(set(strides)) > 1:
         raise ValueError(
             f"The backbone {name!r} returns feature maps at the strides {strides}, but needed are either "
             f"{list(FEATURE_STRIDES)} or four times the same stride (a vision transformer). Choose other stages with "
             f"`out_features` or `out_indices` in `backbone_config`, among {list(backbone.stage_names)}."
         )
-    image_divisor = 1 if len(set(strides)) > 1 and _takes_any_size(backbone) else max(strides)
-    return FeatureMapShapes(channels, strides, channels_last, image_divisor, _unused_parameters(backbone, maps))
+    image_divisor = 1 if size == ODD_IMAGE_SIZE and len(set(strides)) > 1 else max(strides)
+    with torch.enable_grad():
+        gradients = torch.autograd.grad(
+            maps, list(parameters.values()), [torch.empty_like(each) for each in maps], allow_unused=True
+        )
+    unused = [key for key, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    return backbone.train(), FeatureMapShapes(channels, strides, channels_last, image_divisor, unused)
 
 
-def _run(backbone: nn.Module, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    images = torch.empty(1, backbone.config.num_channels, *size, dtype=backbone.dtype)
-    return backbone(images).feature_maps
-
-
-def _takes_any_size(backbone: nn.Module) -> bool:
+def _build(config: PreTrainedConfig) -> nn.Module:
+    if config.model_type != "timm_backbone":
+        return AutoBackbone.from_config(config)
     try:
-        with torch.device("meta"):
-            _run(backbone, ODD_IMAGE_SIZE)
-    except Exception:  # every backbone has its own kinds
-        return False
-    return True
+        import timm
+    except ImportError as error:
+        raise ValueError(f"The backbone {config.backbone!r} needs timm: pip install timm") from error
+    pretrained_config = timm.get_pretrained_cfg(config.backbone)
+    if pretrained_config is not None and pretrained_config.fixed_input_size:
+        # timm's transformers take images of any size if asked to; other models don't know the argument.
+        with suppress(TypeError):
+            return AutoBackbone.from_config(config, dynamic_img_size=True)
+    return AutoBackbone.from_config(config)
 
 
-def _unused_parameters(backbone: nn.Module, maps: tuple[Tensor, ...]) -> list[str]:
-    parameters = dict(backbone.named_parameters())
-    gradients = torch.autograd.grad(
-        maps, list(parameters.values()), [torch.empty_like(each) for each in maps], allow_unused=True
+@torch.enable_grad()
+def _probe(
+    backbone: nn.Module, name: str, parameters: dict[str, Tensor]
+) -> tuple[tuple[int, int], tuple[Tensor, ...]]:
+    """The size of image that a backbone takes, and the feature maps of such an image, all without data."""
+    tensors = parameters | {key: _without_data(value) for key, value in backbone.named_buffers()}
+    for size in (ODD_IMAGE_SIZE, EVEN_IMAGE_SIZE):
+        try:
+            with torch.device("meta"):
+                images = torch.empty(1, backbone.config.num_channels, *size, dtype=backbone.dtype)
+                return size, tuple(functional_call(backbone, tensors, (images,)).feature_maps)
+        except Exception as error:  # every backbone has its own kinds
+            reason = str(error).strip() or type(error).__name__
+    raise ValueError(
+        f"The backbone {name!r} can't be used: it fails on an image of {size} pixels ({reason}). A backbone must take "
+        "images of any size."
     )
-    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+def _without_data(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
 
 
 def enlarge_images(pixel_values: Tensor, divisor: int) -> Tensor:
@@ -443,6 +439,7 @@ __all__ = [
     "FeatureMapShapes",
     "MTAClipFeaturePyramid",
     "build_backbone",
+    "copy_backbone_config",
     "enlarge_images",
     "register_backbones",
     "spread_stages",

@@ -13,7 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, AutoTokenizer, CLIPTextConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .backbone_mtaclip import FEATURE_STRIDES, register_backbones
+from .backbone_mtaclip import FEATURE_STRIDES, copy_backbone_config, register_backbones
 
 
 # Wherever this config can be loaded, the backbones that it may name must be known.
@@ -221,6 +221,9 @@ class MTAClipConfig(PreTrainedConfig):
         if self.id2label is not None:
             self._check_labels(kwargs.get("num_labels"))
         super().__post_init__(**kwargs)
+        if self.backbone_config is not None:
+            # A model completes its configuration while it is built; the one that the caller passed stays as it was.
+            self.backbone_config = copy_backbone_config(self.backbone_config)
         # The validators run again after this method, but wrapped into an error that is no ValueError.
         self.check()
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every family of backbones runs, trains, is saved and loaded; CLIP's are those of open_clip and transformers."""
 
+import copy
 import re
 
 import pytest
@@ -142,6 +143,28 @@ def test_recording_hidden_states_leaves_the_backbone_alone(name):
     assert_near((recorded.logits, after.logits), (first.logits, first.logits))
     assert [state.shape[-1] for state in recorded.hidden_states] == [32] * 5
     assert len({state.shape[1] for state in recorded.hidden_states}) == 1
+
+
+@pytest.mark.parametrize("name", ["convnext", "resnet", "clip_vit_patch16"])
+def test_a_backbone_is_built_once_and_leaves_the_config_as_it_was(name, monkeypatch):
+    config, build = CONFIGS[name](), AutoBackbone.from_config
+    before, built = copy.deepcopy(vars(config)), []
+    monkeypatch.setattr(AutoBackbone, "from_config", lambda *args, **kwargs: built.append(build(*args)) or built[-1])
+    model = tiny_model(backbone_config=config)
+    assert built == [model.model.backbone]
+    assert vars(config) == before
+    assert not any(module.is_meta for module in model.parameters())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_takes_other_numbers_of_channels(name):
+    config = CONFIGS[name]()
+    config.num_channels = 4
+    model = tiny_model(backbone_config=config)
+    with torch.no_grad():
+        assert model(torch.randn(1, 4, 64, 96)).logits.isfinite().all()
+    with pytest.raises(ValueError, match=r"shape \(batch, 4, height, width\).*got \(1, 3, 64, 64\)"):
+        model(torch.randn(1, 3, 64, 96))
 
 
 @pytest.mark.parametrize(

@@ -263,17 +263,6 @@ def test_text_embeddings_are_encoded_once_where_asked_for(monkeypatch):
         assert_near(model(images, text_embeddings=texts), expected)
 
 
-def test_other_numbers_of_channels():
-    for num_channels in (1, 4):
-        backbone = tiny_config().backbone_config
-        backbone.num_channels = num_channels
-        model = tiny_model(backbone_config=backbone)
-        batch = make_batch() | {"pixel_values": torch.randn(2, num_channels, HEIGHT, WIDTH)}
-        assert model(**batch).loss.isfinite()
-        with pytest.raises(ValueError, match=rf"shape \(batch, {num_channels}, height, width\).*got \(2, 3, 64, 96\)"):
-            model(make_batch()["pixel_values"])
-
-
 def test_learning_reduces_the_loss():
     model, batch = tiny_model().train(), make_batch()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
