@@ -207,7 +207,8 @@ def save_pictures(
 ) -> None:
     """Draws image, ground truth and prediction side by side, in files `000_name.png`, `001_name.png`, …
 
-    The folder is made if it is absent; pictures with such names that an earlier run left in it are removed first.
+    Small ones are enlarged. The folder is made if it is absent; pictures with such names that an earlier run left in
+    it are removed first.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +217,11 @@ def save_pictures(
     for place, image in enumerate(images):
         label_maps = {"ground truth": image.ground_truth, "prediction": image.prediction}
         colors = [(title, colorize(labels, palette, ignore_index)) for title, labels in label_maps.items()]
-        panels = [("image", image.image), *colors]
+        factor = max(1, THUMBNAIL_SIZE // max(image.image.size))
+        panels = [
+            (title, picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST))
+            for title, picture in (("image", image.image), *colors)
+        ]
         picture = compare(panels, class_names, palette, list(label_maps.values()), ignore_index=ignore_index)
         stem = re.sub(r"[^\w.-]+", "_", Path(image.name).stem)[:80]
         picture.save(folder / f"{place:03}_{stem}.png")

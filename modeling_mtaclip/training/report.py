@@ -91,7 +91,7 @@ def write_report(
         similarity=_similarity(aligned, names),
         alignment=_alignment(aligned, scores, palette),
         num_images=len(images),
-        bar_color=OKABE_ITO[4],
+        colors=OKABE_ITO,
         options=json.dumps(public_options(options or {}), indent=2, ensure_ascii=False, default=str),
     )
     Path(path).write_text(page, encoding="utf-8")
@@ -129,17 +129,9 @@ def score_warnings(scores: SegmentationScores) -> list[str]:
     return warnings
 
 
-def reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
-    """What the classes' gains are over: the run's first evaluation, or the constant prediction if there is no earlier
-    evaluation than the one reported.
-
-    Args:
-        scores ([`SegmentationScores`]): of the evaluation that is reported.
-        history (`Sequence[Mapping[str, Any]]`): the trainer's log, whose last evaluation is the one reported.
-
-    Returns:
-        `tuple[str, list[float]]`: its name, and the IoU of each class; 0 for classes that did not occur.
-    """
+def _reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
+    """What the classes' gains are over, and its IoU of each class: the run's first evaluation, or the constant
+    prediction if there is no earlier evaluation than the one reported, which is the log's last."""
     evaluations = [entry for entry in history if "eval_mean_iou" in entry]
     if evaluations and evaluations[0]["step"] < evaluations[-1]["step"]:
         first = evaluations[0]
@@ -175,7 +167,7 @@ def _classes(
     palette: Sequence[Color],
     history: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    reference, reference_ious = reference_iou(scores, history)
+    reference, reference_ious = _reference_iou(scores, history)
     pixels = scores.matrix.sum(dim=1)[:-1].numpy()
     columns = (per_class.items(), palette, pixels / max(pixels.sum(), 1), reference_ious)
     rows = [
@@ -210,7 +202,6 @@ def _contexts(usage: ContextUsage, names: Sequence[str], palette: Sequence[Color
     if not usage.counts.sum():
         return None
     totals, entropies = usage.counts.sum(axis=1), usage.entropies()
-    colors = [OKABE_ITO[index % len(OKABE_ITO)] for index in range(usage.counts.shape[1])]
     rows = [
         {
             "name": names[index],
@@ -223,7 +214,7 @@ def _contexts(usage: ContextUsage, names: Sequence[str], palette: Sequence[Color
         for index in np.argsort(-totals, kind="stable")
         if totals[index]
     ]
-    return {"rows": rows, "shares": usage.counts.sum(axis=0) / totals.sum(), "colors": colors}
+    return {"rows": rows, "shares": usage.counts.sum(axis=0) / totals.sum()}
 
 
 def _similarity(aligned: Sequence[EvaluatedImage], names: Sequence[str]) -> dict[str, Any] | None:
@@ -280,4 +271,4 @@ def _data_uri(picture: Image.Image, kind: str) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-__all__ = ["reference_iou", "score_warnings", "write_report"]
+__all__ = ["score_warnings", "write_report"]

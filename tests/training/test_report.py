@@ -228,21 +228,35 @@ def test_curves_show_loss_terms_and_scores(finished):
     assert {"cross entropy", "mask", "dice", "contrastive", "mean IoU"} <= texts
 
 
-def test_evaluation_alone_has_no_curves_and_gains_over_the_constant_prediction(finished, tmp_path):
-    run, metrics, page = finished
-    run.trainer.save_model(tmp_path / "model")
-    folder = tmp_path / "alone"
-    arguments = ["--do_eval", "--model_name_or_path", str(tmp_path / "model"), "--output_dir", str(folder)]
-    dataset = run.trainer.args.output_dir.removesuffix("out") + "data"
-    alone = prepare_run(*parse_run_arguments([*arguments, "--dataset_name", dataset, "--cpu_threads", "1"]))
-    alone.execute()
-    page_alone = Page((folder / "report.html").read_text())
-    assert page_alone.titles[0] == "Classes"
-    assert "<b>constant prediction</b>" in page_alone.text
-    assert not (folder / "README.md").exists()
-    assert page_alone.rows("contexts") == page.rows("contexts")
+@pytest.fixture(scope="module")
+def evaluation_options(finished, tmp_path_factory):
+    """Options that evaluate the run's model again."""
+    trainer = finished[0].trainer
+    folder = tmp_path_factory.mktemp("model")
+    trainer.save_model(folder)
+    data = trainer.args.output_dir.removesuffix("out") + "data"
+    return [
+        "--do_eval",
+        "--model_name_or_path",
+        str(folder),
+        "--dataset_name",
+        data,
+        "--use_cpu",
+        "--report_to",
+        "none",
+    ]
+
+
+def test_evaluation_alone_has_no_curves_and_gains_over_the_constant_prediction(finished, evaluation_options, tmp_path):
+    _, metrics, page = finished
+    prepare_run(*parse_run_arguments([*evaluation_options, "--output_dir", str(tmp_path)])).execute()
+    alone = Page((tmp_path / "report.html").read_text())
+    assert alone.titles[0] == "Classes"
+    assert "<b>constant prediction</b>" in alone.text
+    assert not (tmp_path / "README.md").exists()
+    assert alone.rows("contexts") == page.rows("contexts")
     ious = {name: each["iou"] for name, each in metrics["classes"].items() if each["iou"] is not None}
-    gains = {row["class"]: float(row["gain"]) + float(row["IoU of reference"]) for row in page_alone.rows("classes")}
+    gains = {row["class"]: float(row["gain"]) + float(row["IoU of reference"]) for row in alone.rows("classes")}
     assert gains == pytest.approx(ious, abs=2e-4)
 
 
@@ -317,15 +331,11 @@ def test_scores_that_say_little_are_called_that(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_report_what_one_does(run_seg, tmp_path):
-    data = draw_folder(tmp_path / "data", num_validation=5)
-    run_seg(*options(dataset_name=data, output_dir=tmp_path / "model", num_pictures=0))
-    arguments = ("--dataset_name", data, "--do_eval", "--model_name_or_path", tmp_path / "model", "--use_cpu")
-    pages = {}
-    for number in (1, 2):
-        run_seg(*arguments, "--output_dir", tmp_path / str(number), num_processes=number)
-        pages[number] = Page((tmp_path / str(number) / "report.html").read_text())
-    assert pages[1].tables == pages[2].tables
-    shown = [re.findall(r"([\w/.]+: mean IoU [\d.]+)", page.text) for page in pages.values()]
+def test_two_processes_report_what_one_does(finished, evaluation_options, run_seg, tmp_path):
+    run_seg(*evaluation_options, "--output_dir", tmp_path, num_processes=2)
+    page = Page((tmp_path / "report.html").read_text())
+    for name in ("confusion", "confusions", "contexts", "similarity"):
+        assert page.tables[name] == finished[2].tables[name]
+    shown = [re.findall(r"([\w/.]+: mean IoU [\d.]+)", text) for text in (page.text, finished[2].text)]
     assert shown[0] == shown[1]
     assert len(shown[0]) == 5
