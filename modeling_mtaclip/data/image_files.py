@@ -70,7 +70,7 @@ class ImageFiles:
     @property
     def remark(self) -> str:
         """What was left out, as part of a sentence ("2 hidden, 1 not an image"); empty if nothing was."""
-        return ", ".join(f"{number} {reason}" for reason, number in self.left_out.items())
+        return ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
 
 
 def find_image_files(

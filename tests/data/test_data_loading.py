@@ -13,7 +13,8 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
-from modeling_mtaclip.data import DATASETS, EvaluationExamples, load_segmentation_dataset
+from modeling_mtaclip.data import DATASETS, EvaluationExamples, catalog, load_segmentation_dataset, palette_of
+from modeling_mtaclip.data.catalog import read_dataset_info
 from modeling_mtaclip.data.loading import logger as loading_logger
 
 
@@ -434,6 +435,51 @@ def test_cityscapes_facts_are_the_official_ones():
     assert tuple(label.category for label in evaluated) == CITYSCAPES.categories
     assert {label.id: label.trainId for label in evaluated} == CITYSCAPES.label_ids
     assert CITYSCAPES.ignored_values == {label.id for label in labels if label.id >= 0} - CITYSCAPES.label_ids.keys()
+
+
+def test_a_new_data_set_is_one_file(cityscapes, tmp_path, monkeypatch):
+    facts = {
+        "title": "Two",
+        "splits": {"train": ["leftImg8bit/train/{}_leftImg8bit.png", "gtFine/train/{}_gtFine_labelIds.png"]},
+        "ignored_values": [*range(7), *range(9, 34)],
+        "classes": [
+            {"name": "sidewalk", "value": 8, "color": [1, 2, 3], "category": "flat"},
+            {"name": "road", "value": 7, "color": [4, 5, 6], "category": "flat"},
+        ],
+    }
+    (tmp_path / "two.json").write_text(json.dumps(facts))
+    monkeypatch.setitem(DATASETS, "two", read_dataset_info(tmp_path / "two.json"))
+    data = load_segmentation_dataset("two", cityscapes)
+    assert (data.class_names, data.palette, list(data.splits)) == (
+        ["sidewalk", "road"],
+        [(1, 2, 3), (4, 5, 6)],
+        ["train"],
+    )
+    ids = np.arange(34).repeat(2).reshape(4, 17)
+    np.testing.assert_array_equal(read(data)[1], np.select([ids == 8, ids == 7], [0, 1], 255))
+    assert palette_of(["sidewalk", "road"]) == data.palette
+    known = Path(catalog.__file__).parent / "known"
+    assert {path.stem for path in known.iterdir()} == DATASETS.keys() - {"two"}
+    assert all(info.license and info.download and info.source for info in DATASETS.values() if info.title != "Two")
+
+
+def test_options_of_the_hub_reach_datasets(folder, monkeypatch):
+    seen = {}
+
+    def load(path: str, **options):
+        seen.update(options, path=path)
+        return datasets.DatasetDict({"train": columns_of(folder, "image", "label")})
+
+    monkeypatch.setattr("modeling_mtaclip.data.loading.load_dataset", load)
+    monkeypatch.setattr(
+        "modeling_mtaclip.data.loading.hf_hub_download", lambda *args, **options: str(folder / "classes.json")
+    )
+    options = {"revision": "v2", "token": "secret", "cache_dir": "cache"}
+    data = load_segmentation_dataset("a/b", dataset_config_name="small", train_val_split=0.4, **options)
+    assert seen == {"path": "a/b", "name": "small", "streaming": False} | options
+    assert {split: len(each) for split, each in data.splits.items()} == {"train": 1, "validation": 2}
+    with pytest.raises(ValueError, match=r"`trust_remote_code`: datasets .* runs no code"):
+        load_segmentation_dataset("a/b", trust_remote_code=True)
 
 
 def test_real_cityscapes_samples(shared_dir):
