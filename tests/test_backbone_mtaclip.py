@@ -163,7 +163,7 @@ def test_every_family_takes_other_numbers_of_channels(name):
     model = tiny_model(backbone_config=config)
     with torch.no_grad():
         assert model(torch.randn(1, 4, 64, 96)).logits.isfinite().all()
-    with pytest.raises(ValueError, match=r"shape \(batch, 4, height, width\).*got \(1, 3, 64, 64\)"):
+    with pytest.raises(ValueError, match=r"shape \(batch, 4, height, width\).*got \(1, 3, 64, 96\)"):
         model(torch.randn(1, 3, 64, 96))
 
 

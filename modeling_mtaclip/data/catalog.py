@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..configuration_mtaclip import IGNORE_INDEX
 
-IGNORE_INDEX = 255
+
 # Label maps with more than 16 bits don't occur.
 MAX_VALUE = 2**16 - 1
 EXPECTED = 'expected a list of names, or {"id2label": {"0": "sky", ...}, "ignore_index": 255}'
