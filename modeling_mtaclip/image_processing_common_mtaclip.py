@@ -2,20 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What both image processors do: images and label maps in, tensors out; model outputs in, segmentation maps out.
 
-The two differ in the library that converts, resizes and normalises images (torchvision or PIL), which transformers'
-backends bring; sizes, padding, label maps and post-processing are here.
+The two differ in the library that resizes images, torchvision or PIL.
 """
 
+import os
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     ImageInput,
     PILImageResampling,
     SizeDict,
@@ -33,6 +37,7 @@ AUTO_IMAGE_PROCESSORS = (
     "image_processing_mtaclip.MTAClipImageProcessor",
 )
 MASK_STRIDE = 4
+EIGHT_BIT_FACTOR = 1 / 255
 WIDE_PIL_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
@@ -53,7 +58,7 @@ class MTAClipImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class MTAClipImageProcessing:
-    """Mix-in for a backend of transformers, whose images are arrays or tensors `(3, H, W)`."""
+    """Mix-in for a backend of transformers."""
 
     valid_kwargs = MTAClipImageProcessorKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads the class attribute)
@@ -62,7 +67,7 @@ class MTAClipImageProcessing:
     default_to_square = False
     resample = PILImageResampling.BILINEAR
     do_rescale = True
-    rescale_factor = 1 / 255
+    rescale_factor = EIGHT_BIT_FACTOR
     do_normalize = True
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -79,6 +84,21 @@ class MTAClipImageProcessing:
             settings["auto_map"]["AutoImageProcessor"] = list(AUTO_IMAGE_PROCESSORS)
         return settings
 
+    def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """The settings in one form; those that would have no effect are refused."""
+        kwargs = super()._standardize_kwargs(**kwargs)
+        for name in ("do_center_crop", "crop_size", "pad_size"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"`{name}={kwargs[name]!r}` is not supported: crop images and maps before. Padding goes to a "
+                    "multiple of `size_divisor`."
+                )
+        if kwargs.get("data_format") not in (None, "channels_first", ChannelDimension.FIRST):
+            raise ValueError(f"`data_format={kwargs['data_format']!r}` is not supported: results are channels first.")
+        if kwargs.get("size_divisor") is not None and kwargs["size_divisor"] < 1:
+            raise ValueError(f"`size_divisor` must be at least 1, got {kwargs['size_divisor']}.")
+        return kwargs
+
     def preprocess(
         self,
         images: ImageInput,
@@ -88,8 +108,8 @@ class MTAClipImageProcessing:
         """Prepares a batch.
 
         Args:
-            images (`ImageInput`): one image or several, of any sizes.
-            segmentation_maps (`ImageInput`, *optional*): a label map `(height, width)` for each image.
+            images (`ImageInput`): one image or several, of any sizes and kinds.
+            segmentation_maps (`ImageInput`, *optional*): a label map `(height, width)` for each upright image.
             kwargs: overrides of the processor's settings, and `return_tensors`.
 
         Returns:
@@ -97,98 +117,85 @@ class MTAClipImageProcessing:
             such tensors without `return_tensors`.
 
         Raises:
-            ValueError: images with more than 8 bits or values out of range; maps that don't fit the images.
+            ValueError: images of which it isn't clear what they show, such as those with more than 8 bits; maps that
+                don't fit the images; options that are not supported.
         """
-        return super().preprocess(images, segmentation_maps, **kwargs)
-
-    def process_image(self, image: ImageInput, **kwargs: Any) -> Tensor | np.ndarray:
-        """One image as `(3, H, W)` with values in [0, 255]."""
-        _refuse_wide_image(image)
-        if isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(image)
-        elif isinstance(image, np.ndarray | Tensor):
-            image = self._to_8_bit_range(image)
-        return super().process_image(image, **kwargs)
-
-    def _to_8_bit_range(self, image: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """An array or tensor with values in [0, 255]."""
-        raise NotImplementedError
-
-    def _scaled(
-        self,
-        image: Tensor | np.ndarray,
-        factor: float | None,
-        mean_and_std: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    ) -> Tensor | np.ndarray:
-        """The image times the factor, without its mean, divided by its standard deviation."""
-        raise NotImplementedError
-
-    def _padded(self, image: Tensor | np.ndarray, size: tuple[int, int]) -> Tensor | np.ndarray:
-        """The image with zeros at the right and at the bottom."""
-        raise NotImplementedError
-
-    def _labels(self, label_map: np.ndarray, device: Any) -> Tensor | np.ndarray:
-        """An int64 label map as the processor returns it."""
-        raise NotImplementedError
+        as_given = kwargs.get("do_rescale") is not None or kwargs.get("rescale_factor") is not None
+        return super().preprocess(images, segmentation_maps, as_given, **kwargs)
 
     def _preprocess_image_like_inputs(
         self,
         images: ImageInput,
         segmentation_maps: ImageInput | None,
+        as_given: bool,
         return_tensors: str | TensorType | None = None,
         device: Any = None,
         do_convert_rgb: bool | None = None,
-        input_data_format: Any = None,
+        input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        # Only torchvision's backend has devices.
-        place = {} if device is None else {"device": device}
-        prepared = self._prepare_image_like_inputs(
-            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **place
+        num_channels = len(kwargs["image_mean"]) if kwargs["do_normalize"] and np.ndim(kwargs["image_mean"]) else None
+        as_given = as_given or not kwargs["do_rescale"] or kwargs["rescale_factor"] != EIGHT_BIT_FACTOR
+        read = partial(
+            read_image,
+            num_channels=num_channels,
+            to_rgb=bool(do_convert_rgb),
+            as_given=as_given,
+            input_data_format=input_data_format,
         )
+        prepared = [read(image).to(device or "cpu") for image in self._prepare_images_structure(images)]
+        if not prepared:
+            raise ValueError("No images were given.")
         maps = None if segmentation_maps is None else _prepare_maps(segmentation_maps, prepared)
-        data = self._preprocess(prepared, maps=maps, device=device, **kwargs)
-        return BatchFeature(data=data, tensor_type=return_tensors)
+        return BatchFeature(data=self._preprocess(prepared, maps=maps, **kwargs), tensor_type=return_tensors)
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
+        """The single images of nested lists and batches."""
+        if isinstance(images, list | tuple):
+            return [image for each in images for image in self._prepare_images_structure(each)]
+        if isinstance(images, str | os.PathLike):
+            return [Image.open(images) if os.path.isfile(images) else self.fetch_images(images)]
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == expected_ndims + 1:
+            return list(images)
+        return [images]
+
+    def _resized(self, image: Tensor, size: tuple[int, int], resample: Any) -> Tensor:
+        """The image `(C, H, W)`, of uint8 or float32, at another size."""
+        raise NotImplementedError
 
     def _preprocess(
         self,
-        images: list[Tensor] | list[np.ndarray],
-        maps: list[np.ndarray] | None,
+        images: list[Tensor],
+        maps: list[Tensor] | None,
         do_resize: bool,
         size: SizeDict,
         resample: Any,
         do_rescale: bool,
         rescale_factor: float,
         do_normalize: bool,
-        image_mean: tuple[float, ...],
-        image_std: tuple[float, ...],
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
         do_pad: bool,
         size_divisor: int,
         do_reduce_labels: bool,
         ignore_index: int,
-        device: Any = None,
         **kwargs: Any,
     ) -> dict[str, list]:
         if do_resize:
             sizes = [_resized_size(image.shape[-2:], size) for image in images]
-            images = [
-                self.resize(image, SizeDict(height=height, width=width), resample=resample)
-                for image, (height, width) in zip(images, sizes, strict=True)
-            ]
+            images = [self._resized(image, target, resample) for image, target in zip(images, sizes, strict=True)]
             if maps is not None:
                 maps = [_resize_map(label_map, target) for label_map, target in zip(maps, sizes, strict=True)]
-        factor = rescale_factor if do_rescale else None
+        factor = rescale_factor if do_rescale else 1
         mean_and_std = (image_mean, image_std) if do_normalize else None
-        images = [self._scaled(image, factor, mean_and_std) for image in images]
+        images = [_normalized(image, factor, mean_and_std) for image in images]
         if maps is not None and do_reduce_labels:
             maps = [_reduce_labels(label_map, ignore_index) for label_map in maps]
         if do_pad:
             target = _padded_size([image.shape[-2:] for image in images], size_divisor)
-            images = [self._padded(image, target) for image in images]
-            maps = None if maps is None else [_pad_map(label_map, target, ignore_index) for label_map in maps]
-        if maps is None:
-            return {"pixel_values": images}
-        return {"pixel_values": images, "labels": [self._labels(label_map, device) for label_map in maps]}
+            images = [_padded(image, target, 0) for image in images]
+            maps = None if maps is None else [_padded(label_map, target, ignore_index) for label_map in maps]
+        return {"pixel_values": images} if maps is None else {"pixel_values": images, "labels": maps}
 
     def post_process_semantic_segmentation(
         self,
@@ -204,10 +211,9 @@ class MTAClipImageProcessing:
 
         Args:
             outputs (`MTAClipForSemanticSegmentationOutput`): of images that this processor prepared.
-            target_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image before preprocessing.
-                From them and the processor's settings follows what is padding. Sizes that don't lead to the outputs'
-                size under the settings (because the images were prepared in another way) are taken to cover the whole
-                input. Without target sizes, the maps have the size of the model's input, padding included.
+            target_sizes (`list[tuple[int, int]]`, *optional*): height and width of each image before preprocessing,
+                upright as its EXIF orientation says. From them and the processor's settings follows what is padding.
+                Without target sizes, the maps have the size of the model's input, padding included.
             return_segmentation_scores (`bool`, defaults to `False`): whether to return the scores of all classes too.
             overrides: `size`, `do_resize`, `do_pad` and `size_divisor`, if the images were prepared with others than
                 the processor's.
@@ -217,7 +223,8 @@ class MTAClipImageProcessing:
             list of outputs with `segmentation` and `segmentation_scores` `(num_labels, height, width)`.
 
         Raises:
-            ValueError: outputs without mask logits, or not one target size per image.
+            ValueError: outputs without mask logits, not one target size per image, or target sizes that can't be those
+                of the images.
             TypeError: other overrides.
         """
         masks, classes = getattr(outputs, "masks_queries_logits", None), outputs.class_queries_logits
@@ -255,48 +262,157 @@ class MTAClipImageProcessing:
         whole = (mask_size[0] * MASK_STRIDE, mask_size[1] * MASK_STRIDE)
         if target_sizes is None:
             return [(whole, whole, whole)] * batch_size
-        size = self.size if size is None else SizeDict(**dict(size))
+        if size is None:
+            size = self.size
+        else:
+            size = self._standardize_kwargs(size=size, default_to_square=self.default_to_square)["size"]
         do_resize = self.do_resize if do_resize is None else do_resize
         do_pad = self.do_pad if do_pad is None else do_pad
         targets = [(int(height), int(width)) for height, width in target_sizes]
         valid = [_resized_size(target, size) if do_resize else target for target in targets]
         padded = _padded_size(valid, (size_divisor or self.size_divisor) if do_pad else 1)
-        if tuple(-(-length // MASK_STRIDE) for length in padded) != mask_size:
-            return [(whole, whole, target) for target in targets]
-        return [(padded, size, target) for size, target in zip(valid, targets, strict=True)]
-
-
-def _refuse_wide_image(image: ImageInput) -> None:
-    kind = None
-    if isinstance(image, Image.Image) and image.mode in WIDE_PIL_MODES:
-        kind = f"a PIL image of mode {image.mode!r}"
-    elif isinstance(image, np.ndarray) and image.dtype != np.uint8 and image.dtype.kind in "iu" and image.max() > 255:
-        kind = f"an array of {image.dtype} with values up to {image.max()}"
-    elif isinstance(image, Tensor) and not image.is_floating_point() and image.max() > 255:
-        kind = f"a tensor of {image.dtype} with values up to {int(image.max())}"
-    if kind is not None:
+        if _mask_size(padded) == mask_size:
+            return [(padded, size, target) for size, target in zip(valid, targets, strict=True)]
+        if all(_mask_size(target) == mask_size for target in targets):
+            # Images of the model's input size, whoever prepared them.
+            return [(target, target, target) for target in targets]
         raise ValueError(
-            f"Images must have 8 bits per channel, got {kind}. Scale it first, e.g. "
-            "`(image / 256).astype(numpy.uint8)` for 16 bits."
+            f"Images with the `target_sizes` {targets} would be prepared as {padded[0]} x {padded[1]} pixels, but the "
+            f"outputs are of about {whole[0]} x {whole[1]}. Pass the height and width of each upright image (see "
+            "`PIL.ImageOps.exif_transpose`), and the `size`, `do_resize`, `do_pad` and `size_divisor` that the images "
+            "were prepared with, if they were not the processor's."
         )
 
 
-def range_factor(low: float, high: float) -> float:
-    """By what to multiply a float image with these extreme values, so that they lie in [0, 255].
+def read_image(
+    image: Any,
+    num_channels: int | None = 3,
+    to_rgb: bool = True,
+    as_given: bool = False,
+    input_data_format: str | ChannelDimension | None = None,
+) -> Tensor:
+    """Reads one image as `(C, H, W)`, uint8 or float32.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `Tensor`): of one channel or several, first or last.
+        num_channels (`int`, *optional*, defaults to 3): how many channels must come out; `None`: any number.
+        to_rgb (`bool`, defaults to `True`): whether grey and RGBA images become RGB, transparent ones on white.
+        as_given (`bool`, defaults to `False`): whether values stay as they are, instead of being brought into
+            [0, 255].
+        input_data_format (`str`, *optional*): where the channels are; by default it follows from the shape.
 
     Raises:
-        ValueError: values that are neither in [0, 1] nor in [0, 255].
+        ValueError: an image of which it isn't clear what it shows.
     """
-    if not (low >= 0 and high <= 255):
+    if isinstance(image, Image.Image):
+        image, input_data_format = _decoded(image, to_rgb), ChannelDimension.LAST
+    if not isinstance(image, np.ndarray | Tensor):
+        raise ValueError(f"Images must be PIL images, paths, arrays or tensors, got {type(image).__name__}.")
+    image = _values(image, as_given)
+    image = _channels_first(image, (1, 3, 4) if to_rgb or not num_channels else (num_channels,), input_data_format)
+    if to_rgb:
+        image = _in_rgb(image, as_given)
+    if num_channels not in (None, len(image)):
+        raise ValueError(
+            f"An image has {len(image)} channels{' in RGB' if to_rgb else ''}, but `image_mean` has {num_channels} "
+            "values. Images of other than three channels need `do_convert_rgb=False` and a mean and standard "
+            "deviation for each channel; `input_data_format` says where the channels are."
+        )
+    return image.contiguous()
+
+
+def _decoded(image: Image.Image, to_rgb: bool) -> np.ndarray:
+    """The upright image as an array; palettes and colors that are not RGB are resolved."""
+    in_file = [tile[3] for tile in getattr(image, "tile", ())]
+    if image.mode in WIDE_PIL_MODES or any(";16" in str(args) for args in in_file):
+        raise ValueError(
+            f"Images must have 8 bits per channel, got a PIL image of mode {image.mode!r} with more. Scale it first, "
+            "e.g. `(numpy.asarray(image) / 256).astype(numpy.uint8)` for 16 bits."
+        )
+    image = ImageOps.exif_transpose(image)
+    if to_rgb and ("A" in image.getbands() or "transparency" in image.info):
+        return np.array(image.convert("RGBA"))
+    if image.mode not in ("1", "L", "RGB", "RGBA") or (to_rgb and image.mode != "RGB"):
+        image = image.convert("RGB")
+    return np.array(image)
+
+
+def _values(image: np.ndarray | Tensor, as_given: bool) -> Tensor:
+    """The values as uint8 or float32; in [0, 255], unless they stay as they are."""
+    kind = str(image.dtype).removeprefix("torch.")
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "buif":
+            raise ValueError(f"Images must hold numbers, got an array of {kind}.")
+        exact = {"b": np.uint8, "f": np.float32}.get(image.dtype.kind, np.int64)
+        image = torch.from_numpy(np.array(image, np.uint8 if image.dtype == np.uint8 else exact, order="C"))
+    if image.numel() == 0:
+        raise ValueError(f"An image of shape {tuple(image.shape)} has no pixels.")
+    if kind == "uint8":
+        return image
+    image = image.float()
+    low, high = image.min().item(), image.max().item()
+    if not np.isfinite([low, high]).all():
+        raise ValueError("Images must not hold NaN or infinite values.")
+    if as_given:
+        return image
+    if kind in ("uint16", "uint32", "uint64") or ("int" in kind and not 0 <= low <= high <= 255):
+        raise ValueError(
+            f"Images must have 8 bits per channel, got {kind} with values up to {high:g} (the lowest: {low:g}). Scale "
+            "them first, e.g. `(image / 256).astype(numpy.uint8)` for 16 bits."
+        )
+    if "int" in kind:
+        return image.to(torch.uint8)
+    if not 0 <= low <= high <= 255:
         raise ValueError(
             f"Images of floats must have values in [0, 1] or [0, 255], got values from {low:g} to {high:g}. Pass "
-            "images before normalisation."
+            "images before normalization, or `do_rescale=False` to take the values as they are."
         )
-    return 255 if high <= 1 else 1
+    return image * 255 if high <= 1 else image
 
 
-def _prepare_maps(segmentation_maps: ImageInput, images: list) -> list[np.ndarray]:
-    maps = [np.array(label_map) for label_map in make_flat_list_of_images(segmentation_maps, expected_ndims=2)]
+def _channels_first(image: Tensor, channels: tuple[int, ...], data_format: str | ChannelDimension | None) -> Tensor:
+    if image.ndim == 2:
+        return image[None]
+    if image.ndim != 3:
+        raise ValueError(f"An image must have the shape (height, width) with or without channels, got {image.shape}.")
+    if data_format is None:
+        first, last = image.shape[0] in channels, image.shape[2] in channels
+        if first == last:
+            raise ValueError(
+                f"Of an image of shape {tuple(image.shape)} it isn't clear which dimension is that of "
+                f'{" or ".join(map(str, channels))} channels: pass `input_data_format` ("channels_first" or '
+                '"channels_last").'
+            )
+        data_format = ChannelDimension.FIRST if first else ChannelDimension.LAST
+    return image if ChannelDimension(data_format) == ChannelDimension.FIRST else image.permute(2, 0, 1)
+
+
+def _in_rgb(image: Tensor, as_given: bool) -> Tensor:
+    if len(image) == 1:
+        return image.expand(3, -1, -1)
+    if len(image) != 4:
+        return image
+    white = 1 if as_given and image.is_floating_point() else 255
+    if image.min() < 0 or image.max() > white:
+        raise ValueError(
+            f"The transparency of an RGBA image must have values in [0, {white}], got {image.max().item():g}."
+        )
+    opacity = image[3:] / white
+    mixed = image[:3] * opacity + white * (1 - opacity)
+    return mixed if image.is_floating_point() else mixed.round().to(image.dtype)
+
+
+def _normalized(image: Tensor, factor: float, mean_and_std: tuple | None) -> Tensor:
+    """The image times the factor, without its mean, divided by its standard deviation, in float32."""
+    if mean_and_std is None:
+        return image.float() if factor == 1 else image * factor
+    # As torchvision's backend of transformers does it.
+    mean, std = (torch.tensor(values, device=image.device).view(-1, 1, 1) * (1 / factor) for values in mean_and_std)
+    return (image.float() - mean).div_(std)
+
+
+def _prepare_maps(segmentation_maps: ImageInput, images: list[Tensor]) -> list[Tensor]:
+    maps = [_label_map(each) for each in make_flat_list_of_images(segmentation_maps, expected_ndims=2)]
     if len(maps) != len(images):
         raise ValueError(f"Got {len(maps)} segmentation maps for {len(images)} images: pass one for each.")
     for label_map, image in zip(maps, images, strict=True):
@@ -307,10 +423,16 @@ def _prepare_maps(segmentation_maps: ImageInput, images: list) -> list[np.ndarra
             )
         if label_map.shape != tuple(image.shape[-2:]):
             raise ValueError(
-                f"A segmentation map of size {label_map.shape} does not fit its image of size "
+                f"A segmentation map of size {label_map.shape} does not fit its upright image of size "
                 f"{tuple(image.shape[-2:])}."
             )
-    return [label_map.astype(np.int64) for label_map in maps]
+    return [torch.from_numpy(label_map.astype(np.int64)).to(images[0].device) for label_map in maps]
+
+
+def _label_map(label_map: Any) -> np.ndarray:
+    if isinstance(label_map, Image.Image):
+        label_map = ImageOps.exif_transpose(label_map)
+    return np.array(label_map.cpu() if isinstance(label_map, Tensor) else label_map)
 
 
 def _resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
@@ -327,17 +449,22 @@ def _resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
-def _resize_map(label_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    # The nearest pixel to the centre of each new one, in whole numbers.
+def _resize_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
+    # The nearest pixel to the center of each new one, in whole numbers.
     rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, label_map.shape, strict=True)
+        (2 * torch.arange(new, device=label_map.device) + 1) * old // (2 * new)
+        for new, old in zip(size, label_map.shape, strict=True)
     )
     return label_map[rows[:, None], columns]
 
 
-def _reduce_labels(label_map: np.ndarray, ignore_index: int) -> np.ndarray:
+def _reduce_labels(label_map: Tensor, ignore_index: int) -> Tensor:
     ignored = (label_map == 0) | (label_map == ignore_index)
-    return np.where(ignored, ignore_index, label_map - 1)
+    return torch.where(ignored, ignore_index, label_map - 1)
+
+
+def _mask_size(input_size: tuple[int, int]) -> tuple[int, int]:
+    return tuple(-(-length // MASK_STRIDE) for length in input_size)
 
 
 def _padded_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
@@ -345,9 +472,9 @@ def _padded_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
     return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
-def _pad_map(label_map: np.ndarray, size: tuple[int, int], value: int) -> np.ndarray:
-    height, width = label_map.shape
-    return np.pad(label_map, ((0, size[0] - height), (0, size[1] - width)), constant_values=value)
+def _padded(image: Tensor, size: tuple[int, int], value: float) -> Tensor:
+    """The image or map with the value at the right and at the bottom."""
+    return F.pad(image, (0, size[1] - image.shape[-1], 0, size[0] - image.shape[-2]), value=value)
 
 
-__all__ = ["MTAClipImageProcessing", "MTAClipImageProcessorKwargs", "range_factor"]
+__all__ = ["MTAClipImageProcessing", "MTAClipImageProcessorKwargs"]

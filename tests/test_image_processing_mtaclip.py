@@ -1,20 +1,25 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoImageProcessor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, load_image
 
 from modeling_mtaclip import MTAClipImageProcessor, MTAClipImageProcessorPil, postprocessing_mtaclip
 
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+KINDS = [MTAClipImageProcessor, MTAClipImageProcessorPil]
 
 
 def random_image(height=60, width=90):
@@ -93,14 +98,121 @@ def test_image_kinds_agree():
     assert torch.equal(process(palette), process(palette.convert("RGB")))
 
 
-def test_exif_orientation():
-    image = Image.fromarray(random_image())
-    exif = image.getexif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    turned = image.copy()
-    turned.info["exif"] = exif.tobytes()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1, 255], ids=["0 to 1", "0 to 255"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, torch.bfloat16, np.int64, np.uint16, bool])
+def test_options_of_the_call_win_over_guesses(kind, scale, dtype):
+    """With `do_rescale` or `rescale_factor`, values are taken as they are, whatever their type and range."""
+    values = np.rint(random_image() / 255) * scale
+    image = torch.from_numpy(values).to(dtype) if isinstance(dtype, torch.dtype) else values.astype(dtype)
+    values = values if dtype is not bool else values > 0
+    processor = kind(do_resize=False, do_pad=False)
+    for options, factor in [
+        ({"do_rescale": False}, 1),
+        ({"rescale_factor": 0.5}, 0.5),
+        ({"do_rescale": True}, 1 / 255),
+        ({"do_rescale": True, "rescale_factor": 2.0}, 2),
+    ]:
+        actual = processor(image, return_tensors="pt", input_data_format="channels_last", **options).pixel_values[0]
+        np.testing.assert_allclose(actual, ((values * factor - MEAN) / STD).transpose(2, 0, 1), rtol=1e-5, atol=1e-5)
+    of_settings = kind(do_resize=False, do_pad=False, do_rescale=False)(image, return_tensors="pt").pixel_values[0]
+    np.testing.assert_allclose(of_settings, ((values - MEAN) / STD).transpose(2, 0, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_are_not_rounded_by_resizing(kind):
+    image = np.linspace(-3, 2, 3 * 40 * 60, dtype=np.float32).reshape(3, 40, 60)
+    options = {"size": {"height": 20, "width": 30}, "do_pad": False, "do_normalize": False, "do_rescale": False}
+    actual = kind(**options)(image, return_tensors="pt").pixel_values
+    expected = F.interpolate(torch.from_numpy(image)[None], (20, 30), mode="bilinear", antialias=True)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(lambda image: image > 127, id="bool"),
+        pytest.param(lambda image: (image > 127).astype(np.float16), id="half"),
+        pytest.param(lambda image: (image > 127).astype(">f8") * 255, id="big-endian"),
+        pytest.param(lambda image: (image > 127).astype(np.int32) * 255, id="int32"),
+        pytest.param(lambda image: np.where(image > 127, 255, 0)[::-1].astype(np.uint8)[::-1], id="negative strides"),
+        pytest.param(lambda image: [[torch.from_numpy(image > 127)]], id="nested lists"),
+        pytest.param(lambda image: (image > 127)[None], id="batch"),
+    ],
+)
+def test_values_of_all_types_are_right(kind, image):
+    plain = random_image()
+    actual = kind(do_resize=False, do_pad=False)(image(plain), return_tensors="pt").pixel_values[0]
+    np.testing.assert_allclose(actual, (((plain > 127) - MEAN) / STD).transpose(2, 0, 1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_may_mix_kinds(kind, tmp_path):
+    image, processor = random_image(), kind(do_resize=False)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    rgba = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1)
+    grey = Image.fromarray(image).convert("L")
+    images = [image, Image.fromarray(image), torch.from_numpy(image).movedim(-1, 0), (image / 255).astype(np.float32)]
+    images += [rgba, (rgba / 255).astype(np.float64), str(tmp_path / "image.png"), tmp_path / "image.png"]
+    images += [[grey, np.asarray(grey), torch.from_numpy(np.array(grey))[None]]]
+    pixel_values = processor(images, return_tensors="pt").pixel_values
+    for each in pixel_values[:8]:
+        torch.testing.assert_close(each, pixel_values[0], rtol=0, atol=1e-5)
+    for each in pixel_values[8:]:
+        torch.testing.assert_close(each, processor(grey, return_tensors="pt").pixel_values[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transparent_pixels_are_white(kind):
+    rgba = np.concatenate([random_image(), np.zeros((60, 90, 1), np.uint8)], axis=-1)
+    rgba[:, :40, 3] = 255
+    expected = np.where(rgba[..., 3:] == 255, rgba[..., :3], 255).transpose(2, 0, 1) / 255
+    processor = kind(do_resize=False, do_pad=False, do_normalize=False)
+    for image in (rgba, Image.fromarray(rgba), rgba / 255, rgba.astype(np.int64)):
+        np.testing.assert_allclose(processor(image, return_tensors="pt").pixel_values[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_numbers_of_channels(kind):
+    processor = kind(do_convert_rgb=False, image_mean=[0.1, 0.2, 0.3, 0.4, 0.5], image_std=[1.0] * 5, do_pad=False)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 5), dtype=np.uint8)
+    actual = processor(image, do_resize=False, return_tensors="pt").pixel_values[0]
+    expected = (image / 255 - np.arange(1, 6) / 10).transpose(2, 0, 1)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    first = processor(image.transpose(2, 0, 1), do_resize=False, return_tensors="pt").pixel_values[0]
+    assert torch.equal(actual, first)
+    assert processor(image, size={"shortest_edge": 80}, return_tensors="pt").pixel_values.shape == (1, 5, 80, 100)
+
+
+def turned_jpeg(path, height=60, width=90, orientation=6):
+    """A photograph whose file lies on its side; upright it is `width` high and `height` wide."""
+    image = Image.fromarray(np.kron(random_image(height // 10, width // 10), np.ones((10, 10, 1), np.uint8)))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image.save(path, exif=exif, quality=95)
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("orientation", [3, 6, 7])
+def test_photographs_are_turned_upright(kind, orientation, tmp_path):
+    path = turned_jpeg(tmp_path / "photo.jpg", orientation=orientation)
+    processor = kind(do_resize=False, do_pad=False, do_normalize=False)
+    expected = np.asarray(load_image(str(path))).transpose(2, 0, 1) / np.float32(255)
+    for image in (Image.open(path), str(path)):
+        np.testing.assert_allclose(processor(image, return_tensors="pt").pixel_values[0], expected, atol=1e-6)
+
+
+def test_maps_are_turned_upright(tmp_path):
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(labels).save(tmp_path / "labels.png", exif=exif)
+    image = Image.fromarray(random_image(4, 3))
     processor = MTAClipImageProcessor(do_resize=False, do_pad=False)
-    assert processor(turned, return_tensors="pt").pixel_values.shape[-2:] == (90, 60)
+    batch = processor(image, segmentation_maps=Image.open(tmp_path / "labels.png"), return_tensors="pt")
+    assert np.array_equal(batch.labels[0], np.rot90(labels, -1))
 
 
 def test_json_round_trip(tmp_path):
@@ -121,6 +233,16 @@ def test_json_round_trip(tmp_path):
         (Image.new("I;16", (8, 8)), None, "8 bits per channel, got a PIL image of mode 'I;16'"),
         (np.full((8, 8, 3), 1000, dtype=np.uint16), None, "uint16 with values up to 1000"),
         (np.full((8, 8, 3), -0.5, dtype=np.float32), None, r"values in \[0, 1\] or \[0, 255\], got values from -0.5"),
+        (np.full((8, 8, 3), 100, dtype=np.uint16), None, "8 bits per channel, got uint16"),
+        (torch.full((3, 8, 8), -5), None, "8 bits per channel, got int64 .*-5"),
+        (np.full((8, 8, 3), np.nan), None, "NaN"),
+        (np.full((8, 8, 3), np.inf, dtype=np.float16), None, "infinite"),
+        (np.zeros((8, 8, 3), dtype=complex), None, "must hold numbers, got an array of complex128"),
+        (np.zeros((0, 8, 3)), None, "no pixels"),
+        ([], None, "No images"),
+        ([[1, 2], [3, 4]], None, "got int"),
+        (np.zeros((8, 8, 2)), None, r"\(8, 8, 2\) it isn't clear .* 1 or 3 or 4 channels"),
+        (np.zeros((3, 8, 3)), None, "pass `input_data_format`"),
         (np.zeros((8, 8, 3), dtype=np.uint8), np.zeros((8, 9), dtype=np.uint8), r"size \(8, 9\) does not fit"),
         (np.zeros((8, 8, 3), dtype=np.uint8), np.zeros((8, 8), dtype=np.float32), "integer labels"),
         (np.zeros((8, 8, 3), dtype=np.uint8), [np.zeros((8, 8), dtype=np.uint8)] * 2, "2 segmentation maps for 1"),
@@ -129,6 +251,41 @@ def test_json_round_trip(tmp_path):
 def test_errors(image, maps, message):
     with pytest.raises(ValueError, match=message):
         MTAClipImageProcessor()(image, segmentation_maps=maps, return_tensors="pt")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"do_center_crop": True}, "`do_center_crop=True` is not supported: crop"),
+        ({"crop_size": {"height": 8, "width": 8}}, "`crop_size=.*` is not supported"),
+        ({"pad_size": {"height": 64, "width": 64}}, "`pad_size=.*` is not supported"),
+        ({"data_format": "channels_last"}, "results are channels first"),
+        ({"size_divisor": 0}, "`size_divisor` must be at least 1"),
+        ({"input_data_format": "channels_first"}, "has 8 channels"),
+        ({"image_mean": [0.5] * 4, "image_std": [1.0] * 4}, "`image_mean` has 4 values"),
+    ],
+)
+def test_options_without_effect_are_refused(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind()(np.zeros((8, 9, 3), dtype=np.uint8), **options)
+    with pytest.raises(ValueError, match=message):
+        kind(**options)(np.zeros((8, 9, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_files_of_16_bits_are_refused(mode, tmp_path):
+    """Pillow decodes them to 8 bits."""
+    channels = {"RGB": 3, "RGBA": 4, "LA": 2}[mode]
+    rows = np.full((4, 4, channels), 1000, dtype=">u2").tobytes()
+    scanlines = b"".join(b"\0" + rows[i : i + 8 * channels] for i in range(0, len(rows), 8 * channels))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, {"RGB": 2, "RGBA": 6, "LA": 4}[mode], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(scanlines)), (b"IEND", b"")]
+    file = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    (tmp_path / "wide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + file)
+    for image in (Image.open(tmp_path / "wide.png"), str(tmp_path / "wide.png")):
+        with pytest.raises(ValueError, match="must have 8 bits per channel"):
+            MTAClipImageProcessor()(image)
 
 
 def random_outputs(batch_size, height, width, num_labels=5, queries=7):
@@ -198,7 +355,7 @@ def test_padding_of_images_prepared_with_overrides_is_removed(overrides):
         processor.post_process_semantic_segmentation(outputs, sizes, do_flip=True)
 
 
-@pytest.mark.parametrize("kind", [MTAClipImageProcessor, MTAClipImageProcessorPil])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -222,6 +379,27 @@ def test_options_of_one_call(kind, overrides):
         assert torch.equal(actual[name], expected[name])
     assert any(actual[name].shape != plain[name].shape or (actual[name] != plain[name]).any() for name in plain)
     assert processor.to_dict() == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("prepared", "overrides", "target"),
+    [
+        pytest.param({}, {}, (90, 60), id="on its side"),
+        pytest.param({}, {}, (60, 120), id="another aspect"),
+        pytest.param({"size": {"shortest_edge": 64}}, {}, (60, 90), id="overrides are missing"),
+        pytest.param(*[{"size": {"shortest_edge": 64}}] * 2, (90, 60), id="on its side, with overrides"),
+        pytest.param(*[{"do_resize": False, "do_pad": False}] * 2, (90, 60), id="on its side, as it is"),
+        pytest.param({}, {"size": {"shortest_edge": 64}}, (60, 90), id="other overrides"),
+    ],
+)
+def test_target_sizes_that_can_not_be_those_of_the_images_are_refused(kind, prepared, overrides, target):
+    processor = kind(size={"shortest_edge": 80})
+    height, width = processor(random_image(), return_tensors="pt", **prepared).pixel_values.shape[-2:]
+    outputs = random_outputs(1, -(-height // 4), -(-width // 4))
+    with pytest.raises(ValueError, match=r"upright image .*`size`, `do_resize`, `do_pad` and `size_divisor`"):
+        processor.post_process_semantic_segmentation(outputs, [target], **overrides)
+    assert processor.post_process_semantic_segmentation(outputs, [(60, 90)], **prepared)[0].shape == (60, 90)
 
 
 def test_images_prepared_otherwise_cover_the_whole_input():
