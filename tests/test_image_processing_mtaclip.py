@@ -10,10 +10,12 @@ import torch
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, pipeline
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, load_image
 
 from modeling_mtaclip import MTAClipImageProcessor, MTAClipImageProcessorPil, postprocessing_mtaclip
+from modeling_mtaclip.inference import Segmenter
+from tests.tiny import assert_same_labels, label_map, varied_model
 
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -202,6 +204,30 @@ def test_photographs_are_turned_upright(kind, orientation, tmp_path):
     expected = np.asarray(load_image(str(path))).transpose(2, 0, 1) / np.float32(255)
     for image in (Image.open(path), str(path)):
         np.testing.assert_allclose(processor(image, return_tensors="pt").pixel_values[0], expected, atol=1e-6)
+
+
+def test_a_turned_photograph_is_segmented_like_an_upright_one(tmp_path):
+    """As README.md says, by the pipeline and by `Segmenter`."""
+    model, processor = varied_model(), MTAClipImageProcessor(size={"shortest_edge": 64})
+    photo = turned_jpeg(tmp_path / "photo.jpg")
+    image = load_image(str(photo))
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+        model.class_predictor.bias.sub_(outputs.class_queries_logits.mean(dim=(0, 1)))
+        outputs = model(**processor(image, return_tensors="pt"))
+        of_file = model(**processor(Image.open(photo), return_tensors="pt"))
+    (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])
+    assert expected.shape == (90, 60)
+    assert len(expected.unique()) > 1
+    assert_same_labels(processor.post_process_semantic_segmentation(of_file, [(90, 60)])[0], expected)
+    stored = Image.open(photo)
+    with pytest.raises(ValueError, match="upright image"):
+        processor.post_process_semantic_segmentation(of_file, target_sizes=[(stored.height, stored.width)])
+    segment = pipeline("image-segmentation", model=model, image_processor=processor)
+    for source in (image, Image.open(photo)):
+        assert_same_labels(Segmenter(model, processor)([source])[0], expected)
+        assert_same_labels(label_map(segment(source)), expected)
+    assert_same_labels(label_map(segment(str(photo))), expected)
 
 
 def test_maps_are_turned_upright(tmp_path):
