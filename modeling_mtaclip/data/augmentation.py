@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training augmentation of the paper (mmsegmentation's), of torchvision's transforms v2 on `tv_tensors`.
 
-torchvision has no crop that looks at the classes in it, and its own photometric distortion differs from the paper's:
-these two, and the resize to a random ratio of a size, are transforms of their own here. All draw from torch's
-generator, as torchvision's do; [`random_choices`] makes an example a function of a seed alone, so that workers,
-processes and resuming don't change it.
+What torchvision lacks is a transform of its own here. All draw from torch's generator, as torchvision's do;
+[`random_choices`] makes an example a function of a seed alone, whatever the workers, processes and resumed runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,13 +28,7 @@ MAX_HUE = 0.1
 
 
 class ResizeByRatio(v2.Transform):
-    """Resizes to a random ratio of a size, with the aspect ratio kept.
-
-    Args:
-        size (`dict[str, int]`, *optional*): `shortest_edge` and `longest_edge` that the image is fitted to before the
-            ratio is applied; `None`: its own size.
-        scale_range (`Sequence[float]`): lowest and highest ratio, drawn uniformly.
-    """
+    """Resizes by a random ratio, after the image was fitted to `shortest_edge` and `longest_edge` of `size`."""
 
     def __init__(self, size: dict[str, int] | None, scale_range: Sequence[float]) -> None:
         super().__init__()
@@ -59,13 +51,7 @@ class ResizeByRatio(v2.Transform):
 
 
 class CropOfSeveralClasses(v2.Transform):
-    """Crops at a random place, drawn again while one class fills too much of it.
-
-    Args:
-        size (`Sequence[int]`): height and width of the crop; smaller images stay as small as they are.
-        cat_max_ratio (`float`): crops are drawn again, up to 10 times, while one class fills more than this share of
-            the labeled pixels.
-    """
+    """Crops at a random place, drawn again while one class fills too much of it; small images stay as they are."""
 
     def __init__(self, size: Sequence[int], cat_max_ratio: float) -> None:
         super().__init__()
@@ -95,9 +81,9 @@ class CropOfSeveralClasses(v2.Transform):
 class PhotometricDistortion(v2.Transform):
     """Photometric distortion of SSD (arXiv 1512.02325) with mmsegmentation's ranges, of float images in [0, 1].
 
-    With probability 1/2 each: brightness ± 32/255, contrast and saturation × U(0.5, 1.5), hue ± 36° (18 of OpenCV's
-    180 steps); contrast comes before or after saturation and hue, which are those of HSV. torchvision's
-    `RandomPhotometricDistort` multiplies the brightness, changes the contrast around the mean and mixes with gray.
+    With probability 1/2 each: brightness ± 32/255, contrast and saturation × U(0.5, 1.5), hue ± 36°; contrast comes
+    before or after saturation and hue, which are those of HSV. torchvision's `RandomPhotometricDistort` multiplies the
+    brightness, changes the contrast around the mean and mixes with gray.
     """
 
     _transformed_types = (tv_tensors.Image,)
@@ -128,11 +114,7 @@ class PhotometricDistortion(v2.Transform):
 
 
 class PadToSize(v2.Transform):
-    """Pads on the right and at the bottom, images with 0 and masks with 255.
-
-    Args:
-        size (`Sequence[int]`): height and width, at least those of the image.
-    """
+    """Pads on the right and at the bottom to a size, images with 0 and masks with 255."""
 
     def __init__(self, size: Sequence[int]) -> None:
         super().__init__()
@@ -149,7 +131,7 @@ class Augmentation:
     """What happens to a training image, in this order: resize, crop, flip, distortion, normalization, padding.
 
     Attributes:
-        crop_size (`Sequence[int]`): height and width of the result.
+        crop_size (`Sequence[int]`): height and width of the result; outside the image it is 0 and 255.
         size (`dict[str, int]`, *optional*): `shortest_edge` and `longest_edge` that the image is resized to, times the
             scale, aspect ratio kept; `None`: its own size, times the scale.
         scale_range (`Sequence[float]`): lowest and highest scale, drawn uniformly.
@@ -190,22 +172,17 @@ class Augmentation:
             mask (`tv_tensors.Mask` of shape `(1, height, width)` and type `torch.uint8`): label ids and 255.
 
         Returns:
-            `tuple[tv_tensors.Image, tv_tensors.Mask]`: float32 `(3, *crop_size)` and int64 `(1, *crop_size)`; what
-            lies outside the image is 0 and 255.
+            `tuple[tv_tensors.Image, tv_tensors.Mask]`: float32 `(3, *crop_size)` and int64 `(1, *crop_size)`.
         """
         return self.transform(image, mask)
 
 
 def change_saturation_and_hue(image: Tensor, saturation: float, hue: float) -> Tensor:
-    """Changes colors in HSV, from RGB and to RGB in one go: a third of the time of torchvision's `adjust_hue`.
+    """Changes colors `(3, height, width)` in [0, 1] in HSV: a third of the time of torchvision's `adjust_hue`.
 
-    In HSV, the distance of a pixel's hue from that of pure red, green and blue says how far the channel lies below
-    the pixel's value: not at all up to a sixth of the circle, by the whole chroma from a third on.
-
-    Args:
-        image (`Tensor` of shape `(3, height, width)` and a float type): in [0, 1].
-        saturation (`float`): factor of the saturation, which ends at 1.
-        hue (`float`): added to the hue, as a share of the circle; at most 0.1 in amount.
+    In HSV, the distance of a pixel's hue from that of pure red, green and blue says how far the channel lies below the
+    pixel's value: not at all up to a sixth of the circle, by the whole chroma from a third on. `hue` is added, as a
+    share of the circle of at most 0.1; saturation ends at 1.
     """
     red, green, blue = image
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -222,11 +199,7 @@ def change_saturation_and_hue(image: Tensor, saturation: float, hue: float) -> T
 
 @contextmanager
 def random_choices(seed: int) -> Iterator[None]:
-    """Within it, torch's generator of the CPU starts from a seed; afterwards it goes on as if nothing had been drawn.
-
-    Args:
-        seed (`int`): 0 … 2^63 - 1.
-    """
+    """Within it, torch's generator of the CPU starts from a seed; afterwards it goes on as if nothing was drawn."""
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         yield
@@ -244,12 +217,4 @@ def _coin() -> bool:
     return bool(torch.rand(()) < 0.5)
 
 
-__all__ = [
-    "Augmentation",
-    "CropOfSeveralClasses",
-    "PadToSize",
-    "PhotometricDistortion",
-    "ResizeByRatio",
-    "change_saturation_and_hue",
-    "random_choices",
-]
+__all__ = ["Augmentation", "random_choices"]

@@ -14,9 +14,9 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from datasets import IterableDataset as Stream
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch import Tensor
@@ -50,46 +50,51 @@ class BadExamplesError(RuntimeError):
     """More training examples can't be used than the run allows."""
 
 
-class _BadExamples:
-    """Remembers which examples turned out to be unusable, over all workers of a process.
+class _Examples:
+    """Examples of a split, and which of them turned out to be unusable in any worker of this process.
+
+    Args:
+        data ([`SegmentationData`]): the data set.
+        split (`str`): name of the split.
+        max_samples (`int`, *optional*): uses the first so many examples only.
+        rank, world_size (`int`): of streams: which process of how many this is; each reads its own share.
 
     Attributes:
-        bad (`Tensor` of shape `(number,)`): bool, a place for each example.
+        bad (`Tensor`): bool, with a place for each example; those of streams have a place by a hash of their name.
+
+    Raises:
+        ValueError: the split is absent or empty.
     """
 
-    bad: Tensor
+    def __init__(
+        self, data: SegmentationData, split: str, max_samples: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.data, self.dataset = data, data.split(split, max_samples)
+        self.share = partial(_share, rank=rank, world_size=world_size, is_limited=max_samples is not None)
+        # Shared with the workers of a data loader, which outlive an epoch.
+        number = NUM_HASHES if isinstance(self.dataset, datasets.IterableDataset) else len(self.dataset)
+        self.bad = torch.zeros(number, dtype=torch.bool).share_memory_()
 
     @property
     def num_bad(self) -> int:
         """Number of examples that turned out to be unusable."""
         return int(self.bad.sum())
 
-    def _warn(self, place: int, remedy: str, error: ValueError) -> None:
+    def _report(self, place: int, remedy: str, error: ValueError) -> None:
         if not self.bad[place]:
             logger.warning("An unusable example was %s: %s", remedy, error)
         self.bad[place] = True
 
 
-def _places(number: int) -> Tensor:
-    # Shared with the workers of a data loader, which outlive an epoch.
-    return torch.zeros(number, dtype=torch.bool).share_memory_()
-
-
-class TrainingExamples(_BadExamples, Dataset):
-    """Augmented examples of a split.
+class TrainingExamples(_Examples, Dataset):
+    """Augmented examples of a split, for arguments as in [`EvaluationExamples`].
 
     A file that can't be used is replaced by another of the split, with a warning; too many of them are an error.
 
     Args:
-        data ([`SegmentationData`]): the data set.
-        split (`str`): name of the split.
         augmentation ([`Augmentation`]): what happens to each image.
         seed (`int`): of all random choices.
-        max_samples (`int`, *optional*): uses the first so many examples only.
         max_bad_share (`float`): share of the examples that may be unusable; at least one, unless it is 0.
-
-    Raises:
-        ValueError: the split is absent or empty.
     """
 
     def __init__(
@@ -101,11 +106,10 @@ class TrainingExamples(_BadExamples, Dataset):
         max_samples: int | None = None,
         max_bad_share: float = 0.01,
     ) -> None:
-        self.data, self.augmentation, self.seed = data, augmentation, seed
-        self.dataset = data.split(split, max_samples)
+        super().__init__(data, split, max_samples)
+        self.augmentation, self.seed = augmentation, seed
         self.max_bad = allowed_bad(max_bad_share, len(self.dataset))
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self.bad = _places(len(self.dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -123,11 +127,11 @@ class TrainingExamples(_BadExamples, Dataset):
         seed = seed_of(self.seed, int(self._epoch[0]), index)
         replacements = random.Random(seed)
         while True:
+            example = self.dataset[index]
             try:
-                example = self.dataset[index]
                 return _augmented(self.augmentation, *self.data.read(example), seed, example["name"])
             except ValueError as error:
-                self._warn(index, "replaced by another", error)
+                self._report(index, "replaced by another", error)
                 if self.num_bad > self.max_bad:
                     raise BadExamplesError(
                         f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} "
@@ -136,24 +140,12 @@ class TrainingExamples(_BadExamples, Dataset):
                 index = replacements.randrange(len(self.dataset))
 
 
-class TrainingStream(_BadExamples, IterableDataset):
+class TrainingStream(_Examples, IterableDataset):
     """Augmented examples of a split that is read while training, over and over again.
 
-    An example's random choices depend on the seed, on how often all were read, and on its name. Examples are shuffled
-    within a buffer, their order being a function of the seed and of the numbers of processes and workers. One that
-    can't be used is left out, with a warning.
-
-    Args:
-        data ([`SegmentationData`]): the data set, loaded with `streaming=True`.
-        split (`str`): name of the split.
-        augmentation ([`Augmentation`]): what happens to each image.
-        seed (`int`): of all random choices.
-        max_samples (`int`, *optional*): uses the first so many examples only.
-        max_bad_share (`float`): share of the examples that may be unusable; at least one, unless it is 0.
-        rank, world_size (`int`): which process of how many this is; each reads its own share.
-
-    Raises:
-        ValueError: the split is absent.
+    Arguments as for [`TrainingExamples`] and [`EvaluationStream`]. An example's random choices depend on the seed, on
+    how often all were read, and on its name. Examples are shuffled within a buffer, their order being a function of
+    the seed and of the numbers of processes and workers. One that can't be used is left out, with a warning.
     """
 
     def __init__(
@@ -167,10 +159,8 @@ class TrainingStream(_BadExamples, IterableDataset):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.data, self.augmentation, self.seed = data, augmentation, seed
-        self.dataset, self.max_bad_share = data.split(split, max_samples), max_bad_share
-        self.share = partial(_share, rank=rank, world_size=world_size, is_limited=max_samples is not None)
-        self.bad = _places(NUM_HASHES)
+        super().__init__(data, split, max_samples, rank, world_size)
+        self.augmentation, self.seed, self.max_bad_share = augmentation, seed, max_bad_share
 
     def __iter__(self) -> Iterator[dict[str, Tensor | str]]:
         """Examples as [`TrainingExamples`] gives them, without end.
@@ -188,13 +178,14 @@ class TrainingStream(_BadExamples, IterableDataset):
 
     def _read_once(self, repetition: int) -> Iterator[dict[str, Tensor | str]]:
         num_bad, order = 0, seed_of(self.seed, repetition) % 2**32
-        for number, example in enumerate(self.share(self.dataset.shuffle(order, buffer_size=SHUFFLE_BUFFER)), start=1):
+        shuffled = self.dataset.shuffle(order, buffer_size=SHUFFLE_BUFFER)
+        for number, example in enumerate(self.share(shuffled), start=1):
             seed = seed_of(self.seed, repetition, example["name"])
             try:
                 augmented = _augmented(self.augmentation, *self.data.read(example), seed, example["name"])
             except ValueError as error:
                 num_bad += 1
-                self._warn(seed_of(example["name"]) % NUM_HASHES, "left out", error)
+                self._report(seed_of(example["name"]) % NUM_HASHES, "left out", error)
                 if num_bad > allowed_bad(self.max_bad_share, max(number, MIN_STREAM_LENGTH)):
                     raise BadExamplesError(
                         f"{num_bad} of {number} training examples can't be used: more than the share of "
@@ -204,7 +195,7 @@ class TrainingStream(_BadExamples, IterableDataset):
             yield augmented
 
 
-class EvaluationExamples(_BadExamples, Dataset):
+class EvaluationExamples(_Examples, Dataset):
     """Examples of a split as they are.
 
     One that can't be used is an error when it is asked for by its index; data loaders leave it out of their batches,
@@ -218,10 +209,6 @@ class EvaluationExamples(_BadExamples, Dataset):
     Raises:
         ValueError: the split is absent or empty.
     """
-
-    def __init__(self, data: SegmentationData, split: str, max_samples: int | None = None) -> None:
-        self.data, self.dataset = data, data.split(split, max_samples)
-        self.bad = _places(len(self.dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -241,41 +228,27 @@ class EvaluationExamples(_BadExamples, Dataset):
             try:
                 examples.append(self[index])
             except ValueError as error:
-                self._warn(index, "left out of the evaluation", error)
+                self._report(index, "left out of the evaluation", error)
         return examples
 
 
-class EvaluationStream(_BadExamples, IterableDataset):
+class EvaluationStream(_Examples, IterableDataset):
     """Examples of a split that is read while evaluating, as the data loaders of [`EvaluationExamples`] give them.
 
-    Args:
-        data ([`SegmentationData`]): the data set, loaded with `streaming=True`.
-        split (`str`): name of the split.
-        max_samples (`int`, *optional*): uses the first so many examples only.
-        rank, world_size (`int`): which process of how many this is; each reads its own share.
-
-    Raises:
-        ValueError: the split is absent.
+    Args as there, and `rank` and `world_size`: which process of how many this is; each reads its own share.
     """
-
-    def __init__(
-        self, data: SegmentationData, split: str, max_samples: int | None = None, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.data, self.dataset = data, data.split(split, max_samples)
-        self.share = partial(_share, rank=rank, world_size=world_size, is_limited=max_samples is not None)
-        self.bad = _places(NUM_HASHES)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for example in self.share(self.dataset):
             try:
                 yield _as_it_is(self.data, example)
             except ValueError as error:
-                self._warn(seed_of(example["name"]) % NUM_HASHES, "left out of the evaluation", error)
+                self._report(seed_of(example["name"]) % NUM_HASHES, "left out of the evaluation", error)
 
 
 @dataclass
 class TrainingCollator:
-    """Stacks examples of [`TrainingExamples`] into a batch, with the classes that the images have.
+    """Makes a batch of what examples of [`TrainingExamples`] have, and of the classes that occur in each.
 
     Attributes:
         num_labels (`int`): number of classes.
@@ -286,18 +259,15 @@ class TrainingCollator:
     ignore_index: int = IGNORE_INDEX
 
     def __call__(self, examples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
-        """Makes a batch.
-
-        Returns:
-            `dict[str, Tensor | list[str]]`: what examples have, stacked, `names` as a list; and `image_classes`
-            `(B, M)` int64, ascending and padded with -1.
-        """
+        """Stacks all but `names`, a list; adds `image_classes` `(B, M)` int64, ascending and padded with -1."""
         columns = {key: [example[key] for example in examples] for key in examples[0]}
         batch = {key: values if key == "names" else torch.stack(values) for key, values in columns.items()}
         return batch | {"image_classes": classes_of_images(batch["labels"], self.num_labels, self.ignore_index)}
 
 
-def _share(dataset: Stream, rank: int, world_size: int, is_limited: bool) -> Iterator[dict[str, Any]]:
+def _share(
+    dataset: datasets.IterableDataset, rank: int, world_size: int, is_limited: bool
+) -> Iterator[dict[str, Any]]:
     """The part of a stream that this worker of this process reads: some of its files, if it may read all of them."""
     if not is_limited:
         yield from split_dataset_by_node(dataset, rank, world_size)

@@ -98,7 +98,7 @@ def load_segmentation_dataset(
     if source in DATASETS:
         splits, info = _load_known(source, data_dir)
     elif (folder / "images").is_dir():
-        splits, info = splits_of_folder(folder), read_dataset_info(folder / "classes.json")
+        splits, info = _load_files(folder, read_dataset_info(folder / "classes.json"))
     elif folder.is_dir() or source.count("/") == 1:
         _refuse_remote_code(trust_remote_code)
         loaded = _load_with_datasets(source, dataset_config_name, streaming, hub_options)
@@ -119,66 +119,55 @@ def load_segmentation_dataset(
 def _load_known(name: str, data_dir: str | Path | None) -> tuple[DatasetDict, DatasetInfo]:
     info = DATASETS[name]
     if info.loader == "scenes":
-        return _splits_of_scenes(), info
+        draw = {split: Dataset.from_dict({"seed": list(seeds)}) for split, seeds in SCENE_SEEDS.items()}
+        return DatasetDict({split: each.with_transform(_draw_scenes) for split, each in draw.items()}), info
     if data_dir is None or not Path(data_dir).is_dir():
         raise ValueError(
             f"The data set {name!r} needs the folder of its files in `data_dir`, got {data_dir}. Get it from "
             f"{info.download}."
         )
-    root = Path(data_dir)
-    if not info.splits:
-        return splits_of_folder(root), info
-    pairs = {split: _pair_files(root, *patterns) for split, patterns in info.splits.items()}
-    # Splits that only some have, such as coarse annotations, need annotations to be meant.
-    pairs = {
-        split: each
-        for split, each in pairs.items()
-        if each and (split in SPLIT_NAMES or any(mask.is_file() for _, mask in each))
-    }
+    return _load_files(Path(data_dir), info)
+
+
+def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo]:
+    """Splits of image files, and what the values in their annotations stand for."""
+    pairs = {}
+    for split, (images, annotations) in (info.splits or _usual_splits(root)).items():
+        found = _pair_files(root, images, annotations)
+        if not found and not info.splits:
+            raise ValueError(f"{root / images.format('')} has no images.")
+        # Of a known data set one may have a part, and some splits, such as coarse annotations, without their images.
+        if found and (split in SPLIT_NAMES or any(mask.is_file() for _, mask in found)):
+            pairs[split] = found
     if not pairs:
         raise ValueError(f"{root} is no folder of {info.title}: expected files like {info.splits['train'][0]}.")
-    prepared = _with_train_ids(pairs, info)
-    splits = {split: _make_split(split, each, root) for split, each in (prepared or pairs).items()}
-    return DatasetDict(splits), info.with_label_ids() if prepared else info
+    if info.train_ids is not None:
+        ready = {
+            split: [(image, _renamed(mask, info.train_ids)) for image, mask in each] for split, each in pairs.items()
+        }
+        if all(mask.is_file() for split, each in ready.items() if split != "test" for _, mask in each):
+            pairs, info = ready, info.with_label_ids()
+    return DatasetDict({split: _make_split(split, each, root) for split, each in pairs.items()}), info
 
 
-def _with_train_ids(pairs: Mapping[str, list[FilePair]], info: DatasetInfo) -> dict[str, list[FilePair]] | None:
-    """The same with annotations that hold label ids, if there are all of them."""
-    if info.train_ids is None:
-        return None
-    prepared = {
-        split: [(image, mask.with_name(mask.name.replace(*info.train_ids))) for image, mask in each]
-        for split, each in pairs.items()
-    }
-    complete = all(mask.is_file() for split, each in prepared.items() if split != "test" for _, mask in each)
-    return prepared if complete else None
-
-
-def splits_of_folder(root: Path) -> DatasetDict:
-    """Splits of `images/<split>/**` and `annotations/<split>/**`, with the same names apart from their suffixes.
-
-    Args:
-        root (`Path`): that holds `images` and `annotations`; splits may be spelt as in SceneParse150 (`training`).
-
-    Raises:
-        ValueError: missing folders, a split without images, images of train or validation without annotation, several
-            files of one name.
-    """
+def _usual_splits(root: Path) -> dict[str, tuple[str, str]]:
+    """Where images and annotations of the splits are, which may be spelt as in SceneParse150 (`training`)."""
     if not (root / "images").is_dir() or not (root / "annotations").is_dir():
         raise ValueError(f"{root} must have the folders images and annotations, each with train and val.")
-    splits = {}
-    for split, spellings in SPLIT_NAMES.items():
-        name = next((name for name in spellings if (root / "images" / name).is_dir()), None)
-        if name is not None:
-            pairs = _pair_files(root, f"images/{name}/{{}}", f"annotations/{name}/{{}}")
-            if not pairs:
-                raise ValueError(f"{root / 'images' / name} has no images.")
-            splits[split] = _make_split(split, pairs, root)
+    spelt = {
+        split: next((name for name in names if (root / "images" / name).is_dir()), None)
+        for split, names in SPLIT_NAMES.items()
+    }
+    splits = {split: (f"images/{name}/{{}}", f"annotations/{name}/{{}}") for split, name in spelt.items() if name}
     if not splits:
         raise ValueError(
             f"{root / 'images'} has no images for training or validation: expected folders train and val."
         )
-    return DatasetDict(splits)
+    return splits
+
+
+def _renamed(path: Path, parts: Sequence[str]) -> Path:
+    return path.with_name(path.name.replace(*parts))
 
 
 def _pair_files(root: Path, image_pattern: str, annotation_pattern: str) -> list[FilePair]:
@@ -235,15 +224,6 @@ def _make_split(split: str, pairs: Sequence[FilePair], root: Path) -> Dataset:
     return Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
 
 
-def _splits_of_scenes() -> DatasetDict:
-    return DatasetDict(
-        {
-            split: Dataset.from_dict({"seed": list(seeds)}).with_transform(_draw_scenes)
-            for split, seeds in SCENE_SEEDS.items()
-        }
-    )
-
-
 @lru_cache(maxsize=1024)
 def _make_scene(seed: int) -> tuple[PILImage.Image, PILImage.Image]:
     return make_scene(seed)
@@ -293,31 +273,20 @@ def _load_with_datasets(
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = load_from_disk(source)
         elif folder.is_dir():
-            options = {"cache_dir": hub_options.get("cache_dir"), "data_files": _parquet_files(folder)}
-            loaded = load_dataset("parquet", streaming=streaming, **options)
+            if not any(folder.rglob("*.parquet")):
+                raise ValueError(
+                    "expected images/{train,val}, annotations/{train,val} and classes.json, a folder made by "
+                    "`save_to_disk`, or parquet files like train-00000.parquet and validation-00000.parquet"
+                )
+            loaded = load_dataset(
+                "parquet", data_dir=source, streaming=streaming, cache_dir=hub_options.get("cache_dir")
+            )
         else:
             config = {} if config_name is None else {"name": config_name}
             loaded = load_dataset(source, **config, streaming=streaming, **hub_options)
     except Exception as error:
         raise ValueError(f"The data set {source!r} could not be loaded: {error}") from error
     return loaded if isinstance(loaded, Mapping) else DatasetDict({"train": loaded})
-
-
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    """Parquet files by split: their folder or the start of their name says which, as on the Hub."""
-    files: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        parts = path.relative_to(folder).parts
-        starts = (*parts[:-1], path.stem.replace(".", "-").replace("_", "-").split("-")[0])
-        for split, spellings in SPLIT_NAMES.items():
-            if any(start in spellings for start in starts) and not any(part.startswith(".") for part in parts):
-                files.setdefault(split, []).append(str(path))
-    if not files:
-        raise ValueError(
-            "expected images/{train,val}, annotations/{train,val} and classes.json, a folder made by `save_to_disk`, "
-            "or parquet files like train-00000.parquet and validation-00000.parquet"
-        )
-    return files
 
 
 def _with_known_columns(
@@ -384,4 +353,4 @@ def _download(repository: str, name: str, hub_options: Mapping[str, Any]) -> Pat
         return None
 
 
-__all__ = ["load_segmentation_dataset", "splits_of_folder"]
+__all__ = ["load_segmentation_dataset"]

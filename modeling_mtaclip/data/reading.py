@@ -3,7 +3,7 @@
 """A segmentation data set: how its examples are read, and what is wrong with them before a run starts."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -215,54 +215,59 @@ class _Findings:
         if not counts.any():
             self.unlabeled.append(source)
 
+    @property
+    def where(self) -> str:
+        return f"{self.part}the {self.split} split"
+
     def report_unusable(self, max_bad_share: float) -> None:
-        if not self.problems:
-            return
-        listed = "\n".join(f"- {problem}" for problem in self.problems)
-        message = f"{len(self.problems)} unusable examples in {self.part}the {self.split} split:\n{listed}"
-        if len(self.problems) > allowed_bad(max_bad_share, len(self.problems) + len(self.sources)):
-            raise ValueError(message)
-        logger.warning("%s", message)
+        if self.problems:
+            listed = "\n".join(f"- {problem}" for problem in self.problems)
+            message = f"{len(self.problems)} unusable examples in {self.where}:\n{listed}"
+            if len(self.problems) > allowed_bad(max_bad_share, len(self.problems) + len(self.sources)):
+                raise ValueError(message)
+            logger.warning("%s", message)
 
     def judge(self, strictly: bool) -> None:
         if not self.sources:
             return
-        names, where = self.info.class_names, f"{self.part}the {self.split} split"
-        absent = [name for name, count in zip(names, self.counts, strict=True) if count == 0]
-        mistake = ""
-        if len(absent) == len(names):
-            mistake = (
-                f"No pixel of {where} is labeled, e.g. in {self.sources[0]}: the values {sorted(self.values)} all "
-                "stand for 'no label'. Give each class its id, or choose another `ignore_index` in classes.json."
-            )
-        elif self.values == {0, IGNORE_INDEX} and self.info.values[:2] == (0, 1):
-            mistake = (
-                f"The annotations of {where} hold only the values 0 and 255, e.g. {self.sources[0]}: 255 stands for "
-                f"'no label', so that no pixel of {names[1]!r} would be trained on or scored. If 255 is meant to be "
-                f"{names[1]!r}, write 1 in its place: `mask[mask == 255] = 1`."
-            )
+        mistake = self._surest_mistake()
         if mistake and strictly:
             raise ValueError(mistake)
-        if mistake:
-            logger.warning("%s", mistake)
-            return
+        for remark in [mistake] if mistake else self._remarks():
+            logger.warning("%s", remark)
+
+    def _surest_mistake(self) -> str:
+        first = self.sources[0]
+        if not self.counts.any():
+            return (
+                f"No pixel of {self.where} is labeled, e.g. in {first}: the values {sorted(self.values)} all stand for "
+                "'no label'. Give each class its id, or choose another `ignore_index` in classes.json."
+            )
+        if self.values == {0, IGNORE_INDEX} and self.info.values[:2] == (0, 1):
+            object_name = self.info.class_names[1]
+            return (
+                f"The annotations of {self.where} hold only the values 0 and 255, e.g. {first}: 255 stands for 'no "
+                f"label', so that no pixel of {object_name!r} would be trained on or scored. If 255 is meant to be "
+                f"{object_name!r}, write 1 in its place: `mask[mask == 255] = 1`."
+            )
+        return ""
+
+    def _remarks(self) -> Iterator[str]:
         if self.unlabeled:
-            some = ", ".join(self.unlabeled[:MAX_NAMES]) + (", …" if len(self.unlabeled) > MAX_NAMES else "")
-            logger.warning(
-                "%d files of %s have no labeled pixel, and add nothing: %s.", len(self.unlabeled), where, some
+            files = f"{len(self.unlabeled)} files of {self.where}"
+            yield f"{files} have no labeled pixel, and add nothing: {_listed(self.unlabeled)}."
+        present = [name for name, count in zip(self.info.class_names, self.counts, strict=True) if count]
+        if absent := [name for name in self.info.class_names if name not in present]:
+            yield f"Classes that don't occur in {self.where}: {_listed(absent)}."
+        if absent and len(present) == 1:
+            yield (
+                f"Every labeled pixel of {self.where} is {present[0]!r}: a model that always answers {present[0]!r} "
+                f"would score perfectly. Check the values in the annotations, e.g. {self.sources[0]}."
             )
-        if absent:
-            logger.warning("Classes that don't occur in %s: %s.", where, ", ".join(absent))
-        if len(absent) == len(names) - 1 > 0:
-            only = names[int(self.counts.argmax())]
-            logger.warning(
-                "Every labeled pixel of %s is %r: a model that always answers %r would score perfectly. Check the "
-                "values in the annotations (%s).",
-                where,
-                only,
-                only,
-                self.sources[0],
-            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (f" … ({len(names)})" if len(names) > MAX_NAMES else "")
 
 
 def allowed_bad(max_bad_share: float, number: int) -> int:
