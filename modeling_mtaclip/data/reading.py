@@ -240,8 +240,8 @@ class _Findings:
         first = self.sources[0]
         if not self.counts.any():
             return (
-                f"No pixel of {self.where} is labeled, e.g. in {first}: the values {sorted(self.values)} all stand for "
-                "'no label'. Give each class its id, or choose another `ignore_index` in classes.json."
+                f"No pixel of {self.where} is labeled, e.g. in {first}: the values {sorted(self.values)} all stand "
+                "for 'no label'. Give each class its id, or choose another `ignore_index` in classes.json."
             )
         if self.values == {0, IGNORE_INDEX} and self.info.values[:2] == (0, 1):
             object_name = self.info.class_names[1]
