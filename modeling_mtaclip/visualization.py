@@ -21,20 +21,9 @@ if TYPE_CHECKING:
 
 Color = Sequence[int]
 
-# Okabe and Ito's colors, which people with any kind of color vision can tell apart (https://jfly.uni-koeln.de/color).
-OKABE_ITO = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (0, 0, 0),
-)
 VOID_COLOR = (255, 255, 255)
 RIGHT_COLOR = (200, 200, 200)
-WRONG_COLOR = OKABE_ITO[5]
+WRONG_COLOR = (213, 94, 0)
 # From 0 to 1, from dark to light (five colors of matplotlib's viridis).
 CONFIDENCE_COLORS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
 FONT_SIZE = 14
@@ -251,7 +240,6 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
 
 
 __all__ = [
-    "OKABE_ITO",
     "VOID_COLOR",
     "WRONG_COLOR",
     "colorize",

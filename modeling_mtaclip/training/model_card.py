@@ -18,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..data import DATASETS, DatasetInfo
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 
@@ -31,8 +32,6 @@ METRICS = (
     ("eval_mean_accuracy", "accuracy", "Mean accuracy of the classes"),
     ("eval_overall_accuracy", "accuracy", "Pixel accuracy"),
 )
-# The synthetic scenes are ours; what other data permit, only their owners can say.
-DATA_LICENSES = {"scenes": "apache-2.0"}
 # A card without this line is one that its reader has taken over.
 MARKER = "<!-- Written by the training run. Remove this line to keep your own text from then on. -->"
 LISTS = ("datasets", "tags", "base_model")
@@ -47,6 +46,7 @@ def write_model_card(
     model_id: str,
     options: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]] = (),
+    data: DatasetInfo | None = None,
     num_images: Mapping[str, int] | None = None,
     warnings: Sequence[str] = (),
     **metadata: Any,
@@ -59,6 +59,7 @@ def write_model_card(
         model_id (`str`): name on the Hub, or of the folder.
         options (`Mapping[str, Any]`): of the run; the card has them as [`public_options`] gives them.
         history (`Sequence[Mapping[str, Any]]`): the trainer's log, whose last evaluation has the scores.
+        data ([`DatasetInfo`], *optional*): of the data set, for its title and license.
         num_images (`Mapping[str, int]`, *optional*): images of each split that was used, as far as known.
         warnings (`Sequence[str]`): what restricts the scores, see [`score_warnings`].
         metadata: fields of `huggingface_hub.ModelCardData` in place of the run's own (`tags`: beside them), unless
@@ -69,13 +70,14 @@ def write_model_card(
         return False
     evaluation = next((entry for entry in reversed(history) if "eval_mean_iou" in entry), {})
     scores = {name: value for name, value in evaluation.items() if value is not None and math.isfinite(value)}
-    metadata = _metadata(model_id, options, scores, {name: value for name, value in metadata.items() if value})
+    metadata = _metadata(model_id, options, data, scores, {name: value for name, value in metadata.items() if value})
     card = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
         marker=MARKER,
         model_id=model_id,
-        dataset=metadata.datasets[0],
+        dataset=(data and data.title) or metadata.datasets[0],
+        data_license=data and data.license,
         class_names=[config.id2label[index] for index in range(config.num_labels)],
         text_branch=config.text_branch,
         num_parameters=model.num_parameters(),
@@ -94,13 +96,19 @@ def write_model_card(
 
 
 def _metadata(
-    model_id: str, options: Mapping[str, Any], scores: Mapping[str, float], given: dict[str, Any]
+    model_id: str,
+    options: Mapping[str, Any],
+    data: DatasetInfo | None,
+    scores: Mapping[str, float],
+    given: dict[str, Any],
 ) -> ModelCardData:
     given = {name: [value] if isinstance(value, str) and name in LISTS else value for name, value in given.items()}
     dataset = given.get("datasets", [options.get("dataset_name", "scenes")])[0]
+    title = (data and data.title) or dataset
     sources = [options.get(name) or "" for name in ("model_name_or_path", "text_encoder", "backbone")]
     own = {
-        "license": DATA_LICENSES.get(dataset, "unknown"),
+        # The synthetic scenes are ours; what other data permit, only their owners can say.
+        "license": "apache-2.0" if data is DATASETS["scenes"] else "unknown",
         "library_name": "transformers",
         "pipeline_tag": TASK,
         "datasets": [dataset],
@@ -108,7 +116,7 @@ def _metadata(
         "metrics": ["mean_iou", "accuracy"],
         "model_name": model_id.split("/")[-1],
         "eval_results": [
-            EvalResult(TASK, dataset, dataset, metric, scores[key], dataset_split="validation", metric_name=name)
+            EvalResult(TASK, dataset, title, metric, scores[key], dataset_split="validation", metric_name=name)
             for key, metric, name in METRICS
             if key in scores
         ]

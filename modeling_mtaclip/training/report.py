@@ -16,8 +16,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from ..data import generate_palette
 from ..metrics import constant_prediction, iou_figures
-from ..visualization import OKABE_ITO, Color, colorize, error_map, legend_entries, plot_alignment
+from ..visualization import Color, colorize, error_map, legend_entries, plot_alignment
 from .evaluated_images import ContextUsage, EvaluatedImage
 from .evaluation import SegmentationScores
 from .model_card import public_options
@@ -91,7 +92,7 @@ def write_report(
         similarity=_similarity(aligned, names),
         alignment=_alignment(aligned, scores, palette),
         num_images=len(images),
-        colors=OKABE_ITO,
+        colors=generate_palette(8),
         options=json.dumps(public_options(options or {}), indent=2, ensure_ascii=False, default=str),
     )
     Path(path).write_text(page, encoding="utf-8")

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import HfApi, ModelCard
 
 from modeling_mtaclip import MTAClipImageProcessor
+from modeling_mtaclip.data import DATASETS
 from modeling_mtaclip.data.scenes import SCENE_CLASSES, make_scene
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from modeling_mtaclip.training.model_card import MARKER, public_options, write_model_card
@@ -126,7 +127,7 @@ def test_a_run_pushes_when_it_is_told_to(tmp_path, monkeypatch):
     assert uploads == ["someone/something"]
 
 
-def card(tmp_path, warnings=(), history=(), model=None, **options):
+def card(tmp_path, warnings=(), history=(), model=None, data=None, **options):
     """A card of a model that no run has made: whether it was written, and the card."""
     path = tmp_path / "README.md"
     is_written = write_model_card(
@@ -136,6 +137,7 @@ def card(tmp_path, warnings=(), history=(), model=None, **options):
         model_id="model",
         options={"dataset_name": "scenes"} | options,
         history=history,
+        data=data,
         warnings=warnings,
     )
     return is_written, ModelCard.load(path)
@@ -143,14 +145,34 @@ def card(tmp_path, warnings=(), history=(), model=None, **options):
 
 def test_a_card_that_its_reader_took_over_is_left_alone(tmp_path):
     assert card(tmp_path)[0]
-    is_written, written = card(tmp_path)
-    assert is_written
-    assert written.data.license == "apache-2.0"
+    assert card(tmp_path)[0]
     path = tmp_path / "README.md"
     own = path.read_text().replace(MARKER, "My words.")
     path.write_text(own)
     assert not card(tmp_path)[0]
     assert path.read_text() == own
+
+
+@pytest.mark.parametrize(
+    ("name", "license", "text"),
+    [
+        ("scenes", "apache-2.0", "trained on Synthetic scenes:"),
+        ("cityscapes", "unknown", "License of the data: for non-commercial purposes"),
+    ],
+)
+def test_known_data_have_their_title_and_license(tmp_path, name, license, text):
+    evaluation = {"eval_mean_iou": 0.5, "step": 1}
+    _, written = card(tmp_path, data=DATASETS[name], dataset_name=name, history=[evaluation])
+    assert written.data.license == license
+    assert written.data.datasets == [name]
+    assert written.data.eval_results[0].dataset_name == DATASETS[name].title
+    assert text in written.text
+
+
+def test_a_folder_named_like_known_data_is_not_taken_for_them(tmp_path):
+    _, written = card(tmp_path, dataset_name="/home/me/scenes")
+    assert written.data.license == "unknown"
+    assert "trained on scenes:" in written.text
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
