@@ -29,9 +29,12 @@ SpatialShapes = Sequence[tuple[int, int]]
 
 
 def constant(function: Callable[..., Any], *arguments: Hashable) -> Any:
-    """What a function makes of sizes, kept for the next call; where a graph is traced, it is part of the graph."""
-    traced = torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
-    return function(*arguments) if traced else _kept_constant(function, *arguments)
+    """What a function makes of sizes and a device, the last argument, kept for the next call.
+
+    Where a graph is traced, it is part of the graph, and where tensors are fake, it is made each time.
+    """
+    fake = type(torch.empty(0, device=arguments[-1])) is not Tensor
+    return function(*arguments) if fake or torch.compiler.is_compiling() else _kept_constant(function, *arguments)
 
 
 @lru_cache(maxsize=64)

@@ -1,0 +1,110 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a step asks of a device, counted on the CPU, and tensors on a fake accelerator."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from modeling_mtaclip import MTAClipForSemanticSegmentation
+from modeling_mtaclip.benchmarking.models import our_model, random_images, random_labels
+from modeling_mtaclip.benchmarking.settings import Settings
+from modeling_mtaclip.loss_mtaclip import classes_of_images, loss_normalizers
+from scripts.device_counts import count_device_work
+from tests.tiny import tiny_config, tiny_model
+
+
+def small_step(batch_size):
+    """A training step of the small benchmark model, with what the training collator adds."""
+    settings = Settings(small=True, batch=batch_size, size=64)
+    model, images, labels = our_model(settings).train(), random_images(settings), random_labels(settings)
+    image_classes = classes_of_images(labels, settings.classes, 255)
+    inputs = {
+        "pixel_values": images,
+        "labels": labels,
+        "image_classes": image_classes,
+        "loss_normalizers": loss_normalizers(image_classes, model.config),
+        "point_seeds": torch.arange(batch_size),
+        "output_logits": False,
+    }
+
+    def step():
+        model.zero_grad()
+        model(**inputs).loss.backward()
+
+    return step
+
+
+def counts_of(run):
+    run()
+    return count_device_work(run)
+
+
+def test_a_training_step_asks_little_of_its_device():
+    few, many = (counts_of(small_step(batch_size)) for batch_size in (2, 16))
+    assert few.kernels.total() <= 1100
+    assert many.kernels.total() <= 1.05 * few.kernels.total()
+    for counts in (few, many):
+        assert counts.totals() | {"kernels": 0} == {
+            "kernels": 0,
+            "waits": 0,
+            "to_host": 1,
+            "to_device": 0,
+            "pinned_to_device": 1,
+        }
+
+
+def test_inference_never_waits():
+    model, images = tiny_model(), torch.randn(2, 3, 64, 64)
+
+    @torch.no_grad()
+    def infer():
+        model(images)
+
+    assert counts_of(infer).totals() | {"kernels": 0} == dict.fromkeys(counts_of(infer).totals(), 0)
+
+
+def test_waits_and_copies_are_counted():
+    values = torch.arange(4.0)
+
+    def run():
+        values[values > 1].sum().item()
+        values.cpu()
+        torch.tensor([1.0]) + values.nonzero().tolist()[0][0]
+
+    counts = count_device_work(run)
+    assert counts.waits == {"index": 1, "_local_scalar_dense": 1, "nonzero": 1}
+    assert counts.to_host == {"cpu": 1, "tolist": 1}
+    assert counts.to_device == {"torch.tensor": 1}
+
+
+class OneDevice(TorchDispatchMode):
+    """Refuses tensors that are not on the fake accelerator, but for single numbers."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                assert tensor.device.type == "cuda", f"{function} made a tensor on {tensor.device}"
+        return result
+
+
+@pytest.mark.parametrize(
+    ("point_sampling", "seeded", "dtype"), [("random", False, torch.float32), ("auto", True, torch.bfloat16)]
+)
+def test_everything_is_made_on_the_device(point_sampling, seeded, dtype):
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            config = tiny_config(point_sampling=point_sampling, train_num_points=512)
+            model = MTAClipForSemanticSegmentation._from_config(config, dtype=dtype).train()
+            images = torch.randn(2, 3, 64, 64, dtype=dtype)
+            labels, image_classes = torch.zeros(2, 64, 64, dtype=torch.long), torch.zeros(2, 3, dtype=torch.long)
+            seeds = torch.arange(2) if seeded else None
+        assert {tensor.device.type for tensor in model.state_dict().values()} == {"cuda"}
+        with OneDevice():
+            outputs = model(images, labels=labels, image_classes=image_classes, point_seeds=seeds)
+            assert outputs.loss.dtype == torch.float32
+            with torch.no_grad():
+                assert model.eval()(images).logits.dtype == dtype
