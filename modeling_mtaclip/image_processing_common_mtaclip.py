@@ -38,19 +38,12 @@ AUTO_IMAGE_PROCESSORS = (
 )
 MASK_STRIDE = 4
 EIGHT_BIT_FACTOR = 1 / 255
+LAYOUT_SETTINGS = ("size", "do_resize", "do_pad", "size_divisor")
 WIDE_PIL_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 class MTAClipImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
-    do_reduce_labels (`bool`, *optional*, defaults to `self.do_reduce_labels`):
-        Whether label 0 means "other": it becomes `ignore_index`, and every other label is lowered by one, as ADE20K
-        needs it.
-    ignore_index (`int`, *optional*, defaults to `self.ignore_index`):
-        Label of pixels that don't count; padding gets it too, and it is never lowered.
-    size_divisor (`int`, *optional*, defaults to `self.size_divisor`):
-        Images are padded at the right and at the bottom to a multiple of it.
-    """
+    """Settings of [`MTAClipImageProcessor`] beside those of all image processors."""
 
     do_reduce_labels: bool
     ignore_index: int
@@ -87,14 +80,12 @@ class MTAClipImageProcessing:
     def _standardize_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         """The settings in one form; those that would have no effect are refused."""
         kwargs = super()._standardize_kwargs(**kwargs)
-        for name in ("do_center_crop", "crop_size", "pad_size"):
-            if kwargs.get(name):
+        for name in ("do_center_crop", "crop_size", "pad_size", "data_format"):
+            if kwargs.get(name) and kwargs[name] != ChannelDimension.FIRST:
                 raise ValueError(
                     f"`{name}={kwargs[name]!r}` is not supported: crop images and maps before. Padding goes to a "
-                    "multiple of `size_divisor`."
+                    "multiple of `size_divisor`, and results are channels first."
                 )
-        if kwargs.get("data_format") not in (None, "channels_first", ChannelDimension.FIRST):
-            raise ValueError(f"`data_format={kwargs['data_format']!r}` is not supported: results are channels first.")
         if kwargs.get("size_divisor") is not None and kwargs["size_divisor"] < 1:
             raise ValueError(f"`size_divisor` must be at least 1, got {kwargs['size_divisor']}.")
         return kwargs
@@ -134,16 +125,17 @@ class MTAClipImageProcessing:
         input_data_format: str | ChannelDimension | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        num_channels = len(kwargs["image_mean"]) if kwargs["do_normalize"] and np.ndim(kwargs["image_mean"]) else None
-        as_given = as_given or not kwargs["do_rescale"] or kwargs["rescale_factor"] != EIGHT_BIT_FACTOR
+        means = kwargs["image_mean"] if kwargs["do_normalize"] else None
         read = partial(
             read_image,
-            num_channels=num_channels,
+            num_channels=len(means) if np.ndim(means) else 3 if do_convert_rgb else None,
             to_rgb=bool(do_convert_rgb),
-            as_given=as_given,
+            as_given=as_given or not kwargs["do_rescale"] or kwargs["rescale_factor"] != EIGHT_BIT_FACTOR,
             input_data_format=input_data_format,
         )
-        prepared = [read(image).to(device or "cpu") for image in self._prepare_images_structure(images)]
+        prepared = [read(image) for image in self._prepare_images_structure(images)]
+        if device is not None:
+            prepared = [image.to(device) for image in prepared]
         if not prepared:
             raise ValueError("No images were given.")
         maps = None if segmentation_maps is None else _prepare_maps(segmentation_maps, prepared)
@@ -232,45 +224,33 @@ class MTAClipImageProcessing:
             raise ValueError("`outputs` have no `masks_queries_logits`: call the model with `output_logits=True`.")
         if target_sizes is not None and len(target_sizes) != len(masks):
             raise ValueError(f"`target_sizes` must name one size per image: got {len(target_sizes)} for {len(masks)}.")
-        if isinstance(target_sizes, Tensor):
-            target_sizes = target_sizes.tolist()
         layouts = self._layouts(tuple(masks.shape[-2:]), target_sizes, len(masks), **overrides)
-        results = []
-        for class_logits, mask_logits, layout in zip(classes, masks, layouts, strict=True):
-            if not return_segmentation_scores:
-                results.append(semantic_labels(class_logits, mask_logits, *layout))
-                continue
-            scores = semantic_scores(class_logits, mask_logits, *layout)
-            results.append(
-                SemanticSegmentationPostProcessorOutput(
-                    {"segmentation": scores.max(dim=0).indices, "segmentation_scores": scores}
-                )
+        make = semantic_scores if return_segmentation_scores else semantic_labels
+        results = [make(*each, *layout) for *each, layout in zip(classes, masks, layouts, strict=True)]
+        if not return_segmentation_scores:
+            return results
+        return [
+            SemanticSegmentationPostProcessorOutput(
+                {"segmentation": scores.max(dim=0).indices, "segmentation_scores": scores}
             )
-        return results
+            for scores in results
+        ]
 
     def _layouts(
-        self,
-        mask_size: tuple[int, int],
-        target_sizes: list[tuple[int, int]] | None,
-        batch_size: int,
-        size: dict[str, int] | SizeDict | None = None,
-        do_resize: bool | None = None,
-        do_pad: bool | None = None,
-        size_divisor: int | None = None,
+        self, mask_size: tuple[int, int], target_sizes: list[tuple[int, int]] | None, batch_size: int, **overrides: Any
     ) -> list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
         """For each image: size of the model's input, of the part that is no padding, and of the result."""
+        if unknown := overrides.keys() - set(LAYOUT_SETTINGS):
+            raise TypeError(f"Unknown overrides {sorted(unknown)}: expected some of {LAYOUT_SETTINGS}.")
         whole = (mask_size[0] * MASK_STRIDE, mask_size[1] * MASK_STRIDE)
         if target_sizes is None:
             return [(whole, whole, whole)] * batch_size
-        if size is None:
-            size = self.size
-        else:
-            size = self._standardize_kwargs(size=size, default_to_square=self.default_to_square)["size"]
-        do_resize = self.do_resize if do_resize is None else do_resize
-        do_pad = self.do_pad if do_pad is None else do_pad
+        settings = {name: getattr(self, name) for name in LAYOUT_SETTINGS}
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        settings = self._standardize_kwargs(**settings, default_to_square=self.default_to_square)
         targets = [(int(height), int(width)) for height, width in target_sizes]
-        valid = [_resized_size(target, size) if do_resize else target for target in targets]
-        padded = _padded_size(valid, (size_divisor or self.size_divisor) if do_pad else 1)
+        valid = [_resized_size(target, settings["size"]) if settings["do_resize"] else target for target in targets]
+        padded = _padded_size(valid, settings["size_divisor"] if settings["do_pad"] else 1)
         if _mask_size(padded) == mask_size:
             return [(padded, size, target) for size, target in zip(valid, targets, strict=True)]
         if all(_mask_size(target) == mask_size for target in targets):
@@ -291,19 +271,8 @@ def read_image(
     as_given: bool = False,
     input_data_format: str | ChannelDimension | None = None,
 ) -> Tensor:
-    """Reads one image as `(C, H, W)`, uint8 or float32.
-
-    Args:
-        image (`PIL.Image.Image`, `np.ndarray` or `Tensor`): of one channel or several, first or last.
-        num_channels (`int`, *optional*, defaults to 3): how many channels must come out; `None`: any number.
-        to_rgb (`bool`, defaults to `True`): whether grey and RGBA images become RGB, transparent ones on white.
-        as_given (`bool`, defaults to `False`): whether values stay as they are, instead of being brought into
-            [0, 255].
-        input_data_format (`str`, *optional*): where the channels are; by default it follows from the shape.
-
-    Raises:
-        ValueError: an image of which it isn't clear what it shows.
-    """
+    """One image as `(C, H, W)`, uint8 or float32, in [0, 255] unless values are to stay as they are (`as_given`); a
+    ValueError if it isn't clear what it shows, or if `num_channels` don't come out."""
     if isinstance(image, Image.Image):
         image, input_data_format = _decoded(image, to_rgb), ChannelDimension.LAST
     if not isinstance(image, np.ndarray | Tensor):
@@ -314,17 +283,18 @@ def read_image(
         image = _in_rgb(image, as_given)
     if num_channels not in (None, len(image)):
         raise ValueError(
-            f"An image has {len(image)} channels{' in RGB' if to_rgb else ''}, but `image_mean` has {num_channels} "
-            "values. Images of other than three channels need `do_convert_rgb=False` and a mean and standard "
-            "deviation for each channel; `input_data_format` says where the channels are."
+            f"An image has {len(image)} channels, expected {num_channels} (in RGB 3, else as many as `image_mean` has "
+            "values). Images of other than three channels need `do_convert_rgb=False` and a mean and standard "
+            "deviation for each; `input_data_format` says where the channels are."
         )
     return image.contiguous()
 
 
 def _decoded(image: Image.Image, to_rgb: bool) -> np.ndarray:
     """The upright image as an array; palettes and colors that are not RGB are resolved."""
-    in_file = [tile[3] for tile in getattr(image, "tile", ())]
-    if image.mode in WIDE_PIL_MODES or any(";16" in str(args) for args in in_file):
+    # How the file has the values, as long as they are not loaded: Pillow makes 8 bits of the 16 of colors.
+    modes_in_file = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    if image.mode in WIDE_PIL_MODES or any(";16" in mode for mode in modes_in_file):
         raise ValueError(
             f"Images must have 8 bits per channel, got a PIL image of mode {image.mode!r} with more. Scale it first, "
             "e.g. `(numpy.asarray(image) / 256).astype(numpy.uint8)` for 16 bits."
@@ -343,8 +313,9 @@ def _values(image: np.ndarray | Tensor, as_given: bool) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.dtype.kind not in "buif":
             raise ValueError(f"Images must hold numbers, got an array of {kind}.")
-        exact = {"b": np.uint8, "f": np.float32}.get(image.dtype.kind, np.int64)
-        image = torch.from_numpy(np.array(image, np.uint8 if image.dtype == np.uint8 else exact, order="C"))
+        # A copy in a type that PyTorch has, whatever the order of bytes and dimensions.
+        own_type = np.uint8 if kind in ("bool", "uint8") else np.float32 if image.dtype.kind == "f" else np.int64
+        image = torch.from_numpy(np.array(image, own_type, order="C"))
     if image.numel() == 0:
         raise ValueError(f"An image of shape {tuple(image.shape)} has no pixels.")
     if kind == "uint8":
@@ -412,27 +383,25 @@ def _normalized(image: Tensor, factor: float, mean_and_std: tuple | None) -> Ten
 
 
 def _prepare_maps(segmentation_maps: ImageInput, images: list[Tensor]) -> list[Tensor]:
-    maps = [_label_map(each) for each in make_flat_list_of_images(segmentation_maps, expected_ndims=2)]
+    maps = make_flat_list_of_images(segmentation_maps, expected_ndims=2)
     if len(maps) != len(images):
         raise ValueError(f"Got {len(maps)} segmentation maps for {len(images)} images: pass one for each.")
-    for label_map, image in zip(maps, images, strict=True):
-        if label_map.ndim != 2 or label_map.dtype.kind not in "iub":
-            raise ValueError(
-                f"A segmentation map must be a (height, width) map of integer labels, got the shape {label_map.shape} "
-                f"and dtype {label_map.dtype}."
-            )
-        if label_map.shape != tuple(image.shape[-2:]):
-            raise ValueError(
-                f"A segmentation map of size {label_map.shape} does not fit its upright image of size "
-                f"{tuple(image.shape[-2:])}."
-            )
-    return [torch.from_numpy(label_map.astype(np.int64)).to(images[0].device) for label_map in maps]
+    return [_label_map(label_map, image) for label_map, image in zip(maps, images, strict=True)]
 
 
-def _label_map(label_map: Any) -> np.ndarray:
+def _label_map(label_map: Any, image: Tensor) -> Tensor:
     if isinstance(label_map, Image.Image):
         label_map = ImageOps.exif_transpose(label_map)
-    return np.array(label_map.cpu() if isinstance(label_map, Tensor) else label_map)
+    labels = np.array(label_map.cpu() if isinstance(label_map, Tensor) else label_map)
+    if labels.ndim != 2 or labels.dtype.kind not in "iub":
+        raise ValueError(
+            f"A segmentation map must be a (height, width) map of integer labels, got the shape {labels.shape} and "
+            f"dtype {labels.dtype}."
+        )
+    size = tuple(image.shape[-2:])
+    if labels.shape != size:
+        raise ValueError(f"A segmentation map of size {labels.shape} does not fit its upright image of size {size}.")
+    return torch.from_numpy(labels.astype(np.int64)).to(image.device)
 
 
 def _resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:

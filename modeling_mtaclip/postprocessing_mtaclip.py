@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-# Floats in the largest tensor of a band, 16 MiB: larger ones leave the processor's cache.
-BAND_ELEMENTS = 2**22
-# On other devices, 256 MiB: there few large steps are faster than many small ones.
-DEVICE_BAND_ELEMENTS = 2**26
+# Floats in the largest tensor of a band: 16 MiB on CPUs, since larger ones leave the processor's cache; 256 MiB on
+# other devices, where few large steps are faster than many small ones.
+BAND_ELEMENTS, DEVICE_BAND_ELEMENTS = 2**22, 2**26
 
 
 def semantic_labels(
@@ -28,26 +27,17 @@ def semantic_labels(
     valid_size: tuple[int, int] | None = None,
     target_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The class with the highest score at each pixel of one image.
+    """The class with the highest score at each pixel of one image, int64 of shape `target_size`.
 
     Args:
-        class_queries_logits (`Tensor` of shape `(Q, K + 1)`): the last entry is "no object".
-        masks_queries_logits (`Tensor` of shape `(Q, h, w)`): usually at a quarter of the input's size.
-        input_size (`tuple[int, int]`): height and width of the model's input, padding included.
-        valid_size (`tuple[int, int]`, *optional*): the part of it, from the top left, that is no padding; all of it by
-            default.
+        class_queries_logits, masks_queries_logits, input_size, valid_size: see [`QueryScores`].
         target_size (`tuple[int, int]`, *optional*): height and width of the result; `valid_size` by default.
-
-    Returns:
-        `Tensor` of shape `target_size`, int64, in 0 … K - 1.
     """
     source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
-    target_size = target_size or source.size
-    labels = torch.empty(target_size, dtype=torch.long, device=source.device)
-    for start, stop in row_bands([source], target_size):
-        # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
-        labels[start:stop] = resized_scores(source, target_size, start, stop).max(dim=0).indices
-    return labels
+    size = target_size or source.size
+    # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
+    bands = [resized_scores(source, size, *rows).max(dim=0).indices for rows in row_bands([source], size)]
+    return torch.cat(bands)
 
 
 def semantic_scores(
@@ -57,16 +47,12 @@ def semantic_scores(
     valid_size: tuple[int, int] | None = None,
     target_size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The scores of all classes at each pixel of one image, `(K, *target_size)`, float32.
-
-    Arguments as in [`semantic_labels`].
-    """
+    """The scores of all classes at each pixel of one image, `(K, *target_size)`, float32; see [`semantic_labels`]."""
     source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
-    target_size = target_size or source.size
-    shape = (len(source.class_probabilities), *target_size)
-    scores = torch.empty(shape, dtype=torch.float32, device=source.device)
-    for start, stop in row_bands([source], target_size):
-        scores[:, start:stop] = resized_scores(source, target_size, start, stop)
+    size = target_size or source.size
+    scores = torch.empty(len(source.class_probabilities), *size, dtype=torch.float32, device=source.device)
+    for start, stop in row_bands([source], size):
+        scores[:, start:stop] = resized_scores(source, size, start, stop)
     return scores
 
 
@@ -74,12 +60,15 @@ class QueryScores:
     """The scores that one forward pass gives to the pixels of its input, made for some rows at a time.
 
     Args:
-        class_queries_logits, masks_queries_logits, input_size, valid_size: as in [`semantic_labels`].
+        class_queries_logits (`Tensor` of shape `(Q, K + 1)`): the last entry is "no object".
+        masks_queries_logits (`Tensor` of shape `(Q, h, w)`): usually at a quarter of the input's size.
+        input_size (`tuple[int, int]`): height and width of the model's input, padding included.
+        valid_size (`tuple[int, int]`, *optional*): the part of it, from the top left, that is no padding; all of it by
+            default.
 
     Attributes:
         size (`tuple[int, int]`): height and width of the scores, without padding.
         floats_per_row (`int`): roughly the memory that one row needs while it is made.
-        device (`torch.device`): of the logits and the scores.
     """
 
     def __init__(
@@ -105,12 +94,8 @@ class QueryScores:
 
 
 def row_bands(sources: Sequence[QueryScores], target_size: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """First and last row (exclusive) of bands of rows of the result that are small enough to be made at once.
-
-    Args:
-        sources (`Sequence`): [`QueryScores`] or others with its attributes, whose scores are needed together.
-        target_size (`tuple[int, int]`): height and width of the result.
-    """
+    """First and last row (exclusive) of bands of the result, of height and width `target_size`, that are small enough
+    to be made at once from sources, [`QueryScores`] or others with its attributes and `read`."""
     rows_per_band = target_size[0]
     for source in sources:
         elements = BAND_ELEMENTS if source.device.type == "cpu" else DEVICE_BAND_ELEMENTS
@@ -123,13 +108,8 @@ def row_bands(sources: Sequence[QueryScores], target_size: tuple[int, int]) -> I
 
 
 def resized_scores(source: QueryScores, target_size: tuple[int, int], start: int, stop: int) -> Tensor:
-    """Rows `start` … `stop - 1` of scores that are resized (bilinear) to `target_size`, `(K, stop - start, width)`.
-
-    Args:
-        source: [`QueryScores`] or another object with its attributes and `read`.
-        target_size (`tuple[int, int]`): height and width of the whole result.
-        start, stop (`int`): rows of the result.
-    """
+    """Rows `start` … `stop - 1` of the scores of a source (see [`row_bands`]) that are resized (bilinear) to
+    `target_size`: `(K, stop - start, width)`."""
     if target_size == source.size:
         return source.read(start, stop)
     low, high, share = _source_rows(start, stop, target_size[0], source.size[0])

@@ -289,7 +289,8 @@ def test_errors(image, maps, message):
         ({"data_format": "channels_last"}, "results are channels first"),
         ({"size_divisor": 0}, "`size_divisor` must be at least 1"),
         ({"input_data_format": "channels_first"}, "has 8 channels"),
-        ({"image_mean": [0.5] * 4, "image_std": [1.0] * 4}, "`image_mean` has 4 values"),
+        ({"input_data_format": "channels_first", "do_normalize": False}, "has 8 channels"),
+        ({"image_mean": [0.5] * 4, "image_std": [1.0] * 4}, "has 3 channels, expected 4"),
     ],
 )
 def test_options_without_effect_are_refused(kind, options, message):

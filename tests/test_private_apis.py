@@ -47,6 +47,20 @@ PRIVATE_APIS = [
         "stages of CLIP's encoders",
         ["self", "out_features", "out_indices"],
     ),
+    (
+        "transformers.image_processing_utils.BaseImageProcessor._standardize_kwargs",
+        "image_processing_common_mtaclip.py",
+        "overridden to refuse options without effect",
+        ["size", "crop_size", "pad_size", "default_to_square"],
+    ),
+    (
+        "transformers.image_processing_utils.BaseImageProcessor._preprocess_image_like_inputs",
+        "image_processing_common_mtaclip.py",
+        "overridden for label maps; gets all positional arguments of `preprocess` and all settings",
+        ["images", "args", "kwargs"],
+    ),
+    ("evaluate.Metric._compute", "metrics/mean_iou.py", "overridden: scripts call it", ["predictions", "references"]),
+    ("evaluate.Metric._build_data_dir", "metrics/mean_iou.py", "overridden: nothing is stored", []),
 ]
 
 
