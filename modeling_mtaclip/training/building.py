@@ -34,6 +34,7 @@ CONFIG_FIELDS = (
     "num_prompt_contexts",
     "prompt_length",
     "contrastive_negatives",
+    "contrastive_temperature",
     "train_num_points",
     "text_branch",
 )
@@ -100,7 +101,11 @@ def _text_parts(arguments: ModelArguments, class_names: Sequence[str]) -> dict[s
 
 
 def load_model(
-    name_or_path: str, class_names: Sequence[str], adapt: bool, size: dict[str, int] | None = None
+    name_or_path: str,
+    class_names: Sequence[str],
+    adapt: bool,
+    size: dict[str, int] | None = None,
+    **hub_options: Any,
 ) -> ModelBundle:
     """Loads a saved model with its image processor and tokenizer.
 
@@ -109,29 +114,28 @@ def load_model(
         class_names (`Sequence[str]`): of the data set.
         adapt (`bool`): whether the model is to be trained, for which it is given these classes if it has others.
         size (`dict[str, int]`, *optional*): replaces the size to which the image processor resizes.
+        hub_options: `revision`, `token` and `cache_dir` of a model on the Hub.
 
     Raises:
         ValueError: there is no model, it can't be trained, or it has other classes and is not to be adapted.
     """
     try:
-        model = MTAClipForSemanticSegmentation.from_pretrained(name_or_path)
-        processor = MTAClipImageProcessor.from_pretrained(name_or_path)
+        model = MTAClipForSemanticSegmentation.from_pretrained(name_or_path, **hub_options)
+        processor = MTAClipImageProcessor.from_pretrained(name_or_path, **hub_options)
     except (OSError, TypeError) as error:
         raise ValueError(f"No MTA-CLIP model could be loaded from {name_or_path!r}: {error}") from error
-    model.train(adapt)
     if size is not None:
         processor.do_resize, processor.size = True, size
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    if names == list(class_names):
-        tokenizer = _load_tokenizer_if_there(name_or_path)
-    elif adapt:
-        tokenizer = load_tokenizer(name_or_path) if model.config.text_branch else None
+    tokenizer = _load_tokenizer_if_there(name_or_path)
+    if names != list(class_names):
+        if not adapt:
+            raise ValueError(
+                f"The model in {name_or_path!r} has the classes {names}, but the data set has {list(class_names)}: "
+                "it can't be evaluated on them. Choose the data set it was trained on, or train it on this one."
+            )
         model = model.with_classes(class_names, tokenizer)
-    else:
-        raise ValueError(
-            f"The model in {name_or_path!r} has the classes {names}, but the data set has {list(class_names)}: it "
-            "can't be evaluated on them. Choose the data set it was trained on, or train it on this one."
-        )
+    model.train(adapt)
     return ModelBundle(model, processor, tokenizer)
 
 

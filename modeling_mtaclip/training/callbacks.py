@@ -4,16 +4,20 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset
 from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from .checkpoints import TrainingStopped
@@ -24,6 +28,8 @@ logger = logging.get_logger(__name__)
 EMA_FILE = "ema.safetensors"
 # What the progress bar shows, and what the log calls it.
 SHOWN_FIGURES = {"loss": "loss", "mIoU": "eval_mean_iou"}
+# Several processes ask each other about SIGTERM every so many steps.
+TERMINATION_INTERVAL = 10
 
 
 class BriefProgressCallback(ProgressCallback):
@@ -75,47 +81,131 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
-class FiniteGradientsCallback(TrainerCallback):
-    """Leaves out a step whose gradients are NaN or infinite, up to a limit.
+class FirstCheckpointCallback(TrainerCallback):
+    """Saves a checkpoint just before the first evaluation, so that no evaluation can lose a whole training."""
 
-    Gradients are the same on all processes, so that all leave out the same steps.
+    def __init__(self) -> None:
+        self._saved = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.eval_strategy == IntervalStrategy.STEPS:
+            evaluates = state.global_step + 1 == state.eval_steps
+        else:
+            evaluates = args.eval_strategy == IntervalStrategy.EPOCH and state.epoch == int(state.epoch)
+        if evaluates and not self._saved and args.save_strategy != SaveStrategy.NO:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved = True
+
+
+class BrokenStepsCallback(TrainerCallback):
+    """Skips steps whose gradients are NaN or infinite, and ends a training in which there are too many in a row.
+
+    Nothing is read from the device before the next line of the log: the optimizer gets the verdict as a tensor, as
+    from a gradient scaler. Gradients are the same on all processes, so that all skip the same steps. With a gradient
+    scaler, which skips such steps by itself, only those count that it can't mend by a smaller scale.
 
     Args:
-        max_skipped_steps (`int`): more of them are an error.
+        max_skipped_steps (`int`): more of them in a row are an error.
+        scaler (`torch.amp.GradScaler`, *optional*): of the training.
     """
 
-    def __init__(self, max_skipped_steps: int) -> None:
-        self.max_skipped_steps = max_skipped_steps
-        self.skipped_steps = 0
+    def __init__(self, max_skipped_steps: int, scaler: torch.amp.GradScaler | None = None) -> None:
+        self.max_skipped_steps, self.scaler = max_skipped_steps, scaler
         self._statistics: list[Tensor] = []
+        self._gradient_norm: Tensor | None = None
+        self._loss_is_broken: Tensor | bool = False
+        # Skipped steps; in a row: now, and at most; the same of those in which the loss itself was broken.
+        self._counts: Tensor | None = None
+        self._num_reported = 0
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
     ) -> None:
         self._statistics = [value.clone() for value in _statistics(model)]
+        self._counts, self._num_reported = None, 0
+
+    def see_loss(self, loss: Tensor) -> None:
+        """Notes the loss of a part of the step's batch."""
+        self._loss_is_broken = self._loss_is_broken | ~loss.detach().isfinite()
+
+    def see_gradient_norm(self, norm: Tensor) -> None:
+        """Notes the norm of the step's gradients before they are clipped."""
+        self._gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
     @torch.no_grad()
     def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **kwargs: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: nn.Module | None = None,
+        optimizer: Optimizer | None = None,
+        **kwargs: Any,
     ) -> None:
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        statistics = _statistics(model)
-        if torch.nn.utils.get_total_norm(gradients).isfinite():
-            for kept, value in zip(self._statistics, statistics, strict=True):
-                kept.copy_(value)
+        if self._gradient_norm is None:
             return
-        self.skipped_steps += 1
-        if self.skipped_steps > self.max_skipped_steps:
+        broken = ~self._gradient_norm.isfinite()
+        # Batch norms have seen the broken images already.
+        for kept, value in zip(self._statistics, _statistics(model), strict=True):
+            value.copy_(torch.where(broken, kept, value))
+            kept.copy_(value)
+        self._count(broken)
+        if self.scaler is not None:
+            return
+        optimizer = getattr(optimizer, "optimizer", optimizer)
+        if getattr(optimizer, "_step_supports_amp_scaling", False) and not _is_sharded(model):
+            optimizer.found_inf = broken.float()
+        elif broken:
+            # An optimizer passes over parameters without gradient.
+            model.zero_grad(set_to_none=True)
+
+    def _count(self, broken: Tensor) -> None:
+        if self._counts is None:
+            self._counts = torch.zeros(5, dtype=torch.long, device=broken.device)
+        total, row, longest, loss_row, longest_loss = self._counts.unbind()
+        row = (row + 1) * broken
+        loss_row = (loss_row + (broken & self._loss_is_broken)) * broken
+        self._counts = torch.stack(
+            [total + broken, row, longest.maximum(row), loss_row, longest_loss.maximum(loss_row)]
+        )
+        self._loss_is_broken = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_log:
+            self.report(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.report(state.global_step)
+
+    def report(self, step: int) -> None:
+        """Warns of steps that were skipped since the last time; all processes must call this.
+
+        Raises:
+            TrainingStopped: too many in a row.
+        """
+        if self._counts is None:
+            return
+        counts = self._counts.clone()
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(counts, distributed.ReduceOp.MAX)
+        total, _, longest, _, longest_loss = counts.tolist()
+        if self.scaler is not None and self.scaler.get_scale() >= 1:
+            # Gradients that only overflow are the scaler's way to find its scale.
+            longest = longest_loss
+        if longest > self.max_skipped_steps:
             raise TrainingStopped(
-                f"{self.skipped_steps} steps had NaN or infinite gradients, last step {state.global_step + 1}; "
-                f"`max_skipped_steps` is {self.max_skipped_steps}. Lower the learning rate, or look for broken "
-                "images; the log names the loss terms."
+                f"{longest} steps in a row had NaN or infinite gradients up to step {step}; `max_skipped_steps` is "
+                f"{self.max_skipped_steps}. Lower the learning rate, or look for broken images; the log names them."
             )
-        logger.warning("Step %d is left out: its gradients are NaN or infinite.", state.global_step + 1)
-        # An optimizer passes over parameters without gradient; batch norms have seen the broken images already.
-        model.zero_grad(set_to_none=True)
-        for value, before in zip(statistics, self._statistics, strict=True):
-            value.copy_(before)
+        if total > self._num_reported and self.scaler is None:
+            logger.warning(
+                "Up to step %d, %d step(s) are left out, as their gradients are NaN or infinite.",
+                step,
+                total - self._num_reported,
+            )
+        self._num_reported = total
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:
@@ -123,8 +213,13 @@ def _statistics(model: nn.Module) -> list[Tensor]:
     return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
 class TerminationCallback(TrainerCallback):
-    """Saves a checkpoint and stops after the step in which any process gets SIGTERM.
+    """Saves a checkpoint and stops soon after any process gets SIGTERM: one process after its step, several within
+    ten steps.
 
     Attributes:
         terminated (`bool`): whether that has happened.
@@ -142,10 +237,14 @@ class TerminationCallback(TrainerCallback):
         self._received = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        received = torch.tensor(float(self._received), device=args.device)
+        received = self._received
         if args.world_size > 1:
-            torch.distributed.all_reduce(received)
-        if received > 0:
+            if state.global_step % TERMINATION_INTERVAL:
+                return
+            anywhere = torch.tensor(float(received), device=args.device)
+            distributed.all_reduce(anywhere)
+            received = anywhere > 0
+        if received:
             self.terminated = control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -161,27 +260,37 @@ class AveragedWeightsCallback(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay = model, decay
-        self.averages: dict[str, Tensor] = {}
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.names, self.parameters = list(trained), nn.ParameterList(trained.values())
+        self.decay = decay
+        self._share = decay
+        self._average: AveragedModel | None = None
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
-        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+    @property
+    def averages(self) -> list[nn.Parameter]:
+        """The averages, in the order of `names`; those of the model's own weights before the first step."""
+        if self._average is None:
+            self._average = AveragedModel(self.parameters, multi_avg_fn=self._update)
+            self._average.update_parameters(self.parameters)
+        return list(self._average.module)
+
+    def _update(self, averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor) -> None:
+        torch._foreach_lerp_(averages, values, 1 - self._share)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.averages:
-            self.averages = {name: value.detach().clone() for name, value in self._parameters().items()}
+        # Nothing but `load` gives averages before a training.
+        _ = self.averages
 
-    @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        parameters = self._parameters()
-        averages = [self.averages[name] for name in parameters]
-        torch._foreach_lerp_(averages, [value.detach() for value in parameters.values()], 1 - decay)
+        self._share = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        self._average.update_parameters(self.parameters)
 
     def save(self, folder: str | Path) -> None:
         """Writes the averages into a checkpoint."""
-        save_file({name: value.contiguous() for name, value in self.averages.items()}, Path(folder) / EMA_FILE)
+        named = zip(self.names, self.averages, strict=True)
+        save_file({name: value.detach().contiguous() for name, value in named}, Path(folder) / EMA_FILE)
 
+    @torch.no_grad()
     def load(self, folder: str | Path) -> None:
         """Takes the averages from a checkpoint.
 
@@ -191,32 +300,34 @@ class AveragedWeightsCallback(TrainerCallback):
         path = Path(folder) / EMA_FILE
         if not path.is_file():
             raise ValueError(f"{folder} has no averaged weights ({EMA_FILE}): it was saved without `--ema_decay`.")
-        device = next(self.model.parameters()).device
-        self.averages = {name: value.to(device) for name, value in load_file(path).items()}
+        saved = load_file(path)
+        for name, average in zip(self.names, self.averages, strict=True):
+            average.copy_(saved[name])
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Gives the averages to the model, for good."""
-        for name, parameter in self._parameters().items():
-            parameter.copy_(self.averages[name])
+        for parameter, average in zip(self.parameters, self.averages, strict=True):
+            parameter.copy_(average)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Gives the averages to the model, and its own weights back afterwards."""
-        own = {name: value.detach().clone() for name, value in self._parameters().items()}
+        own = [parameter.detach().clone() for parameter in self.parameters]
         self.copy_to_model()
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, parameter in self._parameters().items():
-                    parameter.copy_(own[name])
+                for parameter, value in zip(self.parameters, own, strict=True):
+                    parameter.copy_(value)
 
 
 __all__ = [
     "AveragedWeightsCallback",
     "BriefProgressCallback",
+    "BrokenStepsCallback",
     "EpochCallback",
-    "FiniteGradientsCallback",
+    "FirstCheckpointCallback",
     "TerminationCallback",
 ]

@@ -1,22 +1,33 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that survive: which one to go on from, when one is complete, and what happens when one can't be saved.
+"""Checkpoints that survive: which one to resume from, when one is complete, and what happens when the disk is full.
 
 A checkpoint is complete when `trainer_state.json`, its last file, is there and whole. Older checkpoints are deleted
 only after that.
 """
 
+import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainingArguments
+from safetensors import SafetensorError
+from torch import distributed
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+# How safetensors and torch.save word an error of the disk, which they raise without its number.
+DISK_MESSAGES = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "inline_container")
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 (a reason that the user can mend, not a defect)
@@ -33,7 +44,7 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
     if wanted is None or wanted.lower() == "false":
         return None
     if wanted.lower() not in ("last", "true"):
-        if not (Path(wanted) / TRAINER_STATE_NAME).is_file():
+        if not is_complete(Path(wanted)):
             raise ValueError(f"`resume_from_checkpoint`: {wanted!r} is no folder with a checkpoint of a run.")
         return wanted
     last = last_complete_checkpoint(Path(arguments.output_dir))
@@ -46,47 +57,104 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a run that was saved to its end."""
-    steps = {int(path.name.removeprefix("checkpoint-")): path for path in folder.glob("checkpoint-[0-9]*")}
-    for _, path in sorted(steps.items(), reverse=True):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text())
-        except (OSError, json.JSONDecodeError):
-            logger.warning("%s is incomplete and passed over.", path)
-            continue
-        return path
+    for path in reversed(_checkpoints(folder)):
+        if is_complete(path):
+            return path
+        logger.warning("%s is incomplete and passed over.", path)
     return None
 
 
-def write_through(folder: Path) -> None:
+def _checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints in the order of their steps. Folders like checkpoint-500-backup are the user's."""
+    found = [Path(path) for path in sort_checkpoints(str(folder))]
+    return [path for path in found if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()]
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was saved to its end."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class CheckpointLimitCallback(TrainerCallback):
+    """Writes a new checkpoint of all processes through to the disk, and only then deletes older ones.
+
+    transformers deletes them earlier, and takes folders like checkpoint-500-backup for checkpoints.
+
+    Args:
+        limit (`int`, *optional*): number of checkpoints that are kept; the newest and the best always are.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            distributed.barrier()
+        if not args.should_save:
+            return
+        folder = Path(args.output_dir)
+        newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        _write_through(newest)
+        if self.limit:
+            kept = {newest, Path(state.best_model_checkpoint or newest)}
+            older = sorted(set(_checkpoints(folder)) - kept, key=lambda path: path.stat().st_mtime_ns)
+            for path in older[: len(older) + len(kept) - max(self.limit, len(kept))]:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_through(folder: Path) -> None:
     """Makes sure that all files of a folder are on the disk, not only in memory."""
     for path in folder.iterdir():
         if path.is_file():
-            with open(path, "rb") as file:
+            with open(path, "rb+") as file:
                 os.fsync(file.fileno())
 
 
-def discard_failed_save(folder: Path, error: Exception) -> TrainingStopped:
-    """Deletes a checkpoint that could not be written, and makes the error that ends the run.
+@contextmanager
+def explained_disk_errors(folder: Path, current_step: Callable[[], int]) -> Iterator[None]:
+    """Ends a training whose disk fails with the last good checkpoint's name; a broken checkpoint is deleted.
 
     Args:
-        folder (`Path`): of the checkpoint.
-        error (`Exception`): why it could not be written.
+        folder (`Path`): of the run.
+        current_step (`Callable[[], int]`): the training's step.
+
+    Raises:
+        TrainingStopped: in place of an error that is known to come from the disk; all others stay as they are.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    free = shutil.disk_usage(folder.parent).free / 2**20
-    last = last_complete_checkpoint(folder.parent)
-    go_on = "There is no earlier checkpoint." if last is None else f"The last good checkpoint is {last}."
-    return TrainingStopped(
-        f"{folder} could not be saved ({error}) and was deleted; {folder.parent} has {free:.0f} MiB free now. {go_on} "
-        "Make room, lower `save_total_limit` or save elsewhere (`output_dir`), and go on with "
-        "--resume_from_checkpoint last."
-    )
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _is_of_the_disk(error):
+            raise
+        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{current_step()}"
+        failed = f"{folder} could not be written to ({error})"
+        if checkpoint.is_dir() and not is_complete(checkpoint):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            failed = f"{checkpoint} could not be saved ({error}) and was deleted"
+        free = shutil.disk_usage(folder).free / 2**20
+        last = last_complete_checkpoint(folder)
+        go_on = "There is no earlier checkpoint." if last is None else f"The last good checkpoint is {last}."
+        raise TrainingStopped(
+            f"{failed}; {folder} has {free:.0f} MiB free now. {go_on} Make room, lower `save_total_limit` or save "
+            "elsewhere (`output_dir`), and resume with --resume_from_checkpoint last."
+        ) from error
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in DISK_ERRORS
+    return any(message in str(error) for message in DISK_MESSAGES)
 
 
 __all__ = [
+    "CheckpointLimitCallback",
     "TrainingStopped",
     "checkpoint_to_resume",
-    "discard_failed_save",
+    "explained_disk_errors",
+    "is_complete",
     "last_complete_checkpoint",
-    "write_through",
 ]

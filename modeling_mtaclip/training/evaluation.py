@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What evaluation reads, image by image, and the scores it makes of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..data import DATASETS
 from ..image_processing_mtaclip import MTAClipImageProcessor
@@ -45,6 +47,11 @@ class EvaluationSample:
     name: str = ""
     thumbnail: Image.Image | None = None
 
+    def pin_memory(self) -> "EvaluationSample":
+        """Puts the image into memory from which a GPU copies while the host goes on; data loaders call this."""
+        self.image.pixel_values = [values.pin_memory() for values in self.image.pixel_values]
+        return self
+
 
 class EvaluationCollator:
     """Prepares evaluation examples, each by itself, so that no image is padded to the size of another.
@@ -64,6 +71,25 @@ class EvaluationCollator:
         image = prepare_image(example["image"], self.image_processor, self.scales)
         annotation = torch.from_numpy(np.array(example["annotation"], dtype=np.int64))
         return EvaluationSample(image, annotation, example.get("name", ""), make_thumbnail(example["image"]))
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Gathers the weights that FSDP has sharded, so that predictions need no other process; all must call this.
+
+    Args:
+        model (`nn.Module`): sharded by `fully_shard` in part or whole; any other model is left as it is.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            module.set_reshard_after_forward(True, recurse=False)
 
 
 class SegmentationScores:
@@ -176,4 +202,4 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-__all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores"]
+__all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores", "whole_weights"]

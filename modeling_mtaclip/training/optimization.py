@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter groups and learning-rate schedule of the paper's recipe."""
 
-from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 
 # Parameters without weight decay that are no norm's: learned queries, positions, levels and prompts, and what
@@ -76,43 +77,76 @@ def parameter_groups(
     return [group for group in groups.values() if group["params"]]
 
 
-def _polynomial_factor(
-    step: int, warmup_steps: int, num_steps: int, power: float, start_factor: float, end_factor: float
-) -> float:
-    if step < warmup_steps:
-        return start_factor + (1 - start_factor) * step / warmup_steps
-    remaining = max(0.0, (num_steps - step) / max(1, num_steps - warmup_steps))
-    return end_factor + (1 - end_factor) * remaining**power
+def create_schedule(arguments: TrainingArguments, optimizer: Optimizer, num_steps: int) -> LRScheduler:
+    """Creates the schedule that the arguments name, with the paper's polynomial one in place of transformers'.
+
+    Args:
+        arguments (`TrainingArguments`): with `warmup_start_factor` beside transformers' options.
+        optimizer (`Optimizer`): every group keeps its share of the learning rate.
+        num_steps (`int`): all steps.
+
+    Raises:
+        ValueError: options that the schedule does not know or lacks.
+    """
+    kind, options = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
+    warmup_steps = arguments.get_warmup_steps(num_steps)
+    if kind in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
+        # What the schedule waits for is the metric of the best checkpoint.
+        options.setdefault("mode", "max" if arguments.greater_is_better else "min")
+    try:
+        if kind == SchedulerType.POLYNOMIAL:
+            return polynomial_schedule(optimizer, warmup_steps, num_steps, arguments.warmup_start_factor, **options)
+        return get_scheduler(kind, optimizer, warmup_steps, num_steps, options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`lr_scheduler_type` {kind.value} does not work with `lr_scheduler_kwargs` {options}: {error}"
+        ) from error
+
+
+def check_schedule(arguments: TrainingArguments) -> None:
+    """Refuses options with which no schedule could be made.
+
+    Raises:
+        ValueError: as of [`create_schedule`].
+    """
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
+    create_schedule(arguments, optimizer, max(1, arguments.max_steps))
 
 
 def polynomial_schedule(
     optimizer: Optimizer,
     warmup_steps: int,
     num_steps: int,
-    power: float = 0.9,
     warmup_start_factor: float = 0.1,
+    power: float = 0.9,
     lr_end: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up, then polynomial decay (DeepLab, arXiv 1606.00915).
+    """Linear warm-up from a share of the learning rate, then polynomial decay (DeepLab, arXiv 1606.00915).
 
     Args:
         optimizer (`Optimizer`): every group keeps its share of the learning rate.
         warmup_steps (`int`): steps until the full learning rate.
         num_steps (`int`): all steps.
-        power (`float`): of the decay.
         warmup_start_factor (`float`): share of the learning rate at step 0, if there is a warm-up.
+        power (`float`): of the decay.
         lr_end (`float`): learning rate after the last step, for the group with the highest one.
+
+    Raises:
+        ValueError: `lr_end` above the learning rate.
     """
-    factor = partial(
-        _polynomial_factor,
-        warmup_steps=warmup_steps,
-        num_steps=num_steps,
-        power=power,
-        start_factor=warmup_start_factor,
-        # DeepSpeed's optimizers have no `defaults`.
-        end_factor=lr_end / max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups),
-    )
+    # DeepSpeed's optimizers have no `defaults`.
+    highest = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
+    if not 0 <= lr_end <= highest:
+        raise ValueError(f"`lr_end` must be between 0 and the learning rate {highest}, got {lr_end}")
+    end_factor = lr_end / highest if lr_end else 0.0
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return warmup_start_factor + (1 - warmup_start_factor) * step / warmup_steps
+        remaining = max(0.0, (num_steps - step) / max(1, num_steps - warmup_steps))
+        return end_factor + (1 - end_factor) * remaining**power
+
     return LambdaLR(optimizer, factor)
 
 
-__all__ = ["parameter_group", "parameter_groups", "polynomial_schedule"]
+__all__ = ["check_schedule", "create_schedule", "parameter_group", "parameter_groups", "polynomial_schedule"]

@@ -5,7 +5,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 from transformers import set_seed
 from transformers.trainer_utils import has_length
 
-from ..conversion import LoadingReport
 from ..data import (
     Augmentation,
     EvaluationExamples,
@@ -28,8 +29,8 @@ from ..data import (
     TrainingStream,
     load_segmentation_dataset,
 )
-from ..image_processing_mtaclip import MTAClipImageProcessor
-from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options
+from ..metrics import json_ready
+from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options, num_cores
 from .building import ModelBundle, build_model, load_model
 from .checkpoints import checkpoint_to_resume
 from .evaluated_images import EvaluatedImage, save_pictures
@@ -48,14 +49,19 @@ class Run:
     Attributes:
         trainer ([`MTAClipTrainer`]): with model and data.
         data ([`SegmentationData`]): the data set.
-        checkpoint (`str`, *optional*): folder of the checkpoint to go on from.
-        checked_pixels (`dict[str, dict[str, int]]`): pixels of each class in what was checked of each split.
+        checkpoint (`str`, *optional*): folder of the checkpoint to resume from.
+        metrics (`dict[str, Any]`): what `metrics.json` holds, as far as the run has come.
     """
 
     trainer: MTAClipTrainer
     data: SegmentationData
     checkpoint: str | None
-    checked_pixels: dict[str, dict[str, int]] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is saved."""
+        return Path(self.trainer.args.output_dir)
 
     def execute(self) -> dict[str, Any]:
         """Trains, evaluates and saves, as the arguments say.
@@ -64,75 +70,87 @@ class Run:
             `dict[str, Any]`: what `metrics.json` holds.
         """
         args = self.trainer.args
-        metrics: dict[str, Any] = {"checked_pixels": self.checked_pixels}
         if args.do_train:
-            metrics |= self.trainer.train(resume_from_checkpoint=self.checkpoint).metrics
-            metrics["num_bad"] = self._count_bad()
-            if self.trainer.termination.terminated:
-                sys.exit("The run was told to stop. Go on with its options and --resume_from_checkpoint last.")
-            # Not `save_model()`, which would push the model before it is evaluated.
-            self.trainer.save_model(_internal_call=True)
-            self.trainer.save_state()
-            if self.trainer.is_fsdp_enabled:
-                self.trainer.use_saved_model()
+            self.train()
         if args.do_eval:
-            metrics |= self.trainer.evaluate()
-            metrics |= {f"eval_{name}": value for name, value in self.trainer.scores.details().items()}
-            metrics["classes"] = self.trainer.scores.per_class()
-        if args.do_train:
-            self.trainer.create_model_card()
-        if self.trainer.is_world_process_zero():
-            folder = Path(args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "metrics.json").write_text(json.dumps(metrics, indent=2))
-        # All processes predict the same images: one that shares the model's weights with others can't do it alone.
-        images = self._evaluated_images() if args.do_eval else []
-        if self.trainer.is_world_process_zero():
-            self._report(metrics, images)
-        if args.do_train and args.push_to_hub:
-            self.trainer.push_to_hub()
-        return metrics
+            self.evaluate()
+        self.save_results()
+        return self.metrics
 
-    def _count_bad(self) -> int:
-        """Training examples that turned out to be unusable in any process, which must all call this."""
-        dataset = self.trainer.train_dataset
+    def train(self) -> None:
+        """Trains and saves the model, image processor and tokenizer."""
+        trainer = self.trainer
+        self.metrics |= trainer.train(resume_from_checkpoint=self.checkpoint).metrics
+        self.metrics["num_bad"] = self._count_bad(trainer.train_dataset)
+        if trainer.termination.terminated:
+            sys.exit("The run was told to stop. Resume it with its options and --resume_from_checkpoint last.")
+        # `_internal_call`: else the model would be pushed before it is evaluated.
+        trainer.save_model(_internal_call=True)
+        trainer.save_state()
+        self._write_metrics()
+        if trainer.is_fsdp_enabled:
+            # Whole on every process, where training had it in shards.
+            trainer.accelerator.wait_for_everyone()
+            trainer.model = type(trainer.model).from_pretrained(self.folder).eval()
+
+    def _count_bad(self, dataset: Dataset) -> int:
+        """Examples that turned out to be unusable in any process, which must all call this."""
         bad = self.trainer.accelerator.reduce(dataset.bad.long().to(self.trainer.args.device))
         # Each example has a place of its own, and counts once however many processes met it.
         return int((bad > 0).sum())
 
-    def _report(self, metrics: dict[str, Any], images: list[EvaluatedImage]) -> None:
-        folder = Path(self.trainer.args.output_dir)
+    def evaluate(self) -> None:
+        """Evaluates the model on the validation images."""
+        scores_of = self.trainer.evaluate()
+        scores = self.trainer.scores
+        self.metrics |= scores_of | {f"eval_{name}": value for name, value in scores.details().items()}
+        self.metrics["eval_num_bad"] = self._count_bad(self.trainer.eval_dataset)
+        self.metrics["classes"] = scores.per_class()
+
+    def save_results(self) -> None:
+        """Writes metrics, model card, pictures and report, prints what they say, and pushes to the Hub if asked to."""
+        args = self.trainer.args
+        self._write_metrics()
+        if args.do_train:
+            self.trainer.create_model_card()
+        # All processes predict the same images: one that shares the model's weights with others can't do it alone.
+        images = self._evaluated_images() if args.do_eval else []
+        if self.trainer.is_world_process_zero():
+            self._report(images)
+        if args.do_train and args.push_to_hub:
+            self.trainer.push_to_hub()
+
+    def _write_metrics(self) -> None:
+        if self.trainer.is_world_process_zero():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(json_ready(self.metrics), indent=2, allow_nan=False)
+            (self.folder / "metrics.json").write_text(text)
+
+    def _report(self, images: list[EvaluatedImage]) -> None:
+        args, scores, palette = self.trainer.args, self.trainer.scores, self.data.palette
         print()
-        if "classes" in metrics:
-            for name, figures in metrics["classes"].items():
-                if figures["iou"] is not None:
-                    print(f"{name:>24}  IoU {figures['iou']:.4f}")
-            print(
-                f"{'mean':>24}  IoU {metrics['eval_mean_iou']:.4f} (constant prediction: "
-                f"{metrics['eval_constant_mean_iou']:.4f}), pixel accuracy {metrics['eval_overall_accuracy']:.4f}"
-            )
-            for warning in score_warnings(self.trainer.scores):
-                print(f"Note: {warning}")
-        if self.trainer.args.do_train:
-            print(f"Model, image processor, tokenizer and model card: {folder}")
-        print(f"Metrics: {folder / 'metrics.json'}")
-        if "classes" in metrics and self.trainer.args.num_pictures:
-            pictured = np.linspace(0, len(images) - 1, min(self.trainer.args.num_pictures, len(images)))
-            shown = [images[place] for place in pictured.round().astype(int)]
-            save_pictures(folder / "pictures", shown, self.data.class_names, self.data.palette, self.data.ignore_index)
-            print(f"Pictures: {folder / 'pictures'}")
-        if "classes" in metrics and self.trainer.args.report:
+        if args.do_eval:
+            print("\n".join(_score_lines(self.metrics, score_warnings(scores))))
+        if args.do_train:
+            print(f"Model, image processor, tokenizer and model card: {self.folder}")
+        print(f"Metrics: {self.folder / 'metrics.json'}")
+        if args.do_eval and args.num_pictures:
+            places = np.linspace(0, len(images) - 1, min(args.num_pictures, len(images))).round().astype(int)
+            shown, names = [images[place] for place in places], self.data.class_names
+            save_pictures(self.folder / "pictures", shown, names, palette, self.data.ignore_index)
+            print(f"Pictures: {self.folder / 'pictures'}")
+        if args.do_eval and args.report:
             write_report(
-                folder / "report.html",
-                title=f"MTA-CLIP: {folder.absolute().name}",
-                metrics=metrics,
-                scores=self.trainer.scores,
-                palette=self.data.palette,
+                self.folder / "report.html",
+                title=f"MTA-CLIP: {self.folder.absolute().name}",
+                metrics=self.metrics,
+                scores=scores,
+                palette=palette,
                 history=self.trainer.state.log_history,
                 images=images,
                 options=self.trainer.options,
             )
-            print(f"Report: {folder / 'report.html'}")
+            print(f"Report: {self.folder / 'report.html'}")
 
     def _evaluated_images(self) -> list[EvaluatedImage]:
         """Some images for the pictures and the report."""
@@ -142,81 +160,166 @@ class Run:
 
 
 def prepare_run(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
-    training_arguments: MTAClipTrainingArguments,
-    data: SegmentationData | None = None,
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
 ) -> Run:
     """Loads and checks everything that a run needs.
 
     Args:
         model_arguments, data_arguments, training_arguments: as of [`parse_run_arguments`].
-        data ([`SegmentationData`], *optional*): in place of the data set that the arguments name.
 
     Raises:
         ValueError: options, data or weights that don't fit, named.
     """
+    _check_together(model_arguments, data_arguments, training_arguments)
     dataset_name = Path(data_arguments.dataset_name).name
     training_arguments.output_dir = training_arguments.output_dir.replace("{dataset_name}", dataset_name)
-    if not (training_arguments.do_train or model_arguments.names_whole_model):
-        raise ValueError("Evaluation without training needs a trained model: give `--model_name_or_path`.")
     checkpoint = checkpoint_to_resume(training_arguments)
     if training_arguments.device.type == "cpu":
-        torch.set_num_threads(_num_threads(training_arguments.cpu_threads))
+        torch.set_num_threads(_num_threads(training_arguments.num_threads))
     set_seed(training_arguments.seed)
-    if data is None:
-        data = load_segmentation_dataset(
-            data_arguments.dataset_name,
-            data_arguments.data_dir,
-            data_arguments.image_column,
-            data_arguments.annotation_column,
-            data_arguments.streaming,
+
+    data = _load_data(data_arguments, model_arguments.token, model_arguments.cache_dir)
+    parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments)
+    checked = _check_data(data, data_arguments, training_arguments)
+    options = changed_options(model_arguments, data_arguments, training_arguments)
+    trainer = MTAClipTrainer(
+        model=parts.model,
+        args=training_arguments,
+        train_dataset=_training_examples(data, data_arguments, training_arguments, parts),
+        eval_dataset=_evaluation_examples(data, data_arguments, training_arguments),
+        data_collator=TrainingCollator(len(data.class_names)),
+        processing_class=parts.image_processor,
+        tokenizer=parts.tokenizer,
+        options=options,
+    )
+    if training_arguments.do_train:
+        _check_batch_norms(trainer)
+    return Run(trainer, data, checkpoint, {"checked_pixels": checked})
+
+
+def _check_together(model: ModelArguments, data: DataArguments, training: MTAClipTrainingArguments) -> None:
+    """Refuses options of the three kinds that don't fit each other, before anything is read."""
+    if data.dataset_name is None:
+        raise ValueError(
+            "Which data set? Give `--dataset_name`: a folder with images/{train,val}, annotations/{train,val} and "
+            "classes.json, ade20k or cityscapes with `--data_dir`, a data set on the Hub, or scenes to try."
         )
-    train_dataset, eval_dataset, share = None, None, {}
-    if data_arguments.streaming:
-        share = {"rank": training_arguments.process_index, "world_size": training_arguments.world_size}
-    if training_arguments.do_eval:
-        evaluation_class = EvaluationStream if data_arguments.streaming else EvaluationExamples
-        eval_dataset = evaluation_class(data, "validation", data_arguments.max_eval_samples, **share)
+    if not (training.do_train or model.names_whole_model):
+        raise ValueError("Evaluation without training needs a trained model: give `--model_name_or_path`.")
+    if data.streaming and training.do_train and training.max_steps <= 0:
+        raise ValueError("`streaming` has no known number of images: give `--max_steps`, not `--num_train_epochs`.")
+
+
+def _load_data(arguments: DataArguments, token: str | None, cache_dir: str | None) -> SegmentationData:
+    return load_segmentation_dataset(
+        arguments.dataset_name,
+        arguments.data_dir,
+        arguments.image_column_name,
+        arguments.annotation_column_name,
+        arguments.streaming,
+        do_reduce_labels=arguments.do_reduce_labels,
+        train_val_split=arguments.train_val_split,
+        dataset_config_name=arguments.dataset_config_name,
+        token=token,
+        cache_dir=cache_dir,
+    )
+
+
+def _check_data(
+    data: SegmentationData, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
+) -> dict[str, dict[str, int]]:
+    """Pixels of each class in what was checked of each split that the run uses."""
     how, checked = data_arguments.check_data, {}
     if training_arguments.do_eval:
         checked["validation"] = data.check("validation", how, max_samples=data_arguments.max_eval_samples)
     if training_arguments.do_train:
         limits = data_arguments.max_bad_share, data_arguments.max_train_samples
         checked["train"] = data.check("train", how, *limits)
-    parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments.do_train)
-    if parts.loading_report is not None:
-        _report_account(parts.loading_report, training_arguments)
-    if training_arguments.do_train:
-        augmentation = _augmentation(data_arguments, parts.image_processor)
-        seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
-        training_class = TrainingStream if data_arguments.streaming else TrainingExamples
-        train_dataset = training_class(
-            data, "train", augmentation, seed, data_arguments.max_train_samples, data_arguments.max_bad_share, **share
+    return {split: dict(zip(data.class_names, pixels.tolist(), strict=True)) for split, pixels in checked.items()}
+
+
+def _load_parts(
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    class_names: list[str],
+    training_arguments: MTAClipTrainingArguments,
+) -> ModelBundle:
+    if model_arguments.model_name_or_path is not None:
+        # The size with which a model was trained is part of it, unless it is trained anew.
+        do_train = training_arguments.do_train
+        return load_model(
+            model_arguments.model_name_or_path,
+            class_names,
+            adapt=do_train,
+            size=data_arguments.size if do_train else None,
+            revision=model_arguments.model_revision,
+            token=model_arguments.token,
+            cache_dir=model_arguments.cache_dir,
         )
-    options = {"dataset_name": data_arguments.dataset_name}
-    for part in (model_arguments, data_arguments, training_arguments):
-        options |= changed_options(part)
-    trainer = MTAClipTrainer(
-        model=parts.model,
-        args=training_arguments,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        data_collator=TrainingCollator(len(data.class_names)),
-        processing_class=parts.image_processor,
-        tokenizer=parts.tokenizer,
-        options=options,
+    parts = build_model(model_arguments, class_names, data_arguments.size)
+    report = parts.loading_report
+    new = [*report.new, *report.new_classes] if report else []
+    if new and not training_arguments.do_train:
+        raise ValueError(
+            f"Evaluation without training needs a trained model, but {len(new)} weights or classes are new, e.g. "
+            f"{new[:3]}. Train first; `--text_branch False` makes a model of a Mask2Former alone."
+        )
+    if report and report.loaded and training_arguments.process_index == 0:
+        print(report, flush=True)
+    return parts
+
+
+def _training_examples(
+    data: SegmentationData,
+    arguments: DataArguments,
+    training_arguments: MTAClipTrainingArguments,
+    parts: ModelBundle,
+) -> Dataset | None:
+    if not training_arguments.do_train:
+        return None
+    augmentation = Augmentation(
+        crop_size=arguments.crop_size,
+        size=arguments.size,
+        scale_range=arguments.scale_range,
+        cat_max_ratio=arguments.cat_max_ratio,
+        horizontal_flip=arguments.horizontal_flip,
+        photometric_distortion=arguments.photometric_distortion,
+        image_mean=parts.image_processor.image_mean,
+        image_std=parts.image_processor.image_std,
     )
-    pixels = {split: dict(zip(data.class_names, counts.tolist(), strict=True)) for split, counts in checked.items()}
-    return Run(trainer, data, checkpoint, pixels)
+    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
+    options = (data, "train", augmentation, seed, arguments.max_train_samples, arguments.max_bad_share)
+    if arguments.streaming:
+        return TrainingStream(*options, training_arguments.process_index, training_arguments.world_size)
+    return TrainingExamples(*options)
 
 
-def _spread(examples: Dataset, number: int) -> Iterator[Mapping[str, Any]]:
-    """Some examples from all over a data set, or the first ones of a stream."""
-    if not has_length(examples):
-        return islice(iter(examples), number)
-    indices = np.linspace(0, len(examples) - 1, min(number, len(examples))).astype(int)
-    return (examples[index] for index in indices.tolist())
+def _evaluation_examples(
+    data: SegmentationData, arguments: DataArguments, training_arguments: MTAClipTrainingArguments
+) -> Dataset | None:
+    if not training_arguments.do_eval:
+        return None
+    options = (data, "validation", arguments.max_eval_samples)
+    if arguments.streaming:
+        return EvaluationStream(*options, training_arguments.process_index, training_arguments.world_size)
+    return EvaluationExamples(*options)
+
+
+def _check_batch_norms(trainer: MTAClipTrainer) -> None:
+    """Refuses batches of which a batch norm would see one value: an image whose map of stride 32 is one pixel."""
+    args, examples = trainer.args, trainer.train_dataset
+    has_batch_norms = (
+        any(isinstance(module, _BatchNorm) for module in trainer.model.model.backbone.modules())
+        and not args.freeze_backbone
+    )
+    rest = len(examples) % args.train_batch_size if has_length(examples) and not args.dataloader_drop_last else 0
+    smallest = 1 if args.train_batch_size == 1 or rest == 1 else args.train_batch_size
+    if has_batch_norms and smallest == 1 and list(examples.augmentation.crop_size) == [32, 32]:
+        raise ValueError(
+            "A batch norm can't train on a single value, which is what one crop of 32 x 32 leaves at the backbone's "
+            f"last level (`per_device_train_batch_size` {args.train_batch_size}, the last batch having {rest or 'as'} "
+            "many). Choose a larger `crop_size`, another batch size, or `--freeze_backbone`."
+        )
 
 
 def _num_threads(wanted: int | None) -> int:
@@ -225,41 +328,38 @@ def _num_threads(wanted: int | None) -> int:
         return wanted
     if os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return torch.get_num_threads()
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _load_parts(
-    model_arguments: ModelArguments, data_arguments: DataArguments, class_names: list[str], do_train: bool
-) -> ModelBundle:
-    if model_arguments.model_name_or_path is None:
-        return build_model(model_arguments, class_names, data_arguments.size)
-    # The size with which a model was trained is part of it, unless it is trained anew.
-    size = data_arguments.size if do_train else None
-    return load_model(model_arguments.model_name_or_path, class_names, adapt=do_train, size=size)
+def _spread(examples: Dataset, number: int) -> Iterator[Mapping[str, Any]]:
+    """Some usable examples from all over a data set, or the first ones of a stream."""
+    if not has_length(examples):
+        yield from islice(iter(examples), number)
+        return
+    for index in np.linspace(0, len(examples) - 1, min(number, len(examples))).astype(int).tolist():
+        # Unusable ones have been named by the evaluation.
+        with suppress(ValueError):
+            yield examples[index]
 
 
-def _report_account(account: LoadingReport, arguments: MTAClipTrainingArguments) -> None:
-    new = [*account.new, *account.new_classes]
-    if new and not arguments.do_train:
-        raise ValueError(
-            f"Evaluation without training needs a trained model, but {len(new)} weights or classes are new, e.g. "
-            f"{new[:3]}. Train first; `--text_branch False` makes a model of a Mask2Former alone."
+def _score_lines(metrics: Mapping[str, Any], warnings: Sequence[str]) -> list[str]:
+    """The scores in words, and why they say less than they seem to."""
+    classes = metrics["classes"]
+    lines = [f"{name:>24}  IoU {each['iou']:.4f}" for name, each in classes.items() if each["iou"] is not None]
+    annotated = metrics["eval_num_annotated_classes"]
+    if annotated > 1:
+        lines.append(
+            f"{f'mean of {annotated}':>24}  IoU {metrics['eval_mean_iou']:.4f} (constant prediction: "
+            f"{metrics['eval_constant_mean_iou']:.4f}), pixel accuracy {metrics['eval_overall_accuracy']:.4f}"
         )
-    if account.loaded and arguments.process_index == 0:
-        print(account, flush=True)
-
-
-def _augmentation(arguments: DataArguments, image_processor: MTAClipImageProcessor) -> Augmentation:
-    return Augmentation(
-        crop_size=arguments.crop_size,
-        size=arguments.size,
-        scale_range=arguments.scale_range,
-        cat_max_ratio=arguments.cat_max_ratio,
-        horizontal_flip=arguments.horizontal_flip,
-        photometric_distortion=arguments.photometric_distortion,
-        image_mean=image_processor.image_mean,
-        image_std=image_processor.image_std,
-    )
+    else:
+        lines.append(
+            f"NO MEANINGFUL SCORE: only {annotated} of {len(classes)} classes is annotated in the validation images. "
+            "Look at the label maps and the list of classes."
+        )
+    if metrics["eval_num_bad"]:
+        warnings = [*warnings, f"{metrics['eval_num_bad']} images could not be used; warnings above name them."]
+    return lines + [f"Note: {warning}" for warning in warnings]
 
 
 __all__ = ["Run", "prepare_run"]

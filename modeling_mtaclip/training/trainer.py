@@ -2,21 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' `Trainer` with MTA-CLIP's parameter groups, schedule, loss terms and exact evaluation."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedTokenizerBase, ProgressCallback, SchedulerType, Trainer
+from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from transformers.utils import logging
 
 from ..inference import Segmenter
@@ -26,25 +27,20 @@ from .arguments import MTAClipTrainingArguments
 from .callbacks import (
     AveragedWeightsCallback,
     BriefProgressCallback,
+    BrokenStepsCallback,
     EpochCallback,
-    FiniteGradientsCallback,
+    FirstCheckpointCallback,
     TerminationCallback,
 )
-from .checkpoints import discard_failed_save, write_through
-from .distribution import whole_weights
+from .checkpoints import CheckpointLimitCallback, explained_disk_errors
 from .evaluated_images import ContextUsage, EvaluatedImage, align_masks
-from .evaluation import EvaluationCollator, SegmentationScores
+from .evaluation import EvaluationCollator, SegmentationScores, whole_weights
 from .model_card import write_model_card
-from .optimization import parameter_groups, polynomial_schedule
+from .optimization import create_schedule, parameter_groups
 from .report import score_warnings
 
 
 logger = logging.get_logger(__name__)
-
-
-def without_adapters(model: nn.Module) -> nn.Module:
-    """The segmentation model inside a `PeftModel` of peft, with its adapters in place; other models as they are."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class MTAClipTrainer(Trainer):
@@ -59,6 +55,11 @@ class MTAClipTrainer(Trainer):
         tokenizer (`PreTrainedTokenizerBase`, *optional*): saved beside the model.
         options (`Mapping[str, Any]`, *optional*): of the run, for the model card.
         kwargs: as for `transformers.Trainer`; `processing_class` is the image processor.
+
+    Attributes:
+        scores ([`SegmentationScores`], *optional*): of the last evaluation.
+        averages ([`AveragedWeightsCallback`], *optional*): with `ema_decay`.
+        termination ([`TerminationCallback`]): whether the training was told to stop.
     """
 
     args: MTAClipTrainingArguments
@@ -71,26 +72,36 @@ class MTAClipTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.tokenizer = tokenizer
-        self.options = options or {}
+        self.tokenizer, self.options = tokenizer, options or {}
         self.scores: SegmentationScores | None = None
-        self._loss_sums: dict[str, Tensor] = {}
-        self._loss_count = 0
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.add_callback(EpochCallback(self.train_dataset))
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(BriefProgressCallback())
-        self.add_callback(FiniteGradientsCallback(self.args.max_skipped_steps))
+        self._eval_loader: DataLoader | None = None
+        self._last_loss = torch.tensor(0.0, device=self.args.device)
+        self._prepare_model()
+        self.broken_steps = BrokenStepsCallback(self.args.max_skipped_steps, self.accelerator.scaler)
+        self._terms = _LossTerms()
         self.termination = TerminationCallback()
-        self.add_callback(self.termination)
-        self.averages: AveragedWeightsCallback | None = None
-        if self.args.ema_decay > 0:
-            if self.is_fsdp_enabled:
-                raise ValueError("`ema_decay` needs whole weights, but FSDP shards them. Leave it out, or use DDP.")
-            self.averages = AveragedWeightsCallback(self.model, self.args.ema_decay)
-            self.add_callback(self.averages)
+        callbacks = [self.broken_steps, self.termination, FirstCheckpointCallback()]
+        callbacks.append(CheckpointLimitCallback(self.args.save_total_limit))
+        # Else transformers would delete older checkpoints before the new one is on the disk.
+        self.args.save_total_limit = None
+        if hasattr(self.train_dataset, "set_epoch"):
+            callbacks.append(EpochCallback(self.train_dataset))
+        if self.pop_callback(ProgressCallback) is not None:
+            callbacks.append(BriefProgressCallback())
+        self.averages = AveragedWeightsCallback(self.model, self.args.ema_decay) if self.args.ema_decay else None
+        for callback in (*callbacks, *([self.averages] if self.averages else [])):
+            self.add_callback(callback)
+
+    def _prepare_model(self) -> None:
+        backbone = _without_adapters(self.model).model.backbone
         if self.args.freeze_backbone:
-            self.model.model.backbone.requires_grad_(False)
+            backbone.requires_grad_(False)
+        elif self.args.sync_batch_norm and self.args.world_size > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+        if self.args.world_size > 1:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and parameter.dim() == 4 and 1 in parameter.shape:
+                    parameter.register_hook(partial(_with_strides, parameter.stride()))
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Creates the optimizer that the arguments name, with the recipe's parameter groups."""
@@ -98,7 +109,7 @@ class MTAClipTrainer(Trainer):
             args = self.args
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
             groups = parameter_groups(
-                without_adapters(self.model if model is None else model),
+                _without_adapters(self.model if model is None else model),
                 args.learning_rate,
                 args.weight_decay,
                 args.backbone_lr_factor,
@@ -109,99 +120,77 @@ class MTAClipTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """Creates the schedule; the polynomial one warms up from `warmup_start_factor`."""
-        if self.lr_scheduler is None and self.args.lr_scheduler_type == SchedulerType.POLYNOMIAL:
-            self.lr_scheduler = polynomial_schedule(
-                optimizer or self.optimizer,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
-                num_steps=num_training_steps,
-                warmup_start_factor=self.args.warmup_start_factor,
-                **(self.args.lr_scheduler_kwargs or {}),
-            )
+        """Creates the schedule that the arguments name; the polynomial one warms up from `warmup_start_factor`."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = create_schedule(self.args, optimizer or self.optimizer, num_training_steps)
             self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        return self.lr_scheduler
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-        """Collects the batches of one optimizer step, and what their losses are divided by: the parts' average."""
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Tensor | None]:
+        """Collects the batches of one optimizer step, and what the losses of all processes' batches are divided by."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
-        config = self.model.config
-        for batch in batches:
-            if "image_classes" not in batch:
-                ignore_index = config.semantic_loss_ignore_index
-                batch["image_classes"] = classes_of_images(batch["labels"], config.num_labels, ignore_index)
         if not batches:
             return batches, None
-        normalizers = torch.stack([loss_normalizers(batch["image_classes"], config) for batch in batches]).mean(dim=0)
-        return batches, self.accelerator.reduce(normalizers.to(self.args.device), reduction="mean")
+        config = self._segmentation_model().config
+        for batch in batches:
+            if "image_classes" not in batch:
+                batch["image_classes"] = classes_of_images(
+                    batch["labels"], config.num_labels, config.semantic_loss_ignore_index
+                )
+        normalizers = [loss_normalizers(batch["image_classes"], config) for batch in batches]
+        normalizers = torch.stack(normalizers).mean(dim=0).to(self.args.device)
+        # The host goes on while the device adds up these two numbers.
+        return batches, self.accelerator.reduce(normalizers, reduction="mean")
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Computes the loss without what only predictions need, and keeps its terms for the log."""
         if self.args.freeze_backbone:
             # Its batch norms use and keep the statistics they came with.
-            self.accelerator.unwrap_model(model).model.backbone.eval()
+            self._segmentation_model().model.backbone.eval()
         names = inputs.pop("names", None)
-        inputs = inputs | {"loss_normalizers": num_items_in_batch}
-        outputs = model(**inputs, output_logits=False, output_auxiliary_predictions=False)
-        if not outputs.loss.isfinite():
-            self._report_broken_loss(model, inputs, outputs.loss_components, names)
-            return (outputs.loss, outputs) if return_outputs else outputs.loss
-        for name, value in outputs.loss_components.items():
-            self._loss_sums[name] = self._loss_sums.get(name, 0) + value
-        self._loss_count += 1
+        outputs = model(
+            **inputs, loss_normalizers=num_items_in_batch, output_logits=False, output_auxiliary_predictions=False
+        )
+        self.broken_steps.see_loss(outputs.loss)
+        self._terms.add(self.state.global_step + 1, outputs.loss, outputs.loss_components, inputs, names)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    @torch.no_grad()
-    def _report_broken_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], terms: dict[str, Tensor], names: list[str] | None
-    ) -> None:
-        """Says which terms of the loss are NaN or infinite, and which images make them so."""
-        broken_terms = [name for name, value in terms.items() if not value.isfinite()]
-        images = []
-        for index in range(len(inputs["labels"])):
-            one = {name: value[index : index + 1] for name, value in inputs.items() if name != "loss_normalizers"}
-            loss = self.accelerator.unwrap_model(model)(**one, output_logits=False).loss
-            if not loss.isfinite():
-                pixels = one["pixel_values"]
-                name = index if names is None else names[index]
-                images.append(f"image {name} (pixel values from {pixels.min():g} to {pixels.max():g})")
-        logger.warning(
-            "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
-            self.state.global_step + 1,
-            self.args.process_index,
-            ", ".join(broken_terms),
-            " and ".join(images) or "the weights, or images only together",
-        )
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trains on a batch; in the log, a NaN or infinite loss counts like the last one before it."""
+        loss = super().training_step(*args, **kwargs)
+        self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
+        return self._last_loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Any:
+        # No public hook sees the norm, and a second one would take as long again.
+        norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, Tensor):
+            self.broken_steps.see_gradient_norm(norm)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the mean of every loss term since the last time over all processes, or the IoU of each class."""
         if "eval_mean_iou" in logs:
             figures = self.scores.per_class().items()
             logs = logs | {f"eval_iou_{name}": each["iou"] for name, each in figures if each["iou"] is not None}
-        if "loss" in logs and self._loss_count:
-            sums = torch.stack(list(self._loss_sums.values())) / self._loss_count
-            means = self.accelerator.reduce(sums, reduction="mean").tolist()
-            logs |= {f"loss_{name}": value for name, value in zip(self._loss_sums, means, strict=True)}
-            self._loss_sums, self._loss_count = {}, 0
+        if "loss" in logs:
+            self._terms.warn_of_broken(self.args.process_index)
+            logs |= self._terms.means(self.accelerator)
+        # JSON has no NaN; what is broken is said in words.
+        logs = {name: value for name, value in logs.items() if not _is_broken(value)}
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader:
         """Streams give every process its own share already."""
         if self.train_dataset is None or has_length(self.train_dataset):
             return super().get_train_dataloader()
-        return DataLoader(
-            self.train_dataset,
-            batch_size=self.args.train_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            drop_last=self.args.dataloader_drop_last,
-        )
+        return self._loader(self.train_dataset, self.args.train_batch_size, self.data_collator)
 
     def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
         """Every process reads its own share of the images, each image once; streams must give each its share."""
@@ -210,15 +199,25 @@ class MTAClipTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Evaluation needs an `eval_dataset`.")
-        options: dict[str, Any] = {}
-        if has_length(dataset):
-            options["sampler"] = range(self.args.process_index, len(dataset), self.args.world_size)
+        if self._eval_loader is None or self._eval_loader.dataset is not dataset:
+            collator = EvaluationCollator(self.processing_class, self.args.inference_options.scales)
+            share = range(self.args.process_index, len(dataset), self.args.world_size) if has_length(dataset) else None
+            self._eval_loader = self._loader(dataset, self.args.eval_batch_size, collator, share)
+        return self._eval_loader
+
+    def _loader(
+        self, dataset: Dataset, batch_size: int, collator: Callable, indices: Sequence[int] | None = None
+    ) -> DataLoader:
+        args = self.args
         return DataLoader(
             dataset,
-            batch_size=self.args.eval_batch_size,
-            collate_fn=EvaluationCollator(self.processing_class, self.args.inference_options.scales),
-            num_workers=self.args.dataloader_num_workers,
-            **options,
+            batch_size=batch_size,
+            sampler=indices,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
         )
 
     def evaluation_loop(
@@ -232,13 +231,21 @@ class MTAClipTrainer(Trainer):
         """Predicts every image and scores it at its own size; predictions are not kept.
 
         Arguments as for `transformers.Trainer.evaluation_loop`; `prediction_loss_only` and `ignore_keys` have no
-        effect. The scores stay in `self.scores`.
+        effect. The scores stay in `self.scores`. With `ema_decay`, the averaged weights are evaluated.
         """
-        config = self.accelerator.unwrap_model(self.model).config
+        if self.averages is not None and self.is_in_train:
+            with self.averages.applied():
+                self.scores = self._score(dataloader)
+        else:
+            self.scores = self._score(dataloader)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.scores.summary().items()}
+        return EvalLoopOutput(None, None, metrics, num_samples=len(self.scores.per_image))
+
+    def _score(self, dataloader: DataLoader) -> SegmentationScores:
+        config = self._segmentation_model().config
         names = [config.id2label[index] for index in range(config.num_labels)]
         scores = SegmentationScores(names, config.semantic_loss_ignore_index, self.args.boundary_metrics)
         segmenter = self._segmenter(scores.contexts)
-        num_images = 0
         self.callback_handler.eval_dataloader = dataloader
         with whole_weights(self.model):
             # Batches may be empty: unusable files are left out.
@@ -247,22 +254,18 @@ class MTAClipTrainer(Trainer):
                 predictions = segmenter.predict([sample.image for sample in samples], sizes)
                 for sample, prediction in zip(samples, predictions, strict=True):
                     scores.add(prediction, sample.annotation, sample.name, sample.thumbnail)
-                num_images += len(samples)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         scores.finish()
-        self.scores = scores
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in scores.summary().items()}
-        num_images = int(self.accelerator.reduce(torch.tensor(num_images, device=self.args.device)))
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=num_images)
+        return scores
 
     def _segmenter(self, contexts: ContextUsage | None = None) -> Segmenter:
         """Predicts as the arguments say, in the precision of training."""
-        model = self.accelerator.unwrap_model(self.model).to(self.args.device)
+        model = self._segmentation_model().to(self.args.device)
         if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             model = model.to(torch.bfloat16 if self.args.bf16_full_eval else torch.float16)
 
         def forward(pixel_values: Tensor) -> MTAClipForSemanticSegmentationOutput:
-            with self.compute_loss_context_manager():
+            with self.accelerator.autocast():
                 outputs = model(pixel_values=pixel_values)
             if contexts is not None:
                 contexts.add(outputs.class_queries_logits, outputs.mask_text_similarity)
@@ -280,48 +283,40 @@ class MTAClipTrainer(Trainer):
 
     def evaluated_image(self, example: Mapping[str, Any]) -> EvaluatedImage:
         """Predicts an evaluation example as evaluation does, and aligns its masks in the image as a whole."""
-        image, model = example["image"], self.accelerator.unwrap_model(self.model)
-        prediction = self.predict_image(image)
-        with self.compute_loss_context_manager():
-            alignment = align_masks(model, self.processing_class, image)
+        image, prediction = example["image"], self.predict_image(example["image"])
+        with self.accelerator.autocast():
+            alignment = align_masks(self._segmentation_model(), self.processing_class, image)
         return EvaluatedImage(example.get("name", ""), image, example["annotation"], prediction, alignment=alignment)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluates; in training with `ema_decay`, the averaged weights."""
-        if self.averages is None or not self.is_in_train:
-            return super().evaluate(*args, **kwargs)
-        with self.averages.applied():
-            return super().evaluate(*args, **kwargs)
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """Trains; with `ema_decay`, the model ends with the averaged weights."""
+        """Trains; with `ema_decay`, the model ends with the averaged weights.
+
+        Raises:
+            TrainingStopped: the disk is full, or too many steps in a row were broken.
+        """
         if self.averages is not None and resume_from_checkpoint:
             self.averages.load(resume_from_checkpoint)
-        output = super().train(resume_from_checkpoint, **kwargs)
+        with explained_disk_errors(Path(self.args.output_dir), lambda: self.state.global_step):
+            output = super().train(resume_from_checkpoint, **kwargs)
         if self.averages is not None:
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
                 self.averages.load(self.state.best_model_checkpoint)
             self.averages.copy_to_model()
         return output
 
-    def use_saved_model(self) -> None:
-        """Takes the model from the output folder: whole on every process, where training had it in shards."""
-        self.accelerator.wait_for_everyone()
-        self.model = type(self.model).from_pretrained(self.args.output_dir).eval()
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Saves a checkpoint whose last file says that it is complete.
-
-        Raises:
-            TrainingStopped: it can't be written, for example because the disk is full.
-        """
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves model, image processor, tokenizer and averaged weights; in training a part of a checkpoint."""
+        folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        try:
-            super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise discard_failed_save(folder, error) from error
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.is_in_train:
+                # A checkpoint that is written anew is incomplete until its end.
+                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+                if self.averages is not None:
+                    self.averages.save(folder)
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(folder)
+        super().save_model(output_dir, _internal_call)
 
     def create_model_card(
         self,
@@ -361,21 +356,75 @@ class MTAClipTrainer(Trainer):
         if not is_written:
             logger.warning("%s is left as it is: it was not written by a training run.", path)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        if self.tokenizer is not None:
-            self.tokenizer.save_pretrained(output_dir or self.args.output_dir)
-        if self.averages is not None and self.is_in_train:
-            self.averages.save(output_dir or self.args.output_dir)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Saves every process's own state, and waits for all: the last file, written next, vouches for the others."""
-        super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_through(Path(output_dir))
+    def _segmentation_model(self) -> nn.Module:
+        return _without_adapters(self.accelerator.unwrap_model(self.model))
 
 
-__all__ = ["MTAClipTrainer", "without_adapters"]
+class _LossTerms:
+    """The terms of the losses since the last line of the log, which stay on the device until then."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._values: list[Tensor] = []
+        self._origins: list[tuple[int, Tensor, Sequence[str]]] = []
+
+    @torch.no_grad()
+    def add(
+        self, step: int, loss: Tensor, terms: Mapping[str, Tensor], inputs: Mapping[str, Tensor], names: Any
+    ) -> None:
+        """Keeps the terms of a batch, and by which values its images can be told to be broken."""
+        self._names = list(terms)
+        self._values.append(torch.stack([loss.detach(), *terms.values()]).float())
+        lowest, highest = inputs["pixel_values"].flatten(1).aminmax(dim=1)
+        names = names or [f"{index} of the batch" for index in range(len(lowest))]
+        self._origins.append((step, torch.stack((lowest, highest)), names))
+
+    def warn_of_broken(self, process_index: int) -> None:
+        """Names steps, terms and images of the losses that are NaN or infinite."""
+        values = torch.stack(self._values).isfinite().cpu()
+        for (step, ranges, names), finite in zip(self._origins, values, strict=True):
+            if finite[0]:
+                continue
+            described = [
+                (f"image {name} (pixel values from {low:g} to {high:g})", math.isfinite(low + high))
+                for name, low, high in zip(names, *ranges.tolist(), strict=True)
+            ]
+            broken = [text for text, is_finite in described if not is_finite] or [text for text, _ in described]
+            logger.warning(
+                "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
+                step,
+                process_index,
+                ", ".join(name for name, is_finite in zip(self._names, finite[1:], strict=True) if not is_finite),
+                " and ".join(broken)
+                if any(not is_finite for _, is_finite in described)
+                else f"the weights or one of: {', '.join(broken)}",
+            )
+
+    def means(self, accelerator: Any) -> dict[str, float]:
+        """The mean of each term over all processes' finite losses, which are forgotten then; all must call this."""
+        values = torch.stack(self._values)
+        finite = values[:, :1].isfinite()
+        sums = torch.cat((torch.where(finite, values[:, 1:], 0).sum(dim=0), finite.sum(dim=0)))
+        self._values, self._origins = [], []
+        *sums, number = accelerator.reduce(sums, reduction="sum").tolist()
+        return {f"loss_{name}": value / number for name, value in zip(self._names, sums, strict=True) if number}
+
+
+def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """A gradient with its parameter's strides along sides of length 1, which say nothing, but which DDP compares."""
+    compared = zip(gradient.stride(), strides, gradient.shape, strict=True)
+    if any(own != wanted and size > 1 for own, wanted, size in compared):
+        return gradient
+    return gradient.as_strided(gradient.shape, strides)
+
+
+def _is_broken(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _without_adapters(model: nn.Module) -> nn.Module:
+    """The segmentation model inside a `PeftModel` of peft, with its adapters in place; other models as they are."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+__all__ = ["MTAClipTrainer"]

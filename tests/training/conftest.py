@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from modeling_mtaclip.data.scenes import SCENE_CLASSES, make_scene
+from modeling_mtaclip.training.arguments import new_model_options
 
 
 # A model that takes milliseconds a step, with every part that a real one has.
@@ -41,7 +42,8 @@ TINY_OPTIONS = {
     "save_steps": 2,
     "logging_steps": 1,
     "num_pictures": 2,
-    "cpu_threads": 1,
+    "num_threads": 1,
+    "dataloader_num_workers": 0,
 }
 
 
@@ -51,6 +53,10 @@ SEVERAL_VALUES = ("crop_size", "scale_range", "image_mean", "image_std")
 def options(**overrides: object) -> list[str]:
     """Command-line options of a tiny run, with some of them replaced; `None` leaves one out."""
     merged = {name: value for name, value in (TINY_OPTIONS | overrides).items() if value is not None}
+    if "model_name_or_path" in merged:
+        merged = {
+            name: value for name, value in merged.items() if name not in new_model_options() or name in overrides
+        }
     arguments = []
     for name, value in merged.items():
         values = str(value).split() if name in SEVERAL_VALUES else [value]

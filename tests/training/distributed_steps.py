@@ -6,6 +6,7 @@ python distributed_steps.py OUTPUT_DIR BATCH_SIZE ACCUMULATION_STEPS NUM_STEPS
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -70,11 +71,15 @@ def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: i
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        dataloader_num_workers=0,
     )
+    examples = [example(index) for index in range(24)]
+    if "BROKEN_IMAGE" in os.environ:
+        examples[int(os.environ["BROKEN_IMAGE"])]["pixel_values"][0, 5, 5] = float("nan")
     trainer = MTAClipTrainer(
         model=model,
         args=arguments,
-        train_dataset=[example(index) for index in range(24)],
+        train_dataset=examples,
         eval_dataset=[evaluation_example(index) for index in range(5)],
         processing_class=MTAClipImageProcessor(size={"shortest_edge": 64, "longest_edge": 128}),
     )

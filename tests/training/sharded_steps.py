@@ -19,8 +19,8 @@ from torch.distributed.fsdp import fully_shard
 
 from modeling_mtaclip.data import TrainingCollator
 from modeling_mtaclip.loss_mtaclip import loss_normalizers
-from modeling_mtaclip.training.callbacks import FiniteGradientsCallback
-from modeling_mtaclip.training.distribution import whole_weights
+from modeling_mtaclip.training.callbacks import BrokenStepsCallback
+from modeling_mtaclip.training.evaluation import whole_weights
 from tests.tiny import tiny_model
 from tests.training.distributed_steps import convnext_config, example
 
@@ -44,7 +44,7 @@ def train(model: torch.nn.Module, num_steps: int) -> list[tuple[float, float]]:
     rank, world_size = dist.get_rank(), dist.get_world_size()
     share = WHOLE_BATCH // world_size
     optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-3, eps=1e-3)
-    guard = FiniteGradientsCallback(max_skipped_steps=0)
+    guard = BrokenStepsCallback(max_skipped_steps=0)
     guard.on_train_begin(None, None, None, model=model)
     history = []
     for step in range(num_steps):
@@ -58,7 +58,8 @@ def train(model: torch.nn.Module, num_steps: int) -> list[tuple[float, float]]:
         loss.backward()
         gradients = [value.grad for value in model.parameters() if value.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).full_tensor()
-        guard.on_pre_optimizer_step(None, None, None, model=model)
+        guard.see_gradient_norm(norm)
+        guard.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
         optimizer.step()
         optimizer.zero_grad()
         total = loss.detach().clone()

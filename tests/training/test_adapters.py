@@ -82,6 +82,7 @@ def test_adapters_train_are_saved_alone_load_and_merge(kind, tmp_path):
         load_best_model_at_end=False,
         report_to="none",
         use_cpu=True,
+        dataloader_num_workers=0,
     )
     trainer = MTAClipTrainer(model=model, args=arguments, train_dataset=examples)
     trainer.train()

@@ -7,10 +7,10 @@ import json
 
 import pytest
 import torch
-import yaml
+from transformers import SchedulerType
 
 from modeling_mtaclip.training import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
-from modeling_mtaclip.training.arguments import DEFAULT_RUN
+from modeling_mtaclip.training.arguments import HELP_GROUPS, UNUSABLE
 
 
 @pytest.mark.parametrize("arguments_class", [ModelArguments, DataArguments, MTAClipTrainingArguments])
@@ -20,8 +20,20 @@ def test_every_option_has_help(arguments_class):
             assert len(option.metadata.get("help", "")) > 10, option.name
 
 
-def test_toy_config_is_the_embedded_default(repository_dir):
-    assert yaml.safe_load((repository_dir / "configs" / "toy.yaml").read_text()) == DEFAULT_RUN
+def test_help_has_groups_the_papers_defaults_and_a_word_about_the_rest(capsys):
+    with pytest.raises(SystemExit):
+        parse_run_arguments(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"{title}: --" in text for title in HELP_GROUPS)
+    assert "--learning_rate LEARNING_RATE The initial learning rate for the optimizer. (default: 0.0001)" in text
+    assert "(default: 160000)" in text
+    assert "(default: 12544)" in text
+    assert "adam_beta1" not in text
+    assert "All other options of transformers' TrainingArguments are accepted too" in text
+    for word in ("MixNeg", "SeparateNeg", "all_positive: every context", "'last': the newest complete one", "softmax"):
+        assert word in text
+    # They are accepted all the same, in both spellings.
+    assert parse_run_arguments(["--adam_beta1", "0.5", "--adam-beta2=0.6"])[2].adam_beta2 == 0.6
 
 
 @pytest.mark.parametrize("arguments", [[], ["--use_cpu"]])
@@ -40,7 +52,7 @@ def test_a_named_data_set_starts_from_the_papers_recipe():
     assert (data.scale_range, data.crop_size, data.cat_max_ratio) == ([0.5, 2.0], [512, 512], 0.75)
     assert (training.learning_rate, training.weight_decay, training.backbone_lr_factor) == (1e-4, 0.02, 0.1)
     assert (training.warmup_steps, training.warmup_start_factor, training.max_steps) == (1500, 0.1, 160_000)
-    assert (training.lr_scheduler_kwargs, training.max_grad_norm) == ({"power": 0.9, "lr_end": 0.0}, 0.01)
+    assert (training.lr_scheduler_type, training.max_grad_norm) == ("polynomial", 0.01)
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 16
 
 
@@ -68,6 +80,52 @@ def test_bfloat16_without_accelerator_is_for_the_cpu():
     assert (training.bf16, training.use_cpu) == (True, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "steps", "epochs"),
+    [
+        ([], 800, 3.0),
+        (["--num_train_epochs", "2"], -1, 2.0),
+        (["--max-steps", "7"], 7, 3.0),
+        (["--dataset_name", "x", "--num-train-epochs=2"], -1, 2.0),
+        (["--dataset_name", "x", "--max_steps", "5", "--num_train_epochs", "2"], 5, 2.0),
+    ],
+)
+def test_epochs_are_not_overruled_by_steps_that_nobody_gave(arguments, steps, epochs):
+    training = parse_run_arguments(arguments)[2]
+    assert (training.max_steps, training.num_train_epochs) == (steps, epochs)
+
+
+SCHEDULE_OPTIONS = {"cosine_with_min_lr": {"min_lr": 1e-6}, "cosine_warmup_with_min_lr": {"min_lr": 1e-6}}
+SCHEDULE_OPTIONS |= {"warmup_stable_decay": {"num_decay_steps": 10}}
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in SchedulerType])
+def test_every_schedule_works_as_the_help_says(kind):
+    arguments = ["--lr_scheduler_type", kind]
+    if kind in SCHEDULE_OPTIONS:
+        with pytest.raises(ValueError, match=rf"`lr_scheduler_type` {kind} does not work with"):
+            parse_run_arguments(arguments)
+        arguments += ["--lr_scheduler_kwargs", json.dumps(SCHEDULE_OPTIONS[kind])]
+    for more in ([], ["--warmup_steps", "0"], ["--learning_rate", "0"] if kind not in SCHEDULE_OPTIONS else []):
+        assert parse_run_arguments([*arguments, *more])[2].lr_scheduler_type == kind
+
+
+def test_files_can_stand_on_others(tmp_path):
+    (tmp_path / "a.yaml").write_text("learning_rate: 1.0\nweight_decay: 2.0\nmax_grad_norm: 3.0\ndataset_name: a")
+    (tmp_path / "b.yaml").write_text("weight_decay: 4.0\nmax_grad_norm: 5.0")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "c.yaml").write_text("base: [../a.yaml, ../b.yaml]\nmax_grad_norm: 6.0")
+    training = parse_run_arguments([str(tmp_path / "sub" / "c.yaml"), "--warmup_steps", "0"])[2]
+    assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1.0, 4.0, 6.0)
+
+
+def test_a_models_name_on_the_command_line_overrules_a_files_new_model(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("dataset_name: x\ntext_encoder: clip\nnum_queries: 7\nlearning_rate: 0.1")
+    model, _, training = parse_run_arguments([str(path), "--model_name_or_path", "outputs/x", "--do_eval"])
+    assert (model.text_encoder, model.num_queries, training.learning_rate) == (None, 100, 0.1)
+
+
 def test_evaluation_alone_has_no_schedule(tmp_path):
     _, _, training = parse_run_arguments(["--dataset_name", "x", "--do_eval"])
     assert (training.do_train, training.do_eval, training.load_best_model_at_end) == (False, True, False)
@@ -88,6 +146,21 @@ def test_evaluation_alone_has_no_schedule(tmp_path):
         (["--remove_unused_columns", "True"], "`remove_unused_columns` must be False"),
         (["--total_train_batch_size", "16", "--per_device_train_batch_size", "3"], r"must be a multiple of .* \(3\)"),
         (["--no_such_option", "1"], "no_such_option"),
+        (["--metric_for_best_model", "eval_loss"], r"must be one of \['mean_iou', .*, got 'loss'"),
+        (["--metric_for_best_model", "boundary_iou"], "must be one of"),
+        (["--lr_scheduler_kwargs", '{"lr_end": 1}'], "`lr_end` must be between 0 and the learning rate"),
+        (["--learning_rate", "0", "--lr_scheduler_kwargs", '{"lr_end": 1e-6}'], "`lr_end` must be between 0"),
+        (["--learning_rate", "-1"], "`learning_rate` must not be negative"),
+        (["--max_steps", "0"], "`max_steps` must be positive"),
+        (["--num_threads", "0"], "`num_threads` must be positive"),
+        (["--per_device_train_batch_size", "0"], "`per_device_train_batch_size` must be positive"),
+        (["--ema_decay", "1"], "`ema_decay` must be below 1"),
+        (["--ema_decay", "0.9", "--fsdp", "full_shard"], "`ema_decay` needs whole weights"),
+        (["--fp16", "--use_cpu"], "`fp16` needs a GPU"),
+        (["--tokenizer", "x"], "`tokenizer` belongs to `text_encoder`"),
+        (["--image_std", "1", "0", "1"], "`image_std` must be three numbers"),
+        (["--model_name_or_path", "x", "--num_queries", "7"], r"\['num_queries'\] are for new models"),
+        (["--save_steps", "300", "--eval_steps", "200"], "not a round multiple"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):
@@ -108,3 +181,10 @@ def test_bad_files_are_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         parse_run_arguments([str(path)])
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_options_without_effect_are_refused(name):
+    if name in MTAClipTrainingArguments.__dataclass_fields__:
+        with pytest.raises(ValueError, match=f"`{name}` must be "):
+            MTAClipTrainingArguments(**{name: True}, report_to="none")

@@ -73,6 +73,10 @@ def test_last_checkpoint_of_the_run_is_found(tmp_path):
     (tmp_path / "checkpoint-99").mkdir()
     (tmp_path / "checkpoint-99" / "trainer_state.json").write_text('{"epo')
     assert checkpoint_to_resume(arguments) == str(tmp_path / "checkpoint-20")
+    for name in ("checkpoint-500-backup", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}")
+    assert checkpoint_to_resume(arguments) == str(tmp_path / "checkpoint-20")
     arguments.resume_from_checkpoint = str(tmp_path / "checkpoint-5")
     assert checkpoint_to_resume(arguments) == str(tmp_path / "checkpoint-5")
     arguments.resume_from_checkpoint = str(tmp_path)
@@ -121,6 +125,34 @@ def test_a_checkpoint_is_complete_only_with_its_averages(tmp_path, monkeypatch):
     wanted = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", EMA_FILE}
     assert len(found) == 4
     assert all(wanted <= set(names) for names in found)
+
+
+def test_folders_of_the_user_are_no_checkpoints_that_may_be_deleted(tmp_path):
+    backup = tmp_path / "checkpoint-1-backup"
+    backup.mkdir()
+    training(tmp_path, save_total_limit=1, max_steps=3).train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1-backup", "checkpoint-3"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError("NCCL error in: unhandled cuda error"), PermissionError(13, "no")])
+def test_errors_that_are_not_the_disks_stay_what_they_are(tmp_path, error):
+    run = training(tmp_path)
+
+    def fail(output_dir):
+        raise error
+
+    run._save_optimizer_and_scheduler = fail
+    with pytest.raises(type(error), match=str(error.args[0])):
+        run.train()
+    assert (tmp_path / "checkpoint-1").is_dir()
+
+
+def test_a_checkpoint_exists_before_the_first_evaluation(tmp_path):
+    run = training(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=3, save_steps=3, eval_dataset=[])
+    run.evaluate = lambda *args, **kwargs: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        run.train()
+    assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
 
 
 @pytest.mark.parametrize(

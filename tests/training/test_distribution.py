@@ -13,7 +13,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from modeling_mtaclip.training.distribution import whole_weights
+from modeling_mtaclip.training.evaluation import whole_weights
 from tests.tiny import tiny_model
 from tests.training.test_trainer import run_steps
 

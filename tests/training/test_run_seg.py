@@ -302,8 +302,8 @@ def test_checks_say_what_was_seen(folder_data, tmp_path):
     run = prepare(tmp_path, check_data="full")
     labels = [np.array(Image.open(path)) for path in (folder_data / "annotations" / "val").iterdir()]
     for index, name in enumerate(SCENE_CLASSES):
-        assert run.checked_pixels["validation"][name] == sum(int((each == index).sum()) for each in labels)
-    assert not any(prepare(tmp_path, check_data="none").checked_pixels["train"].values())
+        assert run.metrics["checked_pixels"]["validation"][name] == sum(int((each == index).sum()) for each in labels)
+    assert not any(prepare(tmp_path, check_data="none").metrics["checked_pixels"]["train"].values())
     bad_images(folder_data, 1)
     prepare(tmp_path, check_data="none")
     with pytest.raises(

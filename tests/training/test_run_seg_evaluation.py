@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 def evaluation(folder, output, *more):
     arguments = ["--dataset_name", folder, "--model_name_or_path", folder / "trained", "--output_dir", output]
-    return [*arguments, "--do_eval", "--boundary_metrics", "--report_to", "none", "--cpu_threads", 1, *more]
+    return [*arguments, "--do_eval", "--boundary_metrics", "--report_to", "none", "--num_threads", 1, *more]
 
 
 def figures_of(metrics):

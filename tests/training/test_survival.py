@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from modeling_mtaclip.data import TrainingCollator
-from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback
+from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback, BrokenStepsCallback
 from modeling_mtaclip.training.checkpoints import TrainingStopped
 from tests.tiny import tiny_model
 from tests.training.conftest import options
@@ -103,9 +106,12 @@ def with_broken_image():
     return {"train_dataset": examples, "data_collator": TrainingCollator(tiny_model().config.num_labels)}
 
 
-def test_steps_with_broken_images_are_named_and_left_out(tmp_path, caplog):
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_torch"])
+def test_steps_with_broken_images_are_named_and_left_out(tmp_path, caplog, optimizer):
     model = tiny_model()
-    run = trainer(tmp_path, model, **with_broken_image(), max_steps=3, seed=1)
+    run = trainer(tmp_path, model, **with_broken_image(), max_steps=3, seed=1, optim=optimizer)
+    states = []
+    run.add_callback(Recorder(lambda: states.append({k: v.clone() for k, v in model.state_dict().items()})))
     with caplog.at_level(logging.WARNING):
         run.train()
     named = [record.getMessage() for record in caplog.records if "loss terms" in record.getMessage()]
@@ -113,15 +119,79 @@ def test_steps_with_broken_images_are_named_and_left_out(tmp_path, caplog):
     assert "cross_entropy" in named[0]
     assert "image photo 3 (" in named[0]
     assert " and image" not in named[0]
-    assert sum("is left out" in record.getMessage() for record in caplog.records) == 1
-    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert sum("are left out" in record.getMessage() for record in caplog.records) == 1
+    step = int(named[0].split(",")[0].removeprefix("Step "))
+    counts = ("num_batches_tracked",)
+    for name, value in states[step].items():
+        assert value.isfinite().all()
+        # Nothing of the step is left, weights, moments and statistics of batch norms alike.
+        assert name.endswith(counts) or torch.equal(value, states[step - 1][name]), name
     assert all(entry["loss"] == entry["loss"] for entry in run.state.log_history if "loss" in entry)
+    json.dumps(run.state.log_history, allow_nan=False)
+
+
+class Recorder(TrainerCallback):
+    """Notes something before the first and after each step."""
+
+    def __init__(self, note):
+        self.note = note
+
+    def on_train_begin(self, *args, **kwargs):
+        self.note()
+
+    on_step_end = on_train_begin
 
 
 def test_too_many_broken_steps_are_an_error(tmp_path):
     run = trainer(tmp_path, **with_broken_image(), max_steps=3, max_skipped_steps=0)
-    with pytest.raises(TrainingStopped, match="1 steps had NaN or infinite gradients"):
+    with pytest.raises(TrainingStopped, match="1 steps in a row had NaN or infinite gradients"):
         run.train()
+
+
+NORM, OVERFLOW, BROKEN = (1.0, 1.0), (float("inf"), 1.0), (float("nan"), float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale", "stops"),
+    [
+        ([OVERFLOW] * 9, 2.0**10, False),
+        ([OVERFLOW] * 9, None, True),
+        ([OVERFLOW] * 9, 0.5, True),
+        ([BROKEN] * 4, 2.0**10, True),
+        ([BROKEN] * 3, 2.0**10, False),
+        ([BROKEN, BROKEN, NORM] * 4, None, False),
+        ([BROKEN, OVERFLOW] * 4, 2.0**10, True),
+        ([NORM, *[BROKEN] * 4, NORM], None, True),
+    ],
+)
+def test_broken_steps_in_a_row_count_but_not_the_overflows_of_a_scaler(steps, scale, stops):
+    model = tiny_model()
+    scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
+    guard = BrokenStepsCallback(max_skipped_steps=3, scaler=scaler)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    guard.on_train_begin(None, None, None, model=model)
+    for norm, loss in steps:
+        guard.see_loss(torch.tensor(loss))
+        guard.see_gradient_norm(torch.tensor(norm))
+        guard.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+    with pytest.raises(TrainingStopped) if stops else nullcontext():
+        guard.report(step=len(steps))
+
+
+@pytest.mark.slow
+def test_one_broken_image_of_two_processes_stops_neither(repository_dir, tmp_path):
+    script = str(repository_dir / "tests" / "training" / "distributed_steps.py")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1", "BROKEN_IMAGE": "3"}
+    command = [sys.executable, *launcher, script, str(tmp_path), "1", "1", "12"]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr.count("because of image") == 1
+    assert "1 step(s) are left out" in finished.stderr
+    history = json.loads((tmp_path / "log.json").read_text())["history"]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 13))
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
+    assert "stride" not in finished.stderr
 
 
 def test_a_frozen_backbone_stays_as_it_is(tmp_path):

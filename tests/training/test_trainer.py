@@ -75,6 +75,7 @@ def trainer(tmp_path, model=None, **options):
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
+        "dataloader_num_workers": 0,
     }
     datasets = {name: options.pop(name) for name in TRAINER_ARGUMENTS if name in options}
     return MTAClipTrainer(
