@@ -152,7 +152,7 @@ def test_bad_data_is_refused_before_training(folder_data, tmp_path, spoil, messa
         ({"do_eval": True}, "Evaluation without training needs a trained model"),
         ({"backbone": "resnet5x", "backbone_config": None}, "There is no backbone 'resnet5x'"),
         ({"backbone_weights": "nowhere.pth"}, "neither a file nor an installed package"),
-        ({"text_encoder": "nowhere"}, "No CLIP model could be read from 'nowhere'"),
+        ({"text_encoder": "nowhere"}, "'nowhere' is no file, and no model of transformers could be read from it"),
         ({"model_name_or_path": "nowhere"}, "No MTA-CLIP model could be loaded from 'nowhere'"),
         ({"resume_from_checkpoint": "last"}, "there is no checkpoint in"),
         ({"hidden_size": 48}, r"`hidden_size` \(48\) must be a multiple"),
