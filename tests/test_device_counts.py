@@ -9,37 +9,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation
-from modeling_mtaclip.benchmarking.models import our_model, random_images, random_labels
-from modeling_mtaclip.benchmarking.settings import Settings
-from modeling_mtaclip.loss_mtaclip import classes_of_images, loss_normalizers
-from scripts.device_counts import count_device_work
 from tests.tiny import tiny_config, tiny_model
 
 
-def small_step(batch_size):
-    """A training step of the small benchmark model, with what the training collator adds."""
-    settings = Settings(small=True, batch=batch_size, size=64)
-    model, images, labels = our_model(settings).train(), random_images(settings), random_labels(settings)
-    image_classes = classes_of_images(labels, settings.classes, 255)
-    inputs = {
-        "pixel_values": images,
-        "labels": labels,
-        "image_classes": image_classes,
-        "loss_normalizers": loss_normalizers(image_classes, model.config),
-        "point_seeds": torch.arange(batch_size),
-        "output_logits": False,
-    }
-
-    def step():
-        model.zero_grad()
-        model(**inputs).loss.backward()
-
-    return step
+@pytest.fixture(autouse=True)
+def scripts(repository_dir, monkeypatch):
+    monkeypatch.syspath_prepend(str(repository_dir / "scripts"))
 
 
 def counts_of(run):
+    from device_counts import count_device_work
+
     run()
     return count_device_work(run)
+
+
+def small_step(batch_size):
+    """A training step of the small benchmark model."""
+    from benchmark import parse_arguments
+    from benchmark_workloads import train
+
+    return train(parse_arguments(["--small", "--size", "64", "--batch_size", str(batch_size)]), "ours")
 
 
 def test_a_training_step_asks_little_of_its_device():
@@ -74,7 +64,7 @@ def test_waits_and_copies_are_counted():
         values.cpu()
         torch.tensor([1.0]) + values.nonzero().tolist()[0][0]
 
-    counts = count_device_work(run)
+    counts = counts_of(run)
     assert counts.waits == {"index": 1, "_local_scalar_dense": 1, "nonzero": 1}
     assert counts.to_host == {"cpu": 1, "tolist": 1}
     assert counts.to_device == {"torch.tensor": 1}
