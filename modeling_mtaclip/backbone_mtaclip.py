@@ -411,7 +411,7 @@ def _pyramid_level(channels: int, doublings: int) -> nn.Sequential:
 
 
 def _divide_up(number: int, divisor: int) -> int:
-    return -(-number // divisor)
+    return (number + divisor - 1) // divisor
 
 
 def _resize(maps: Tensor, size: list[int]) -> Tensor:

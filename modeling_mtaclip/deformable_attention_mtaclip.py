@@ -125,7 +125,7 @@ class MultiScaleDeformableAttention(nn.Module):
             starts,
             (sampling_positions + 0.5) / sizes.flip(1)[:, None],
             attention_weights.to(dtype),
-            im2col_step=len(value),
+            im2col_step=value.shape[0],
         )
         return attended.to(value.dtype)
 
@@ -248,12 +248,6 @@ def _(value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]) -
     return value.new_empty((*positions.shape[:2], value.shape[2] * value.shape[3]))
 
 
-def attend_by_grid_sample(value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What [`attend_by_bags`] gives, in operators of PyTorch: its decomposition for formats that don't have it."""
-    shapes = tuple(zip(sizes[::2], sizes[1::2], strict=True))
-    return MultiScaleDeformableAttention().attend_on_accelerators(value, shapes, positions, weights)
-
-
 @torch.library.custom_op("mtaclip::deformable_attention_backward", mutates_args=())
 def _gradients_by_bags(
     gradient: Tensor, value: Tensor, positions: Tensor, weights: Tensor, sizes: Sequence[int]
@@ -351,7 +345,6 @@ __all__ = [
     "GridSampledAttention",
     "MultiScaleDeformableAttention",
     "attend_by_bags",
-    "attend_by_grid_sample",
     "constant",
     "level_sizes",
 ]

@@ -583,7 +583,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
             multi_scale_features=tuple(multi_scale_features),
             text_embeddings=None
             if text_embeddings is None
-            else text_embeddings.expand(len(mask_features), -1, -1, -1),
+            else text_embeddings.expand(mask_features.shape[0], -1, -1, -1),
             normalized_states=decoded.normalized_states[0 if output_all_states else -1 :],
             hidden_states=_chosen_states(decoded.hidden_states, output_hidden_states),
             attentions=decoded.attentions,
@@ -941,7 +941,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             class_queries_logits=class_logits,
             masks_queries_logits=masks,
             mask_text_similarity=similarity,
-            text_embeddings=phrase_embeddings.expand(len(masks), -1, -1, -1),
+            text_embeddings=phrase_embeddings.expand(masks.shape[0], -1, -1, -1),
         )
 
     @torch.no_grad()

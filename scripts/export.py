@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports a trained model: without its text encoder, as a `torch.export` program, or as an ONNX file.
 
-python scripts/export.py --model outputs/scenes --format onnx --output_dir outputs/onnx --check photos/*.jpg
+python scripts/export.py --model_name_or_path outputs/scenes --format onnx --output_dir outputs/onnx --check a.jpg
 
 Writes `model.onnx`, `model.int8.onnx` or `model.pt2` and the image processor, or for `--format inference` a folder for
 `from_pretrained`. With `--check`, compares its predictions with the model's and fails where too many differ.
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.export import (
@@ -35,7 +34,7 @@ MIN_EQUAL_PIXELS = {"inference": 1, "torch": 0.999, "onnx": 0.999, "onnx-int8": 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
+    parser.add_argument("--model_name_or_path", required=True, help="folder or Hub id of a trained model")
     parser.add_argument("--format", required=True, choices=list(MIN_EQUAL_PIXELS))
     parser.add_argument("--output_dir", required=True, type=Path, help="folder for what is exported")
     parser.add_argument(
@@ -44,6 +43,13 @@ def parse_arguments() -> argparse.Namespace:
         choices=["queries", "labels"],
         help="of the graph: class and mask logits of the queries, from which scores of any size are made (default), "
         "or the class of each pixel",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="the only size of images that the graph takes; default: any. Backbones with shifted windows need it",
     )
     parser.add_argument("--check", nargs="+", default=[], help="images to compare predictions on")
     arguments = parser.parse_args()
@@ -60,13 +66,13 @@ def export(arguments: argparse.Namespace, model: MTAClipForSemanticSegmentation)
         return MTAClipForSemanticSegmentation.from_pretrained(folder)
     if arguments.format.startswith("onnx"):
         return OnnxModel(export_onnx_file(arguments, model))
-    torch.export.save(export_program(model, arguments.outputs), folder / "model.pt2")
+    torch.export.save(export_program(model, arguments.outputs, arguments.image_size), folder / "model.pt2")
     return ProgramModel(folder / "model.pt2")
 
 
 def export_onnx_file(arguments: argparse.Namespace, model: MTAClipForSemanticSegmentation) -> Path:
     path = arguments.output_dir / "model.onnx"
-    export_onnx(model, path, arguments.outputs)
+    export_onnx(model, path, arguments.outputs, arguments.image_size)
     if arguments.format == "onnx":
         return path
     quantized = arguments.output_dir / "model.int8.onnx"
@@ -76,8 +82,8 @@ def export_onnx_file(arguments: argparse.Namespace, model: MTAClipForSemanticSeg
 
 def main() -> int:
     arguments = parse_arguments()
-    model = MTAClipForSemanticSegmentation.from_pretrained(arguments.model)
-    processor = MTAClipImageProcessor.from_pretrained(arguments.model)
+    model = MTAClipForSemanticSegmentation.from_pretrained(arguments.model_name_or_path)
+    processor = MTAClipImageProcessor.from_pretrained(arguments.model_name_or_path)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     exported = export(arguments, model)
     processor.save_pretrained(arguments.output_dir)
@@ -85,7 +91,7 @@ def main() -> int:
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
     if not arguments.check:
         return 0
-    result = compare_with_model(exported, model, processor, map(Image.open, arguments.check))
+    result = compare_with_model(exported, model, processor, arguments.check)
     print(
         f"{result.num_images} images: {result.equal_pixels:.4%} of the pixels have the same class, "
         f"scores differ by at most {result.max_score_difference:.1e}"

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segments images, folders, globs and videos.
 
-python scripts/predict.py photo.jpg holiday/ "frames/**/*.png" drive.mp4 --model FOLDER --format index overlay json
+python scripts/predict.py photo.jpg holiday/ "frames/**/*.png" drive.mp4 --model_name_or_path FOLDER --format overlay
 
 With several processes: torchrun --nproc_per_node 4 scripts/predict.py ...
 """
@@ -16,7 +16,7 @@ import sys
 # torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from modeling_mtaclip.inference.command import predict
+from modeling_mtaclip.inference.predict import predict
 
 
 if __name__ == "__main__":

@@ -2,9 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models as graphs for other runtimes: `torch.export` programs and ONNX files, and their comparison with the model."""
 
-from .comparison import Comparison, compare_with_model
 from .onnx_files import OnnxModel, export_onnx, quantize_onnx
-from .programs import ProgramModel, export_program
+from .programs import Comparison, ProgramModel, compare_with_model, export_program
 
 
 __all__ = [

@@ -1,15 +1,21 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A model as a `torch.export` program for batches and images of any size."""
+"""A model as a `torch.export` program, and how far an exported model's predictions are from the model's."""
 
-from itertools import chain
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from transformers.utils import is_timm_available
+from transformers.image_utils import ImageInput
 
+from ..deformable_attention_mtaclip import MultiScaleDeformableAttention
+from ..image_processing_mtaclip import MTAClipImageProcessor
+from ..inference import Segmenter
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipForSemanticSegmentationOutput
 
 
@@ -24,25 +30,28 @@ class ExportableModel(nn.Module):
     """A model whose graph holds for images of any size: it pads them itself, as the image processor does.
 
     Args:
-        model ([`MTAClipForSemanticSegmentation`]): a copy is taken, with its text embeddings as constants.
+        model ([`MTAClipForSemanticSegmentation`]): a copy is taken, in float32 on the CPU, with its text embeddings as
+            constants.
         outputs (`str`, defaults to `"queries"`): `"queries"` for `logits` `(B, K, h, w)`, `class_queries_logits`
             `(B, Q, K + 1)` and `masks_queries_logits` `(B, Q, h, w)`, at a quarter of the padded image's size;
             `"labels"` for the class of each pixel, `labels` `(B, H, W)`, int64.
 
     Raises:
-        ValueError: unknown outputs.
+        ValueError: unknown outputs, or a model without backbone.
     """
 
     def __init__(self, model: MTAClipForSemanticSegmentation, outputs: str = "queries") -> None:
         super().__init__()
         if outputs not in OUTPUTS:
             raise ValueError(f"`outputs` must be one of {list(OUTPUTS)}, got {outputs!r}.")
-        self.model = model.for_inference()
+        if model.model.backbone is None:
+            raise ValueError("A model without backbone (`backbone_config` is None) takes no images to export it for.")
+        self.model = model.for_inference().float().cpu()
         self.outputs = outputs
-        _fix_paddings(self.model)
+        _make_traceable(self.model)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Segments `(B, 3, H, W)` normalised images."""
+        """Segments `(B, C, H, W)` normalized images."""
         height, width = pixel_values.shape[-2:]
         # Only divisions of positive numbers: ONNX rounds towards zero.
         padding = [(length + STRIDE - 1) // STRIDE * STRIDE - length for length in (height, width)]
@@ -60,29 +69,45 @@ class ExportableModel(nn.Module):
         return {"labels": (classes @ probabilities).argmax(dim=1).unflatten(-1, (height, width))}
 
 
-def export_program(model: MTAClipForSemanticSegmentation, outputs: str = "queries") -> ExportedProgram:
-    """Exports a model for batches of any size, of images of any size from 33 pixels on.
+def export_program(
+    model: MTAClipForSemanticSegmentation, outputs: str = "queries", image_size: tuple[int, int] | None = None
+) -> ExportedProgram:
+    """Exports a model for batches of any size.
 
     Args:
-        model ([`MTAClipForSemanticSegmentation`]): on a CPU, in float32; it stays as it is.
+        model ([`MTAClipForSemanticSegmentation`]): it stays as it is; the program is in float32, for the CPU.
         outputs (`str`, defaults to `"queries"`): as in [`ExportableModel`].
+        image_size (`tuple[int, int]`, *optional*): the only height and width that the program takes, multiples of 32;
+            by default it takes all from 33 pixels on. Backbones with shifted windows (Swin) need it.
 
     Returns:
         `torch.export.ExportedProgram`: its `module()` turns `pixel_values` into a dictionary of the outputs.
 
     Raises:
-        ValueError: unknown outputs.
+        ValueError: unknown outputs, an image size that can't be, or a model that can't be exported.
     """
     exportable = ExportableModel(model, outputs)
-    sizes = {0: Dim("batch"), 2: Dim("height", min=MIN_SIZE), 3: Dim("width", min=MIN_SIZE)}
+    _check_size(exportable.model, image_size)
+    batch, free = {0: Dim("batch")}, {2: Dim("height", min=MIN_SIZE), 3: Dim("width", min=MIN_SIZE)}
+    images = torch.zeros(2, model.config.backbone_config.num_channels, *(image_size or (3 * STRIDE, 4 * STRIDE)))
     with torch.no_grad():
         return torch.export.export(
             exportable,
-            (torch.zeros(2, 3, 3 * STRIDE, 4 * STRIDE),),
-            dynamic_shapes={"pixel_values": sizes},
+            (images,),
+            dynamic_shapes={"pixel_values": batch | ({} if image_size else free)},
             # Conditions on sizes, e.g. for channels-last memory, are checked when the program runs, not proven before.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+
+
+def _check_size(model: MTAClipForSemanticSegmentation, image_size: tuple[int, int] | None) -> None:
+    if image_size is None and any(hasattr(module, "shift_size") for module in model.modules()):
+        raise ValueError(
+            "The backbone has shifted windows (Swin), whose graph depends on the size of the image: export it for one "
+            "`image_size` (height and width, multiples of 32)."
+        )
+    if image_size is not None and (min(image_size) < MIN_SIZE or any(length % STRIDE for length in image_size)):
+        raise ValueError(f"`image_size` must be a height and width of 64, 96, 128, … pixels, got {tuple(image_size)}.")
 
 
 class ProgramModel:
@@ -100,45 +125,75 @@ class ProgramModel:
 
     @torch.no_grad()
     def __call__(self, pixel_values: Tensor) -> MTAClipForSemanticSegmentationOutput:
-        """Segments `(B, 3, H, W)` normalised images."""
+        """Segments `(B, C, H, W)` normalized images."""
         return MTAClipForSemanticSegmentationOutput(**self.module(pixel_values))
 
 
-def _fix_paddings(model: nn.Module) -> None:
-    """Gives timm's convolutions with TensorFlow's padding, which depends on the image's size, a fixed padding.
+@dataclass
+class Comparison:
+    """Two predictions of the same images.
 
-    The two are equal for sizes that are multiples of the stride, which all sizes in the padded image are.
+    Attributes:
+        num_images (`int`): images compared, at their own sizes.
+        equal_pixels (`float`): share of all pixels that are given the same class.
+        max_score_difference (`float`): the largest difference of any class's score at any pixel; the scores of a pixel
+            are sums of products of probabilities.
     """
-    if not is_timm_available():
-        return
-    from timm.layers.conv2d_same import Conv2dSame
 
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, Conv2dSame):
-                setattr(parent, name, _with_fixed_padding(child))
+    num_images: int
+    equal_pixels: float
+    max_score_difference: float
 
 
-def _with_fixed_padding(convolution: nn.Conv2d) -> nn.Sequential:
-    # What the kernel covers beyond a stride, the smaller half in front; (left, right, top, bottom).
-    beyond = [
-        max(dilation * (kernel - 1) + 1 - stride, 0)
-        for kernel, stride, dilation in zip(
-            convolution.kernel_size, convolution.stride, convolution.dilation, strict=True
-        )
-    ]
-    padding = tuple(chain.from_iterable((total // 2, total - total // 2) for total in reversed(beyond)))
-    unpadded = nn.Conv2d(
-        convolution.in_channels,
-        convolution.out_channels,
-        convolution.kernel_size,
-        convolution.stride,
-        dilation=convolution.dilation,
-        groups=convolution.groups,
-        bias=convolution.bias is not None,
-    )
-    unpadded.load_state_dict(convolution.state_dict())
-    return nn.Sequential(nn.ZeroPad2d(padding), unpadded)
+def compare_with_model(
+    forward: Callable[[Tensor], Any],
+    model: MTAClipForSemanticSegmentation,
+    image_processor: MTAClipImageProcessor,
+    images: Iterable[ImageInput],
+) -> Comparison:
+    """Predicts images with a model and with an exported one.
+
+    Args:
+        forward (`Callable`): the exported model, e.g. an [`OnnxModel`]: from `pixel_values` to the model's outputs.
+        model ([`MTAClipForSemanticSegmentation`]): what was exported.
+        image_processor ([`MTAClipImageProcessor`]): the model's.
+        images (`Iterable[ImageInput]`): at least one; paths too.
+
+    Raises:
+        ValueError: no images.
+    """
+    segmenters = [Segmenter(model, image_processor), Segmenter(model, image_processor, forward=forward)]
+    count, equal, total, difference = 0, 0, 0, 0.0
+    for image in images:
+        expected, actual = (segmenter.scores(image) for segmenter in segmenters)
+        same = expected.argmax(dim=0) == actual.argmax(dim=0)
+        count, equal, total = count + 1, equal + int(same.sum()), total + same.numel()
+        difference = max(difference, (expected - actual).abs().max().item())
+    if not count:
+        raise ValueError("There are no images to compare predictions on: give at least one.")
+    return Comparison(count, equal / total, difference)
 
 
-__all__ = ["OUTPUTS", "ExportableModel", "ProgramModel", "export_program"]
+def _make_traceable(model: MTAClipForSemanticSegmentation) -> None:
+    """Chooses forms of layers, with the same results, that other runtimes know and that don't depend on sizes."""
+    if hasattr(model.model.backbone, "set_attn_implementation"):
+        model.model.backbone.set_attn_implementation("eager")
+    for module in model.modules():
+        if isinstance(module, MultiScaleDeformableAttention):
+            module.forward = module.attend_on_accelerators
+        elif hasattr(module, "fused_attn"):
+            module.fused_attn = False
+        elif type(module).__name__ == "Conv2dSame":
+            module.forward = partial(_convolve, module)
+
+
+def _convolve(layer: nn.Conv2d, maps: Tensor) -> Tensor:
+    """timm's convolution with TensorFlow's padding, for maps whose sizes are multiples of the stride, as here."""
+    # What the kernel covers beyond a stride, the smaller half in front.
+    sizes = zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)
+    down, right = (max(dilation * (kernel - 1) + 1 - stride, 0) for kernel, stride, dilation in sizes)
+    padded = nn.functional.pad(maps, (right // 2, right - right // 2, down // 2, down - down // 2))
+    return nn.functional.conv2d(padded, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
+
+
+__all__ = ["OUTPUTS", "Comparison", "ExportableModel", "ProgramModel", "compare_with_model", "export_program"]

@@ -3,9 +3,7 @@
 """Inference: whole images, sliding windows and test-time augmentation, with exact scores in little memory."""
 
 from .options import TTA_SCALES, InferenceOptions
-from .phrases import PhraseMap, segment_phrases
-from .preparing import PreparedImage, prepare_image
-from .segmenter import Segmenter
+from .segmenter import PhraseMap, PreparedImage, Segmenter, prepare_image, segment_phrases
 
 
 __all__ = [

@@ -57,4 +57,4 @@ def test_commands(media_folder):
     }
     for folder, names in expected.items():
         files = (path.relative_to(media_folder / folder) for path in (media_folder / folder).rglob("*.*"))
-        assert {str(name) for name in files} == names | {".predict.json"}
+        assert {str(name) for name in files} == names

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from modeling_mtaclip import MTAClipImageProcessor, postprocessing_mtaclip
 from modeling_mtaclip.inference import InferenceOptions, Segmenter
-from modeling_mtaclip.inference.sliding import window_starts
+from modeling_mtaclip.inference.segmenter import window_starts
 from tests.tiny import varied_model
 
 

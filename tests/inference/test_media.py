@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from modeling_mtaclip.inference.sources import find_sources
+from modeling_mtaclip.inference.media import find_media
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def names_of(*inputs, **options):
-    return [str(source.name) for source in find_sources(inputs, **options)]
+    return [str(file.name) for file in find_media(inputs, **options)[0]]
 
 
 def test_folders_globs_and_files(folder):
@@ -31,7 +31,7 @@ def test_folders_globs_and_files(folder):
     assert names_of("sub/**/*.webp") == ["deep/c"]
     assert names_of("**/a.jpg") == ["a", "sub/a"]
     assert names_of("sub/deep/c.webp", "b.PNG") == ["c", "b"]
-    assert [source.is_video for source in find_sources(["sub"])] == [False, True, False]
+    assert [file.is_video for file in find_media(["sub"])[0]] == [False, True, False]
 
 
 def test_a_file_that_is_meant_twice_is_predicted_once(folder):
@@ -43,15 +43,23 @@ def test_results_are_no_images_to_predict(folder):
     assert names_of(str(folder), exclude=Path("sub/deep")) == ["a", "b", "sub/a", "sub/clip"]
 
 
-@pytest.mark.parametrize("given", ["notes.txt", "missing", "missing/*.jpg", "sub/deep/*.jpg"])
+@pytest.mark.parametrize("given", ["missing", "missing/*.jpg", "sub/deep/*.jpg"])
 def test_inputs_without_images(folder, given):
     with pytest.raises(ValueError, match="neither an image or video nor a folder or glob"):
-        find_sources([given])
+        find_media([given])
 
 
-def test_results_with_one_name(folder):
-    with pytest.raises(ValueError, match=r"a\.jpg and sub/a\.jpg would both be written as a"):
-        find_sources(["a.jpg", "sub/a.jpg"])
+def test_what_is_left_out_is_counted(folder):
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "d.jpg").touch()
+    files, left_out = find_media([".", "sub/*"], exclude=folder / "sub" / "deep")
+    assert [str(file.name) for file in files] == ["a", "b", "sub/a", "sub/clip"]
+    assert left_out == {"hidden": 2, "not an image": 1, "in an excluded folder": 1}
+
+
+def test_formats_are_known_from_content(folder):
+    Image.new("RGB", (4, 4)).save("scan.001", "PNG")
+    assert names_of(".") == ["a", "b", "scan.001", "sub/a", "sub/clip", "sub/deep/c"]
 
 
 def test_images_are_read_upright(tmp_path):
@@ -59,7 +67,7 @@ def test_images_are_read_upright(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6
     image.save(tmp_path / "a.jpg", exif=exif)
-    ((frame,),) = (source.frames() for source in find_sources([str(tmp_path)]))
+    ((frame,),) = (source.frames() for source in find_media([str(tmp_path)])[0])
     assert frame.read().size == (10, 20)
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"a\.jpg can't be read"):
