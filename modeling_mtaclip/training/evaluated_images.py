@@ -17,6 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
@@ -130,7 +131,7 @@ class ContextUsage:
     def __init__(self, num_labels: int) -> None:
         self.counts = np.zeros((num_labels, 0), dtype=np.int64)
         self.agreeing = np.zeros(num_labels, dtype=np.int64)
-        self._table: Tensor | None = None
+        self._table: np.ndarray | int = 0
 
     def add(self, class_queries_logits: Tensor, mask_text_similarity: Tensor | None) -> None:
         """Counts the masks of a batch, from the model's outputs `(B, Q, K + 1)` and `(B, C, Q, K + 1)`."""
@@ -138,20 +139,17 @@ class ContextUsage:
             return
         _, num_contexts, _, num_texts = mask_text_similarity.shape
         classes = class_queries_logits.argmax(dim=-1)
-        index = classes[:, None, :, None].expand(-1, num_contexts, -1, 1)
-        winners = mask_text_similarity.gather(-1, index)[..., 0].argmax(dim=1)
+        own_similarity = mask_text_similarity.take_along_dim(classes[:, None, :, None], dim=-1)[..., 0]
+        wins = F.one_hot(own_similarity.argmax(dim=1), num_contexts)
         agrees = mask_text_similarity.amax(dim=1).argmax(dim=-1) == classes
-        if self._table is None:
-            self._table = torch.zeros(num_texts, num_contexts + 1, dtype=torch.long, device=classes.device)
-        self._table.index_put_((classes, winners), torch.ones_like(classes), accumulate=True)
-        self._table[:, -1].index_add_(0, classes.flatten(), agrees.flatten().long())
+        columns = torch.cat((wins, agrees[..., None]), dim=-1).flatten(0, 1).float()
+        self._table += (F.one_hot(classes, num_texts).flatten(0, 1).float().T @ columns).long().cpu().numpy()
 
     def gather(self) -> None:
         """Adds up the counts of all processes, which must all call this."""
-        tables = gather_object([] if self._table is None else [self._table.cpu().numpy()])
-        if tables:
-            total = sum(tables)[:-1]
-            self.counts, self.agreeing = total[:, :-1], total[:, -1]
+        total = sum(gather_object([self._table]))
+        if isinstance(total, np.ndarray):
+            self.counts, self.agreeing = total[:-1, :-1], total[:-1, -1]
 
     def entropies(self) -> np.ndarray:
         """Entropy of each class's winning contexts in bits, `(K,)`; NaN for classes without masks."""

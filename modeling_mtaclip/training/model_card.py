@@ -10,13 +10,12 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from ..data import DATASETS, DatasetInfo
 from ..image_processing_mtaclip import MTAClipImageProcessor
@@ -34,7 +33,6 @@ METRICS = (
 )
 # A card without this line is one that its reader has taken over.
 MARKER = "<!-- Written by the training run. Remove this line to keep your own text from then on. -->"
-LISTS = ("datasets", "tags", "base_model")
 PRIVATE_OPTION = re.compile(r"token|_dir$|^resume_from_checkpoint$|^hub_model_id$")
 
 
@@ -49,6 +47,7 @@ def write_model_card(
     data: DatasetInfo | None = None,
     num_images: Mapping[str, int] | None = None,
     warnings: Sequence[str] = (),
+    tags: str | Sequence[str] | None = None,
     **metadata: Any,
 ) -> bool:
     """Writes the card, unless there is one that does not come from a run, and returns whether it did.
@@ -62,21 +61,41 @@ def write_model_card(
         data ([`DatasetInfo`], *optional*): of the data set, for its title and license.
         num_images (`Mapping[str, int]`, *optional*): images of each split that was used, as far as known.
         warnings (`Sequence[str]`): what restricts the scores, see [`score_warnings`].
-        metadata: fields of `huggingface_hub.ModelCardData` in place of the run's own (`tags`: beside them), unless
-            they are `None`.
+        tags (`str` or `Sequence[str]`, *optional*): beside the default ones.
+        metadata: fields of `huggingface_hub.ModelCardData` in place of the run's own, unless they are `None`.
     """
-    path, options, config = Path(path), public_options(options), model.config
+    path, config = Path(path), model.config
     if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
         return False
+    options = public_options(options)
+    dataset = options.get("dataset_name", "scenes")
+    title = data.title if data is not None and data.title else dataset
     evaluation = next((entry for entry in reversed(history) if "eval_mean_iou" in entry), {})
     scores = {name: value for name, value in evaluation.items() if value is not None and math.isfinite(value)}
-    metadata = _metadata(model_id, options, data, scores, {name: value for name, value in metadata.items() if value})
+    results = [
+        EvalResult(TASK, dataset, title, metric, scores[key], dataset_split="validation", metric_name=name)
+        for key, metric, name in METRICS
+        if key in scores
+    ]
+    sources = [str(options.get(name)) for name in ("model_name_or_path", "text_encoder", "backbone")]
+    fields = {
+        # The synthetic scenes are ours; what other data permit, only their owners can say.
+        "license": "apache-2.0" if data is DATASETS["scenes"] else "unknown",
+        "library_name": "transformers",
+        "pipeline_tag": TASK,
+        "datasets": [dataset],
+        "base_model": [name for name in sources if _is_hub_id(name)] or None,
+        "metrics": ["mean_iou", "accuracy"],
+        "model_name": model_id.split("/")[-1],
+        "eval_results": results or None,
+    }
+    fields |= {name: value for name, value in metadata.items() if value is not None}
     card = ModelCard.from_template(
-        metadata,
+        ModelCardData(**fields, tags=[*TAGS, *([tags] if isinstance(tags, str) else tags or ())]),
         template_path=str(TEMPLATE),
         marker=MARKER,
         model_id=model_id,
-        dataset=(data and data.title) or metadata.datasets[0],
+        dataset=title,
         data_license=data and data.license,
         class_names=[config.id2label[index] for index in range(config.num_labels)],
         text_branch=config.text_branch,
@@ -95,36 +114,6 @@ def write_model_card(
     return True
 
 
-def _metadata(
-    model_id: str,
-    options: Mapping[str, Any],
-    data: DatasetInfo | None,
-    scores: Mapping[str, float],
-    given: dict[str, Any],
-) -> ModelCardData:
-    given = {name: [value] if isinstance(value, str) and name in LISTS else value for name, value in given.items()}
-    dataset = given.get("datasets", [options.get("dataset_name", "scenes")])[0]
-    title = (data and data.title) or dataset
-    sources = [options.get(name) or "" for name in ("model_name_or_path", "text_encoder", "backbone")]
-    own = {
-        # The synthetic scenes are ours; what other data permit, only their owners can say.
-        "license": "apache-2.0" if data is DATASETS["scenes"] else "unknown",
-        "library_name": "transformers",
-        "pipeline_tag": TASK,
-        "datasets": [dataset],
-        "base_model": [name for name in sources if _is_hub_id(name)] or None,
-        "metrics": ["mean_iou", "accuracy"],
-        "model_name": model_id.split("/")[-1],
-        "eval_results": [
-            EvalResult(TASK, dataset, title, metric, scores[key], dataset_split="validation", metric_name=name)
-            for key, metric, name in METRICS
-            if key in scores
-        ]
-        or None,
-    }
-    return ModelCardData(**(own | given | {"tags": list(dict.fromkeys((*TAGS, *given.get("tags", ()))))}))
-
-
 def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that may be shown to others: without tokens, and only the last name of folders and files."""
     return {name: _public(value) for name, value in options.items() if not PRIVATE_OPTION.search(name)}
@@ -135,8 +124,9 @@ def _public(value: Any) -> Any:
         return public_options(value)
     if isinstance(value, list | tuple):
         return [_public(each) for each in value]
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        return json.dumps(_public(json.loads(value)))
+    if isinstance(value, str) and value.startswith(("{", "[")):
+        with suppress(json.JSONDecodeError):
+            return json.dumps(_public(json.loads(value)))
     if isinstance(value, str | Path) and not _is_hub_id(str(value)):
         return re.split(r"[\\/]", str(value).rstrip("\\/"))[-1]
     return value
@@ -144,11 +134,7 @@ def _public(value: Any) -> Any:
 
 def _is_hub_id(name: str) -> bool:
     """Whether it reads `someone/something` and is no local folder."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name and not Path(name).exists()
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not Path(name).exists()
 
 
 __all__ = ["public_options", "write_model_card"]

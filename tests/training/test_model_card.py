@@ -206,6 +206,7 @@ def test_tokens_and_folders_of_the_machine_are_not_shown(tmp_path):
         "backbone_config": '{"layers": 3, "file": "/home/me/config.json"}',
         "lr_scheduler_kwargs": {"file": "C:\\Users\\me\\x.json", "hub_token": "hf_secret"},
         "files": ["~/a.txt", "b"],
+        "run_name": "{dataset_name}",
         "hub_token": "hf_secret",
         "token": "hf_secret",
         "num_queries": 5,
@@ -218,6 +219,7 @@ def test_tokens_and_folders_of_the_machine_are_not_shown(tmp_path):
         "backbone_config": '{"layers": 3, "file": "config.json"}',
         "lr_scheduler_kwargs": {"file": "x.json"},
         "files": ["a.txt", "b"],
+        "run_name": "{dataset_name}",
         "num_queries": 5,
     }
     assert public_options(given) == shown

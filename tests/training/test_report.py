@@ -274,17 +274,18 @@ def test_the_report_can_be_left_out(tmp_path):
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 1
 
 
-def report_of(tmp_path, names, label_maps, **contents):
+def report_of(tmp_path, names, label_maps, options=None, **metrics):
     """The page of some pairs of prediction and ground truth, and the warnings about their scores."""
     scores = SegmentationScores(names, ignore_index=255)
     for index, (prediction, truth) in enumerate(label_maps):
         scores.add(prediction, truth, f"image {index}", Image.new("RGB", (truth.shape[1], truth.shape[0])))
     scores.finish()
-    metrics = {f"eval_{name}": value for name, value in (scores.summary() | scores.details()).items()}
+    metrics |= {f"eval_{name}": value for name, value in (scores.summary() | scores.details()).items()}
     metrics = json_ready(metrics | {"classes": scores.per_class()})
     palette = [(0, 0, 0)] * len(names)
-    write_report(tmp_path / "r.html", title="x", metrics=metrics, scores=scores, palette=palette, **contents)
-    return Page((tmp_path / "r.html").read_text()), score_warnings(scores)
+    path = tmp_path / "report.html"
+    write_report(path, title="x", metrics=metrics, scores=scores, palette=palette, options=options)
+    return Page(path.read_text()), score_warnings(scores)
 
 
 def test_many_classes_with_unusual_names(tmp_path):
@@ -315,13 +316,16 @@ def test_scores_of_nothing_are_no_success(tmp_path):
 
 def test_scores_that_say_little_are_called_that(tmp_path):
     truth = torch.zeros(4, 6, dtype=torch.long)
-    page, warnings = report_of(tmp_path, ["road", "sky"], [(truth, truth)], options={"hub_token": "x", "a": "/b/c"})
+    options = {"hub_token": "x", "a": "/b/c"}
+    page, warnings = report_of(tmp_path, ["road", "sky"], [(truth, truth)], options=options, num_bad=2, eval_num_bad=1)
     assert [warning.split(":")[0][:40] for warning in warnings] == [
         "1 of 2 classes are annotated in no evalu",
         "Only one image was evaluated",
         "The mean IoU is not above that of always",
     ]
     assert all(warning in page.text for warning in warnings)
+    assert "2 training images could not be used" in page.text
+    assert "1 validation images could not be used" in page.text
     assert page.titles == ["Classes", "Confusion matrix", "Best images", "Options"]
     assert "No pixel is predicted wrong." in page.text
     assert "token" not in page.text
