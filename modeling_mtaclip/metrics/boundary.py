@@ -5,19 +5,16 @@
 Pixels whose reference is ignored belong to no class in either map, and borders to them are no boundaries: nothing is
 known about the classes there.
 
-Boundary IoU of a class (Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation", CVPR
-2021, arXiv 2103.16562) is the IoU of two bands: the annotated pixels of the class that are near to the outline of its
-annotated area, and the predicted ones that are near to the outline of its predicted area. A pixel is near when a
+Boundary IoU of a class (Cheng et al., CVPR 2021, arXiv 2103.16562) is the IoU of two bands: the annotated pixels of
+the class that are near to the outline of its annotated area, and the same of the prediction. A pixel is near when a
 square of `2 d + 1` pixels around it leaves the area, where the image's border is an outline too, and d is 2 % of the
-image's diagonal, rounded (0.5 % in the authors' figures of Cityscapes). Like the IoU of classes, it is taken of pixels
-summed over all images.
+image's diagonal, rounded (0.5 % for Cityscapes). It is taken of pixels summed over all images, like the IoU.
 
-The boundary F-score (Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013; its
-threshold of 0.75 % of the image's diagonal is that of MATLAB's `bfscore`) compares contours: the pixels of a class
-that have one of another class among their eight neighbors. Precision is the share of the predicted contour that is
-within a Euclidean distance of the threshold from the annotated contour, recall the reverse, and the score is their
-harmonic mean. The score of a class is the mean of those of the images in which it has an annotated or a predicted
-contour (an image in which it has only one of both scores 0).
+The boundary F-score (Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC 2013; the
+threshold of 0.75 % of the diagonal is that of MATLAB's `bfscore`) compares contours: the pixels of a class that have
+one of another class among their eight neighbors. Precision is the share of the predicted contour that is within the
+threshold, a Euclidean distance, of the annotated contour, recall the reverse, and the score is their harmonic mean.
+The score of a class is the mean over the images in which it has a contour of either kind (with only one, it scores 0).
 """
 
 from typing import Any
@@ -61,10 +58,6 @@ class BoundaryScores:
             )
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.iou_ratio, self.f_score_ratio = iou_ratio, f_score_ratio
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all images."""
         self.band_counts = PairCounts(self.num_labels + 1)
         # Sum of the F-scores of each class, and the number of images they are from.
         self._f_scores = np.zeros((2, self.num_labels))
@@ -117,18 +110,13 @@ class BoundaryScores:
         return close / np.maximum(all_points, 1)
 
     def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Adds up the images of all processes, which must all call this, once, before `compute`; all get the sums.
-
-        The sums of F-scores are of floats: they may differ by rounding (1e-15) from those of one process.
-
-        Args:
-            group (`torch.distributed.ProcessGroup`, *optional*): the processes; all by default.
-        """
+        """Adds up the images of all processes of the group, which must all call this, once, before `compute`; all get
+        the sums. Those of F-scores are of floats: they may differ by rounding (1e-15) from those of one process."""
         self.band_counts.synchronize(group)
         self._f_scores = np.sum(gathered(self._f_scores, group), axis=0)
 
     def compute(self) -> dict[str, np.ndarray | np.float64]:
-        """The figures of all images since the last call, which are then forgotten.
+        """The figures of all images.
 
         Returns:
             `dict[str, np.ndarray | np.float64]`: `boundary_iou` and `boundary_f_score`, means over the classes that
@@ -139,7 +127,6 @@ class BoundaryScores:
         sums, images = self._f_scores
         with np.errstate(invalid="ignore"):
             f_score = sums / images
-        self.reset()
         return {
             "boundary_iou": iou["mean_iou"],
             "boundary_f_score": mean_over_present(f_score),
@@ -149,14 +136,8 @@ class BoundaryScores:
 
 
 def near_other_class(labels: np.ndarray, void: np.ndarray, radius: int, border: bool) -> np.ndarray:
-    """Which pixels `(height, width)` have one of another class within a square of `2 * radius + 1` pixels.
-
-    Args:
-        labels (`np.ndarray` of shape `(height, width)`): classes.
-        void (`np.ndarray` of shape `(height, width)`): bool, pixels that belong to no class, which are never near.
-        radius (`int`): in pixels, at least 1.
-        border (`bool`): whether what is outside of the image counts as another class.
-    """
+    """Which pixels `(height, width)` have one of another class within a square of `2 * radius + 1` pixels; `void` ones
+    belong to no class and are never near, and outside of the image is another class if `border`."""
     lowest, highest = -1, labels.max() + 1
     window = {"size": 2 * radius + 1, "mode": "constant"}
     largest = ndimage.maximum_filter(np.where(void, lowest, labels), cval=lowest, **window)

@@ -71,9 +71,6 @@ class PairCounts:
 
     The values are counted as they are, so that label maps, ignored values and the number of classes may be chosen
     afterwards. Values from 0 to 4095 are counted in a table, which grows as needed; pairs with others in a dictionary.
-
-    Args:
-        num_values (`int`, defaults to 256): how many values have a place in the table from the start.
     """
 
     def __init__(self, num_values: int = MIN_TABLE_SIZE) -> None:
@@ -89,15 +86,8 @@ class PairCounts:
             self.table = np.pad(self.table, (0, missing))
 
     def add(self, reference: Any, prediction: Any) -> None:
-        """Counts the pixels of one image, or of images of one size.
-
-        Args:
-            reference, prediction (integer arrays or tensors of one shape, on any device): the ground truth and the
-                prediction.
-
-        Raises:
-            ValueError: shapes that differ, values that are not whole numbers, or too many to be labels.
-        """
+        """Counts the pixels of one image, or of images of one size: integer arrays or tensors of one shape, on any
+        device. A ValueError if shapes differ, values are not whole numbers, or too many to be labels."""
         reference, prediction = (labels.flatten() for labels in as_label_pair(reference, prediction))
         pixels = PIXELS_AT_A_TIME if reference.device.type == "cpu" else max(1, len(reference))
         for rows, columns in zip(reference.split(pixels), prediction.split(pixels), strict=True):

@@ -15,23 +15,13 @@ from .confusion import PairCounts, iou_figures
 
 logger = logging.get_logger(__name__)
 
-DESCRIPTION = """
-Intersection over union (IoU) of a class is the number of pixels that prediction and reference both give to it, over
-the number of pixels that at least one of them does, summed over all images. Mean IoU is its average over the classes
-that occur (Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010).
-"""
-
-INPUTS_DESCRIPTION = """
-Args:
-    predictions (list of `Tensor`, `np.ndarray`, `PIL.Image.Image` or nested lists of shape `(height, width)`, or one
-        array of shape `(batch_size, height, width)`): predicted class indices. Sizes may differ between images.
-    references (like `predictions`): annotated class indices, each of the size of its prediction.
-    num_labels, ignore_index, nan_to_num, label_map, reduce_labels: options, as for the constructor.
-"""
-
 
 class MeanIoU(evaluate.Metric):
     """`mean_iou` of `evaluate`, accumulated as a table of counts.
+
+    IoU (intersection over union) of a class is the number of pixels that prediction and reference both give to it,
+    over the number of those that at least one of them does, summed over all images. Mean IoU is its average over the
+    classes that occur (Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010).
 
     `add`, `add_batch`, `compute` and `_compute` take the arguments of `evaluate.load("mean_iou")` and give its
     figures; options may be given here or to `compute`. Images may be of any sizes, on any device.
@@ -56,7 +46,7 @@ class MeanIoU(evaluate.Metric):
     ```python
     >>> metric = MeanIoU(num_labels=2)
     >>> metric.add_batch(predictions=[[[0, 1], [1, 1]]], references=[[[0, 1], [0, 255]]])
-    >>> round(float(metric.compute()["mean_iou"]), 4)
+    >>> metric.compute()["mean_iou"]
     0.5
     ```
     """
@@ -73,19 +63,14 @@ class MeanIoU(evaluate.Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(config_name, **kwargs)
-        self.options = {
-            "num_labels": num_labels if num_labels is None else _checked_num_labels(num_labels),
-            "ignore_index": ignore_index,
-            "nan_to_num": nan_to_num,
-            "label_map": label_map,
-            "reduce_labels": reduce_labels,
-        }
+        self.options = {"num_labels": num_labels, "ignore_index": ignore_index, "nan_to_num": nan_to_num}
+        self.options |= {"label_map": label_map, "reduce_labels": reduce_labels}
         self.reset()
 
     def _info(self) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()})
         return evaluate.MetricInfo(
-            description=DESCRIPTION, citation="", inputs_description=INPUTS_DESCRIPTION, features=features
+            description=__doc__, citation="", inputs_description=type(self).__doc__, features=features
         )
 
     def _build_data_dir(self) -> str:
@@ -97,7 +82,8 @@ class MeanIoU(evaluate.Metric):
 
     def reset(self) -> None:
         """Forgets all images."""
-        self.counts = PairCounts(self.options["num_labels"] or 0)
+        num_labels = self.options["num_labels"]
+        self.counts = PairCounts() if num_labels is None else PairCounts(_checked_num_labels(num_labels))
         self.num_images = 0
         self._synchronized = False
 
@@ -110,9 +96,8 @@ class MeanIoU(evaluate.Metric):
         """Adds images of one size or of different sizes.
 
         Args:
-            predictions (list of arrays of shape `(height, width)`, or an array of shape `(batch, height, width)`):
-                predicted class indices.
-            references (like `predictions`): annotated class indices.
+            predictions, references (lists of label maps `(height, width)`, such as arrays, tensors on any device or
+                PIL images; or arrays of shape `(batch, height, width)`): predicted and annotated class indices.
 
         Raises:
             ValueError: if one is missing, numbers or sizes of images differ, or values are not whole numbers.
@@ -152,11 +137,19 @@ class MeanIoU(evaluate.Metric):
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if self.num_process > 1:
-            _require_processes(self.num_process)
-            self.synchronize()
+            self._synchronize_all()
         figures = self._figures(self.counts, options)
         self.reset()
         return figures
+
+    def _synchronize_all(self) -> None:
+        connected = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        if connected != self.num_process:
+            raise ValueError(
+                f"`num_process` is {self.num_process}, but torch.distributed connects {connected}: initialize it in "
+                "all processes, or let one process add all images."
+            )
+        self.synchronize()
 
     def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
         """The figures of these images alone, whatever was added before."""
@@ -210,15 +203,6 @@ def _checked_num_labels(num_labels: Any) -> int:
     if isinstance(num_labels, bool) or int(num_labels) != num_labels or num_labels < 1:
         raise ValueError(f"`num_labels` must be a positive whole number, but got {num_labels!r}.")
     return int(num_labels)
-
-
-def _require_processes(number: int) -> None:
-    connected = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    if connected != number:
-        raise ValueError(
-            f"`num_process` is {number}, but torch.distributed connects {connected}: initialize it in all processes, "
-            "or let one process add all images."
-        )
 
 
 __all__ = ["MeanIoU"]

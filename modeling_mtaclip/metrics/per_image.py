@@ -53,15 +53,8 @@ class PerImageScores:
         return any(name == each for each, _ in self._areas)
 
     def add(self, *, prediction: Any, reference: Any, name: str) -> ImageScore:
-        """Adds one image, and returns its score.
-
-        Args:
-            prediction, reference (integer array or `Tensor` of shape `(height, width)`): class indices.
-            name (`str`): of the image.
-
-        Raises:
-            ValueError: shapes that differ, or values that are no labels.
-        """
+        """Adds one image, two integer arrays or tensors `(height, width)` of class indices, and returns its score; a
+        ValueError if they are no label maps of one size."""
         counts = PairCounts(self.num_labels)
         counts.add(reference, prediction)
         matrix = counts.confusion_matrix(self.num_labels, self.ignore_index)
@@ -70,11 +63,7 @@ class PerImageScores:
         return _score(*self._areas[-1])
 
     def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Brings the images of all processes together; each process of the group must call this, and then holds all.
-
-        Args:
-            group (`torch.distributed.ProcessGroup`, *optional*): the processes; all by default.
-        """
+        """Brings the images of all processes of the group together, which must all call this; each then has all."""
         shares = gathered((self.confusion_matrix, self._areas), group)
         self.confusion_matrix = torch.stack([matrix for matrix, _ in shares]).sum(dim=0)
         self._areas = [image for _, areas in shares for image in areas]
@@ -89,9 +78,9 @@ class PerImageScores:
     ) -> tuple[float, float]:
         """Confidence interval of the mean IoU of all images, by the percentiles of resampled sets of images.
 
-        Images are drawn with replacement, as many as there are, and the mean IoU of the drawn set is computed from
-        its summed areas (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). The interval says how far
-        the figure depends on which images the benchmark happens to hold, not on the seed of the training.
+        Images are drawn with replacement, as many as there are, and the mean IoU of the drawn set follows from its
+        summed areas (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). The interval says how far the
+        figure depends on which images there happen to be, not on the seed of the training.
 
         Args:
             confidence (`float`, defaults to 0.95): share of resamples within the interval.

@@ -16,6 +16,8 @@ from modeling_mtaclip.metrics import (
     MeanIoU,
     PerImageScores,
     category_iou,
+    iou_figures,
+    json_ready,
     summary_figures,
 )
 
@@ -45,6 +47,25 @@ def test_frequency_weighted_iou_by_hand():
     # Class 0: 3 annotated, IoU 2/3; class 1: 1 annotated, IoU 1/2; class 2 does not occur.
     matrix = confusion_matrix([[0, 0, 1, 1]], [[0, 0, 0, 1]], num_labels=3)
     assert summary_figures(matrix)["frequency_weighted_iou"] == pytest.approx(3 / 4 * 2 / 3 + 1 / 4 * 1 / 2)
+
+
+def test_scores_over_few_classes_say_so():
+    """A mask of 0 and 255 for two classes: what is left to score is the background, which is right everywhere."""
+    one_class = summary_figures(confusion_matrix([[0, 0, 0]], [[0, 0, 255]], num_labels=2))
+    assert (one_class["mean_iou"], one_class["num_annotated_classes"], one_class["num_classes"]) == (1, 1, 2)
+
+
+def test_nothing_to_score_is_no_figure():
+    ignored = confusion_matrix([[0, 1, 1]], [[255, 255, 255]], num_labels=2)
+    summary = summary_figures(ignored, ["a", "b"])
+    assert {name: value for name, value in summary.items() if value == value} == {
+        "num_annotated_classes": 0,
+        "num_classes": 2,
+    }
+    text = json.dumps(json_ready({"summary": summary, "classes": [iou_figures(ignored), (np.float32(0.5), np.inf)]}))
+    assert json.loads(text)["summary"]["mean_iou"] is None
+    assert "NaN" not in text
+    assert "Infinity" not in text
 
 
 def test_category_iou_is_that_of_merged_labels():

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
+from transformers import Trainer, TrainingArguments
 
 from modeling_mtaclip.metrics import MeanIoU, confusion
+from tests.tiny import varied_model
 
 
 KEYS = ["mean_iou", "mean_accuracy", "overall_accuracy", "per_category_iou", "per_category_accuracy"]
@@ -208,6 +211,64 @@ def test_is_an_evaluate_metric_and_combines():
     combined = evaluate.combine([metric])
     combined.add_batch(predictions=[[[0, 1]]], references=[[[0, 1]]])
     assert combined.compute(num_labels=2, ignore_index=255)["mean_iou"] == 1
+
+
+def test_takes_what_evaluate_takes():
+    """`_compute` as transformers' example scripts call it, and the plural names of `add`."""
+    predictions, references = [[[0, 1], [1, 1]]], [[[0, 1], [0, 255]]]
+    expected = plain_mean_iou(predictions, references, 2, 255)
+    metric = MeanIoU(num_labels=2)
+    metric.add(references=[[1]], predictions=[[1]])
+    of_these = metric._compute(
+        predictions=predictions, references=references, num_labels=2, ignore_index=255, reduce_labels=False
+    )
+    assert_same_figures(of_these, expected)
+    assert_same_figures(metric._compute(predictions, references), expected)
+    assert metric.compute()["overall_accuracy"] == 1
+    with pytest.raises(TypeError, match=r"Unknown options \['num_classes'\]"):
+        metric.compute(predictions=predictions, references=references, num_classes=2)
+
+
+@pytest.mark.parametrize("batch_eval_metrics", [False, True])
+def test_is_a_metric_of_transformers_trainer(batch_eval_metrics, tmp_path):
+    generator = np.random.default_rng(5)
+    examples = [
+        {
+            "pixel_values": torch.randn(3, 32, 64),
+            "labels": torch.from_numpy(generator.choice([0, 1, 2, 255], (32, 64))),
+        }
+        for _ in range(5)
+    ]
+    model, metric = varied_model(), MeanIoU(num_labels=3)
+
+    def label_maps(logits, labels):
+        return functional.interpolate(logits, labels.shape[-2:], mode="bilinear").argmax(dim=1)
+
+    def compute_metrics(predicted, compute_result=True):
+        metric.add_batch(predictions=predicted.predictions, references=predicted.label_ids)
+        return {"mean_iou": float(metric.compute()["mean_iou"])} if compute_result else {}
+
+    arguments = TrainingArguments(
+        tmp_path, use_cpu=True, per_device_eval_batch_size=2, batch_eval_metrics=batch_eval_metrics, report_to=[]
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        eval_dataset=examples,
+        compute_metrics=compute_metrics,
+        preprocess_logits_for_metrics=label_maps,
+    )
+    labels = torch.stack([example["labels"] for example in examples])
+    with torch.no_grad():
+        logits = model(torch.stack([example["pixel_values"] for example in examples])).logits
+    expected = plain_mean_iou(label_maps(logits, labels).numpy(), labels.numpy(), 3, 255)
+    assert trainer.evaluate()["eval_mean_iou"] == pytest.approx(expected["mean_iou"], abs=1e-3)
+
+
+def test_processes_that_are_not_connected_are_refused():
+    metric = MeanIoU(num_labels=2, num_process=2, process_id=0, experiment_id="a")
+    with pytest.raises(ValueError, match=r"`num_process` is 2, but torch.distributed connects 1"):
+        metric.compute(predictions=[[[0]]], references=[[[0]]])
 
 
 @pytest.mark.parametrize(
