@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.models.clip.modeling_clip import eager_attention_forward
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
@@ -57,28 +58,6 @@ PHRASE_TEMPERATURE = 0.03
 
 
 @dataclass
-class MTAClipPrediction(ModelOutput):
-    """
-    The prediction before a decoder layer.
-
-    Args:
-        class_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels + 1)`):
-            Class logits; the last one is "no object".
-        mask_embeddings (`torch.FloatTensor` of shape `(batch_size, num_queries, mask_feature_size)`):
-            Their products with `mask_features` are the mask logits.
-        mask_text_similarity (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_queries, num_labels + 1)`, *optional*):
-            Cosine of each mask query with each class text.
-        masks_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, height / 4, width / 4)`, *optional*):
-            Mask logits; only with `output_auxiliary_predictions=True`.
-    """  # noqa: E501
-
-    class_queries_logits: Tensor | None = None
-    mask_embeddings: Tensor | None = None
-    mask_text_similarity: Tensor | None = None
-    masks_queries_logits: Tensor | None = None
-
-
-@dataclass
 class MTAClipModelOutput(ModelOutput):
     """
     What [`MTAClipModel`] returns.
@@ -94,8 +73,7 @@ class MTAClipModelOutput(ModelOutput):
         text_embeddings (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
             CLIP embeddings of the class names and "no object" in every prompt context, the same for each image.
         normalized_states (`tuple[torch.FloatTensor]`, *optional*):
-            States like `last_hidden_state` before each decoder layer and after the last, in training or with
-            `output_auxiliary_predictions=True`; else only the last.
+            States like `last_hidden_state`, before each decoder layer and after the last.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             States before the LayerNorm: the input of the decoder and the output of each layer.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
@@ -133,8 +111,9 @@ class MTAClipForSemanticSegmentationOutput(ModelOutput):
             Cosine of each mask query with each class text, in every prompt context.
         text_embeddings (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
             CLIP embeddings of the class names and "no object", the same for each image.
-        auxiliary_predictions (`tuple[MTAClipPrediction]`, *optional*):
-            The predictions before each decoder layer, in training or with `output_auxiliary_predictions=True`.
+        auxiliary_predictions (`tuple[MTAClipForSemanticSegmentationOutput]`, *optional*):
+            With `output_auxiliary_predictions=True`, class logits, mask logits and mask-text similarity before each
+            decoder layer.
         loss_components (`dict[str, torch.FloatTensor]`, *optional*):
             The unweighted losses: `cross_entropy`, `mask`, `dice`, `contrastive` of the last layer, and those of
             auxiliary prediction `i` with the suffix `_i`.
@@ -152,29 +131,11 @@ class MTAClipForSemanticSegmentationOutput(ModelOutput):
     masks_queries_logits: Tensor | None = None
     mask_text_similarity: Tensor | None = None
     text_embeddings: Tensor | None = None
-    auxiliary_predictions: tuple[MTAClipPrediction, ...] | None = None
+    auxiliary_predictions: tuple["MTAClipForSemanticSegmentationOutput", ...] | None = None
     loss_components: dict[str, Tensor] | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[Tensor, Tensor]:
-    """Attention written out: `(B, heads, N, d)` queries, keys and values, additive mask; returns the weights too."""
-    weights = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class MTAClipAttention(nn.Module):
@@ -264,33 +225,6 @@ class MTAClipDecoderLayer(GradientCheckpointingLayer):
         return self.final_layer_norm(hidden_states + feed_forward), self_weights, cross_weights
 
 
-@dataclass
-class MTAClipDecoderOutput(ModelOutput):
-    """
-    What [`MTAClipMaskTextDecoder`] returns: tuples of the states before each layer and after the last, as they are and
-    after the decoder's LayerNorm, `(batch_size, queries, hidden_size)`, and of each layer's attention weights, if any.
-    """
-
-    normalized_states: tuple[Tensor, ...] | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-
-
-class MTAClipMaskEmbedder(nn.Sequential):
-    """Three-layer network from a query to its mask embedding."""
-
-    def __init__(self, config: MTAClipConfig) -> None:
-        size = config.hidden_size
-        super().__init__(
-            nn.Linear(size, size),
-            nn.ReLU(),
-            nn.Linear(size, size),
-            nn.ReLU(),
-            nn.Linear(size, config.mask_feature_size),
-        )
-
-
 class MTAClipMaskTextDecoder(nn.Module):
     """Decoder in which mask queries and text queries attend to the image and to each other (Sec. 3.2)."""
 
@@ -309,7 +243,13 @@ class MTAClipMaskTextDecoder(nn.Module):
         self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, size))
         self.layers = nn.ModuleList(MTAClipDecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(size)
-        self.mask_embedder = MTAClipMaskEmbedder(config)
+        self.mask_embedder = nn.Sequential(
+            nn.Linear(size, size),
+            nn.ReLU(),
+            nn.Linear(size, size),
+            nn.ReLU(),
+            nn.Linear(size, config.mask_feature_size),
+        )
 
     def forward(
         self,
@@ -318,14 +258,18 @@ class MTAClipMaskTextDecoder(nn.Module):
         text_embeddings: Tensor | None,
         output_attentions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> MTAClipDecoderOutput:
+    ) -> tuple[tuple[Tensor, ...], ...]:
         """Decodes.
 
         Args:
             mask_features (`Tensor` of shape `(B, mask_feature_size, h, w)`): at stride 4.
             multi_scale_features (`list[Tensor]` of shapes `(B, D, h_l, w_l)`): strides 32, 16, 8.
             text_embeddings (`Tensor` of shape `(C, K + 1, E)`, *optional*): absent without text branch.
-            output_attentions (`bool`): whether to return the attention weights of each layer.
+            output_attentions (`bool`): whether to return attention weights.
+
+        Returns:
+            `tuple[tuple[Tensor, ...], ...]`: states `(B, N, D)` before each layer and after the last, after the
+            LayerNorm and before it; each layer's weights of self-attention and of cross-attention, if asked for.
         """
         queries, positions = self._queries(text_embeddings)
         hidden_states = queries.expand(mask_features.shape[0], -1, -1)
@@ -361,12 +305,7 @@ class MTAClipMaskTextDecoder(nn.Module):
             if output_attentions and self_weights is not None:
                 attentions.append(self_weights)
                 cross_attentions.append(cross_weights)
-        return MTAClipDecoderOutput(
-            normalized_states=tuple(normalized),
-            hidden_states=tuple(all_states),
-            attentions=tuple(attentions) if output_attentions else None,
-            cross_attentions=tuple(cross_attentions) if output_attentions else None,
-        )
+        return tuple(normalized), tuple(all_states), tuple(attentions), tuple(cross_attentions)
 
     def _queries(self, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor]:
         if text_embeddings is None:
@@ -536,7 +475,6 @@ class MTAClipModel(MTAClipPreTrainedModel):
         self,
         pixel_values: Tensor | None = None,
         feature_maps: list[Tensor] | None = None,
-        output_auxiliary_predictions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         output_attentions: bool | None = None,
         text_embeddings: Tensor | None = None,
@@ -549,8 +487,6 @@ class MTAClipModel(MTAClipPreTrainedModel):
                 Normalised images, as [`MTAClipImageProcessor`] makes them.
             feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
                 Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
-            output_auxiliary_predictions (`bool`, *optional*):
-                Whether to return the states before each decoder layer; by default in training only.
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
                 Whether to return the hidden states, or which of them; by default as the config says.
             output_attentions (`bool`, *optional*):
@@ -569,25 +505,20 @@ class MTAClipModel(MTAClipPreTrainedModel):
         mask_features, multi_scale_features = self.pixel_decoder(self._feature_maps(pixel_values, feature_maps))
         if self.config.text_branch and text_embeddings is None:
             text_embeddings = self.text_model()
-        decoded = self.decoder(
-            mask_features,
-            multi_scale_features,
-            text_embeddings,
-            output_attentions=output_attentions,
-            **kwargs,
+        normalized, hidden_states, attentions, cross_attentions = self.decoder(
+            mask_features, multi_scale_features, text_embeddings, output_attentions=output_attentions, **kwargs
         )
-        output_all_states = self.training if output_auxiliary_predictions is None else output_auxiliary_predictions
+        if text_embeddings is not None:
+            text_embeddings = text_embeddings.expand(mask_features.shape[0], -1, -1, -1)
         return MTAClipModelOutput(
-            last_hidden_state=decoded.normalized_states[-1],
+            last_hidden_state=normalized[-1],
             mask_features=mask_features,
             multi_scale_features=tuple(multi_scale_features),
-            text_embeddings=None
-            if text_embeddings is None
-            else text_embeddings.expand(mask_features.shape[0], -1, -1, -1),
-            normalized_states=decoded.normalized_states[0 if output_all_states else -1 :],
-            hidden_states=_chosen_states(decoded.hidden_states, output_hidden_states),
-            attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
+            text_embeddings=text_embeddings,
+            normalized_states=normalized,
+            hidden_states=_chosen_states(hidden_states, output_hidden_states),
+            attentions=attentions if output_attentions else None,
+            cross_attentions=cross_attentions if output_attentions else None,
         )
 
     def _feature_maps(self, pixel_values: Tensor | None, feature_maps: list[Tensor] | None) -> list[Tensor]:
@@ -674,7 +605,7 @@ def _unchanged_statistics(module: nn.Module) -> Iterator[None]:
 
 
 class MTAClipTextHead(nn.Module):
-    """Brings text queries and mask queries into CLIP's embedding space, and compares them (Sec. 3.4)."""
+    """Brings text queries and mask queries into CLIP's embedding space, where they are compared (Sec. 3.4)."""
 
     def __init__(self, config: MTAClipConfig) -> None:
         super().__init__()
@@ -685,22 +616,13 @@ class MTAClipTextHead(nn.Module):
         self.gamma = nn.Parameter(torch.empty(size))
         self.mask_projection = nn.Linear(config.hidden_size, size)
 
-    def forward(self, mask_queries: Tensor, text_queries: Tensor, text_embeddings: Tensor) -> Tensor:
-        """Cosine of every mask query with every class text.
+    def forward(self, mask_queries: Tensor, text_queries: Tensor, text_embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors in CLIP's space, whose products are cosines.
 
         Args:
             mask_queries (`Tensor` of shape `(..., Q, D)`): decoder states.
             text_queries (`Tensor` of shape `(..., C * (K + 1), D)`): decoder states.
             text_embeddings (`Tensor` of shape `(B, C, K + 1, E)`): CLIP embeddings, which the text queries refine.
-
-        Returns:
-            `Tensor` of shape `(..., C, Q, K + 1)`.
-        """
-        masks, texts = self.embed(mask_queries, text_queries, text_embeddings)
-        return masks.unsqueeze(-3) @ texts.transpose(-1, -2)
-
-    def embed(self, mask_queries: Tensor, text_queries: Tensor, text_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors in CLIP's space, from the arguments of `forward`.
 
         Returns:
             `tuple[Tensor, Tensor]`: masks `(..., Q, E)` and class texts `(..., C, K + 1, E)`.
@@ -750,7 +672,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         loss_normalizers: Tensor | None = None,
         point_seeds: Tensor | None = None,
         output_logits: bool = True,
-        output_auxiliary_predictions: bool | None = None,
+        output_auxiliary_predictions: bool = False,
         text_embeddings: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MTAClipForSemanticSegmentationOutput:
@@ -775,9 +697,8 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
                 else is in the batch. By default PyTorch's generator draws them.
             output_logits (`bool`, defaults to `True`):
                 `False` leaves out `logits` and `masks_queries_logits`, which training doesn't need.
-            output_auxiliary_predictions (`bool`, *optional*):
-                Whether to return the predictions before each decoder layer, with their mask logits. By default they are
-                returned in training, with mask embeddings only.
+            output_auxiliary_predictions (`bool`, defaults to `False`):
+                Whether to return the predictions before each decoder layer too.
             text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
                 From [`encode_class_names`], where many images are segmented with the same weights; by default class
                 names are encoded in each call.
@@ -789,15 +710,10 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         """  # noqa: E501
         if labels is not None:
             _check_labels(labels, pixel_values, feature_maps)
-        with_auxiliary = self.training or labels is not None
-        outputs = self.model(
-            pixel_values,
-            feature_maps,
-            output_auxiliary_predictions=with_auxiliary or bool(output_auxiliary_predictions),
-            text_embeddings=text_embeddings,
-            **kwargs,
-        )
-        states = torch.stack(outputs.normalized_states)
+        outputs = self.model(pixel_values, feature_maps, text_embeddings=text_embeddings, return_dict=True, **kwargs)
+        # What comes before each layer is a prediction too, which has losses.
+        all_layers = labels is not None or output_auxiliary_predictions
+        states = torch.stack(outputs.normalized_states[0 if all_layers else -1 :])
         class_logits, mask_embeddings, similarity = self._heads(states, outputs.text_embeddings)
 
         loss, components = None, None
@@ -814,20 +730,16 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
                 point_seeds,
             )
 
-        masks, logits = None, None
+        masks, logits, auxiliary = None, None, None
         if output_logits:
             masks = _mask_logits(mask_embeddings[-1], outputs.mask_features)
             logits = _semantic_scores(class_logits[-1], masks)
-        auxiliary = None
-        if output_auxiliary_predictions or (self.training and output_auxiliary_predictions is None):
+        if output_auxiliary_predictions:
             auxiliary = tuple(
-                MTAClipPrediction(
+                MTAClipForSemanticSegmentationOutput(
                     class_queries_logits=class_logits[index],
-                    mask_embeddings=mask_embeddings[index],
+                    masks_queries_logits=_mask_logits(mask_embeddings[index], outputs.mask_features),
                     mask_text_similarity=None if similarity is None else similarity[index],
-                    masks_queries_logits=_mask_logits(mask_embeddings[index], outputs.mask_features)
-                    if output_auxiliary_predictions
-                    else None,
                 )
                 for index in range(len(states) - 1)
             )
@@ -921,13 +833,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         """
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        outputs = self.model(
-            pixel_values,
-            feature_maps,
-            output_auxiliary_predictions=False,
-            text_embeddings=text_embeddings,
-            return_dict=True,
-        )
+        outputs = self.model(pixel_values, feature_maps, text_embeddings=text_embeddings, return_dict=True)
         mask_queries = outputs.last_hidden_state[:, : self.config.num_queries]
         no_object = self.class_predictor(mask_queries).softmax(dim=-1)[..., -1:]
         masks_in_clip = nn.functional.normalize(self.text_head.mask_projection(mask_queries), dim=-1)
@@ -1043,7 +949,8 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         mask_embeddings = self.model.decoder.mask_embedder(mask_queries)
         if text_embeddings is None:
             return class_logits, mask_embeddings, None
-        return class_logits, mask_embeddings, self.text_head(mask_queries, text_queries, text_embeddings)
+        masks, texts = self.text_head(mask_queries, text_queries, text_embeddings)
+        return class_logits, mask_embeddings, masks.unsqueeze(-3) @ texts.transpose(-1, -2)
 
 
 # Pipelines look supported models up by name in this table, which `AutoModelForSemanticSegmentation.register` leaves as
@@ -1090,5 +997,4 @@ __all__ = [
     "MTAClipModel",
     "MTAClipModelOutput",
     "MTAClipPreTrainedModel",
-    "MTAClipPrediction",
 ]

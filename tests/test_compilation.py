@@ -37,7 +37,7 @@ def test_decoder_is_one_graph():
     ]
     results = []
     for decode in (decoder, torch.compile(decoder, fullgraph=True, backend="aot_eager")):
-        states = torch.stack(decode(**inputs).normalized_states)
+        states = torch.stack(decode(**inputs)[0])
         direction = torch.linspace(-1, 1, states.numel()).view(states.shape)
         gradients = torch.autograd.grad(states, differentiable, direction, allow_unused=True)
         results.append([states, *(gradient for gradient in gradients if gradient is not None)])

@@ -30,6 +30,13 @@ PRIVATE_APIS = [
         [],
     ),
     (
+        "transformers.models.clip.modeling_clip.eager_attention_forward",
+        "modeling_mtaclip.py",
+        "attention that gives its weights",
+        ["module", "query", "key", "value", "attention_mask", "scaling", "dropout"],
+    ),
+    ("transformers.PreTrainedModel.is_custom_code", "modeling_mtaclip.py", "what new weights are made by", []),
+    (
         "transformers.models.clip.modeling_clip.CLIPEncoder.forward",
         "modeling_mtaclip.py, backbone_mtaclip.py",
         "runs CLIP's layers on prompts and patches",

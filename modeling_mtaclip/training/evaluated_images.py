@@ -168,7 +168,7 @@ def align_masks(
     if not model.config.text_branch:
         return None
     embeddings: list[tuple[Tensor, Tensor]] = []
-    hook = model.text_head.register_forward_hook(lambda head, inputs, _: embeddings.append(head.embed(*inputs)))
+    hook = model.text_head.register_forward_hook(lambda head, inputs, output: embeddings.append(output))
     try:
         pixel_values = image_processor(image, return_tensors="pt").pixel_values
         outputs = model(pixel_values=pixel_values.to(model.device))
