@@ -367,7 +367,7 @@ def enlarge_images(pixel_values: Tensor, divisor: int) -> Tensor:
 class MTAClipFeaturePyramid(nn.Module):
     """Makes four maps of one stride into maps at strides 4, 8, 16 and 32, as the authors do for CLIP's ViT.
 
-    Each map is normalised, and then enlarged by transposed convolutions or reduced by max pooling. That changes its
+    Each map is normalized, and then enlarged by transposed convolutions or reduced by max pooling. That changes its
     size by powers of two; where the stride is no power of two (patches of 14 pixels), the map is resampled.
 
     Args:

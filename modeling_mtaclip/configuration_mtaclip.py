@@ -367,6 +367,12 @@ class MTAClipConfig(PreTrainedConfig):
             )
         for name in names:
             self.check_token_ids(name, self.class_token_ids[name])
+        for field in ("prompt_start_token_id", "prompt_end_token_id"):
+            if not 0 <= getattr(self, field) < self.text_config.vocab_size:
+                raise ValueError(
+                    f"`{field}` is {getattr(self, field)}, but the text encoder's vocabulary has "
+                    f"{self.text_config.vocab_size} entries. Take it from the text encoder's tokenizer."
+                )
 
     def check_token_ids(self, name: str, token_ids: Sequence[int]) -> None:
         """Whether the text encoder can read a name behind a prompt context.

@@ -334,7 +334,7 @@ def _resize_features(mask_features: Tensor, size: torch.Size) -> Tensor:
 
 
 class MTAClipPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by the models."""
+    """Loading, saving and initialization shared by the models."""
 
     config: MTAClipConfig
     base_model_prefix = "model"
@@ -484,7 +484,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
-                Normalised images, as [`MTAClipImageProcessor`] makes them.
+                Normalized images, as [`MTAClipImageProcessor`] makes them.
             feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
                 Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
@@ -584,7 +584,7 @@ def _check_images(pixel_values: Tensor, num_channels: int) -> None:
         )
     if not pixel_values.is_floating_point():
         raise ValueError(
-            f"`pixel_values` must be normalised images of a floating-point type, got {pixel_values.dtype}. "
+            f"`pixel_values` must be normalized images of a floating-point type, got {pixel_values.dtype}. "
             "`MTAClipImageProcessor` makes them."
         )
 
@@ -680,7 +680,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
-                Normalised images, as [`MTAClipImageProcessor`] makes them.
+                Normalized images, as [`MTAClipImageProcessor`] makes them.
             feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
                 Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):

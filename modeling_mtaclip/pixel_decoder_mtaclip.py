@@ -23,7 +23,7 @@ POSITION_TEMPERATURE = 10_000
 def sine_position_embedding(
     height: int, width: int, hidden_size: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Sine-cosine embedding of pixel positions, rows first, normalised to 2π (DETR, arXiv 2005.12872, appendix A.4).
+    """Sine-cosine embedding of pixel positions, rows first, normalized to 2π (DETR, arXiv 2005.12872, appendix A.4).
 
     Args:
         height, width (`int`): size of the feature map.
@@ -92,7 +92,7 @@ class MTAClipDeformableAttention(nn.Module):
         self,
         hidden_states: Tensor,
         position_embeddings: Tensor,
-        centres: Tensor,
+        centers: Tensor,
         spatial_shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
         """Attends.
@@ -100,8 +100,8 @@ class MTAClipDeformableAttention(nn.Module):
         Args:
             hidden_states (`Tensor` of shape `(B, S, D)`): pixels of all levels.
             position_embeddings (`Tensor` of shape `(1, S, D)`): added to the queries.
-            centres (`Tensor` of shape `(S, levels, 2)`): where each pixel lies on each level, (x, y) in pixels of that
-                level, from the centre of its first pixel.
+            centers (`Tensor` of shape `(S, levels, 2)`): where each pixel lies on each level, (x, y) in pixels of that
+                level, from the center of its first pixel.
             spatial_shapes (`tuple[tuple[int, int], ...]`): height and width of each level.
         """
         batch_size, length, _ = hidden_states.shape
@@ -111,7 +111,7 @@ class MTAClipDeformableAttention(nn.Module):
         weights = weights.to(hidden_states.dtype).view(samples)
         offsets = self.sampling_offsets(queries).view(*samples[:3], -1)
         # One long vector for each pixel, because short ones are slow to add.
-        positions = offsets + centres.repeat_interleave(self.num_points, dim=1).flatten(1)[:, None]
+        positions = offsets + centers.repeat_interleave(self.num_points, dim=1).flatten(1)[:, None]
         values = self.value_proj(hidden_states).view(batch_size, length, self.num_heads, -1)
         return self.output_proj(self.attention(values, spatial_shapes, positions.view(*samples, 2), weights))
 
@@ -131,10 +131,10 @@ class MTAClipPixelDecoderLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         position_embeddings: Tensor,
-        centres: Tensor,
+        centers: Tensor,
         spatial_shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
-        attended = self.self_attn(hidden_states, position_embeddings, centres, spatial_shapes)
+        attended = self.self_attn(hidden_states, position_embeddings, centers, spatial_shapes)
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
         feed_forward = self.fc2(nn.functional.relu(self.fc1(hidden_states)))
         return self.final_layer_norm(hidden_states + feed_forward)
@@ -188,9 +188,9 @@ class MTAClipPixelDecoder(nn.Module):
         hidden_states = torch.cat([to_sequence(level) for level in levels], dim=1)
         position_embeddings = self._position_embeddings(spatial_shapes, hidden_states)
         dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        centres = constant(_pixel_centres, spatial_shapes, dtype, hidden_states.device)
+        centers = constant(_pixel_centers, spatial_shapes, dtype, hidden_states.device)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, position_embeddings, centres, spatial_shapes)
+            hidden_states = layer(hidden_states, position_embeddings, centers, spatial_shapes)
 
         sequences = hidden_states.split([height * width for height, width in spatial_shapes], dim=1)
         multi_scale_features = [
@@ -212,7 +212,7 @@ class MTAClipPixelDecoder(nn.Module):
         return torch.cat(embeddings, dim=1)
 
 
-def _pixel_centres(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _pixel_centers(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Where the pixels of all levels lie on each level, `(S, levels, 2)`: (x, y) in pixels of that level."""
     points = []
     for height, width in spatial_shapes:

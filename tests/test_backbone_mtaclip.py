@@ -301,7 +301,7 @@ def test_pyramid_of_other_strides(stride, doublings):
 
 
 def some_weights(backbone):
-    """Weights that no initialisation makes."""
+    """Weights that no initialization makes."""
     return {
         name: torch.rand_like(value) + 3 if value.is_floating_point() else value + 7
         for name, value in backbone.state_dict().items()

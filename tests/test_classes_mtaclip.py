@@ -169,7 +169,7 @@ def test_errors(folder, names, message):
 
 
 def test_a_script_written_for_segformer(folder):
-    """The steps of a usual script: processor with maps, loss, upsampled logits, step of an optimiser."""
+    """The steps of a usual script: processor with maps, loss, upsampled logits, step of an optimizer."""
     processor = AutoImageProcessor.from_pretrained(folder, do_reduce_labels=False)
     model = load(folder, NEW)
     scenes = [make_scene(index) for index in range(2)]

@@ -80,6 +80,7 @@ def test_label2id_follows_id2label():
         ({"class_token_ids": CLASS_TOKEN_IDS | {"road": [1] * 15}}, "'road' has 15 tokens, but at most 14 fit"),
         ({"class_token_ids": CLASS_TOKEN_IDS | {"road": [10]}}, "vocabulary has 10 entries"),
         ({"class_token_ids": CLASS_TOKEN_IDS | {"road": []}}, "'road' has no tokens"),
+        ({"prompt_end_token_id": 49407}, "`prompt_end_token_id` is 49407, but the text encoder's vocabulary has 10"),
         ({"contrastive_negatives": "all"}, "`contrastive_negatives` must be one of"),
         ({"mask_loss_normalizer": "masks"}, "`mask_loss_normalizer` must be one of"),
         ({"ignored_pixels": "keep"}, "`ignored_pixels` must be one of"),
