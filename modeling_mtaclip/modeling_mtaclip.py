@@ -282,12 +282,8 @@ class MTAClipMaskTextDecoder(nn.Module):
             for value, size in zip(values, sizes, strict=True)
         ]
         features = [_resize_features(mask_features, size) for size in sizes]
-        all_states, normalized, attentions, cross_attentions = (
-            [hidden_states],
-            [self.layer_norm(hidden_states)],
-            [],
-            [],
-        )
+        all_states, normalized = [hidden_states], [self.layer_norm(hidden_states)]
+        attentions, cross_attentions = [], []
         for index, layer in enumerate(self.layers):
             level = index % NUM_LEVELS
             attention_mask = self._attention_mask(normalized[-1], features[level])

@@ -56,7 +56,6 @@ CONFIGS = {
 }
 LARGE_TIMM = {
     "resnet50_clip": [1, 2, 3, 4],
-    "resnet101_clip": [1, 2, 3, 4],
     "efficientnet_b0": [1, 2, 3, 4],
     "swin_tiny_patch4_window7_224": [0, 1, 2, 3],
     "vit_tiny_patch16_224": [3, 5, 7, 11],

@@ -13,7 +13,6 @@ from transformers import (
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     SwinConfig,
-    TimmBackboneConfig,
 )
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, text_model_mtaclip
@@ -187,14 +186,9 @@ def test_every_trainable_parameter_has_a_gradient(labels):
     assert not dead
     frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
     assert frozen
+    assert not any(module.training for module in model.model.text_model.text_encoder.modules())
     assert all(name.startswith("model.text_model.text_encoder.") for name in frozen)
     assert model.model.text_model.contexts.requires_grad
-
-
-def test_text_encoder_stays_in_evaluation_mode():
-    model = tiny_model().train()
-    assert model.training
-    assert not any(module.training for module in model.model.text_model.text_encoder.modules())
 
 
 @torch.no_grad()
@@ -265,19 +259,6 @@ def test_text_embeddings_are_encoded_once_where_asked_for(monkeypatch):
         assert_near(model(images, text_embeddings=texts), expected)
 
 
-def test_learning_reduces_the_loss():
-    model, batch = tiny_model().train(), make_batch()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(30):
-        loss = model(**batch, output_logits=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
     model, batch = tiny_model(), make_batch()
@@ -322,23 +303,7 @@ def test_gradient_checkpointing_computes_the_backbone_twice_and_counts_its_image
     assert any(name.startswith("model.backbone.") for name in gradients)
     torch.testing.assert_close(gradients, gradients_again)
     assert any("running_mean" in name for name in buffers)
-    for name, value in buffers.items():
-        assert torch.equal(value, buffers_again[name]), name
-
-
-def test_gradient_checkpointing_changes_nothing():
-    model, batch = tiny_model().train(), make_batch()
-    # BatchNorm's statistics depend on how often the backbone ran.
-    model.model.backbone.eval()
-    batch["point_seeds"] = torch.arange(2)
-    gradients = []
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.activation_checkpointing_enable()
-        model.zero_grad()
-        model(**batch).loss.backward()
-        gradients.append([weight.grad.clone() for weight in model.parameters() if weight.requires_grad])
-    torch.testing.assert_close(*gradients)
+    assert_near(buffers_again, buffers)
 
 
 def test_feature_maps_replace_images():
@@ -349,31 +314,25 @@ def test_feature_maps_replace_images():
     torch.testing.assert_close(actual.logits, expected.logits)
 
 
-def test_reload_is_bit_equal(tmp_path):
-    model, batch = tiny_model(), make_batch()
-    model.save_pretrained(tmp_path)
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+@pytest.mark.parametrize("options", [{}, {"device_map": "auto"}])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "50KB"])
+def test_reloading(tmp_path, max_shard_size, options):
+    model, images = tiny_model(), make_batch()["pixel_values"]
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "50KB")
+    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, **options).eval()
+    base = AutoModel.from_pretrained(tmp_path, **options).eval()
     assert isinstance(loaded, MTAClipForSemanticSegmentation)
+    assert isinstance(base, MTAClipModel)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     loaded_tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
     assert tensors.keys() == loaded_tensors.keys()
     for name, tensor in tensors.items():
-        assert torch.equal(tensor, loaded_tensors[name]), name
+        assert torch.equal(tensor, loaded_tensors[name].cpu()), name
         assert tensor.requires_grad == loaded_tensors[name].requires_grad, name
     with torch.no_grad():
-        expected, actual = model(batch["pixel_values"]), loaded(batch["pixel_values"])
-    assert_near(actual, expected)
-
-
-@pytest.mark.parametrize("options", [{}, {"device_map": "auto"}])
-def test_shards(tmp_path, options):
-    model, batch = tiny_model(), make_batch()
-    model.save_pretrained(tmp_path, max_shard_size="50KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, **options).eval()
-    with torch.no_grad():
-        expected, actual = model(batch["pixel_values"]), loaded(batch["pixel_values"].to(loaded.device))
-    torch.testing.assert_close(actual.logits.cpu(), expected.logits)
+        assert_near(loaded(images.to(loaded.device)).logits.cpu(), model(images).logits)
+        assert_near(base(images.to(base.device)).last_hidden_state.cpu(), model.model(images).last_hidden_state)
 
 
 def test_pickling():
@@ -384,37 +343,6 @@ def test_pickling():
         again = pickle.loads(pickle.dumps(model))(batch["pixel_values"], output_hidden_states=True)
     assert_near((actual.logits, again.logits), (expected.logits, expected.logits))
     assert len(again.hidden_states) == model.config.decoder_layers + 1
-
-
-def test_evaluation_is_deterministic():
-    model, batch = tiny_model(), make_batch()
-    with torch.no_grad():
-        first, second = model(batch["pixel_values"]), model(batch["pixel_values"])
-    assert_near(second, first)
-
-
-def test_base_model_loads_from_the_same_folder(tmp_path, caplog):
-    model, batch = tiny_model(), make_batch()
-    model.save_pretrained(tmp_path)
-    base = AutoModel.from_pretrained(tmp_path)
-    assert isinstance(base, MTAClipModel)
-    with torch.no_grad():
-        expected, actual = model.model(batch["pixel_values"]), base(batch["pixel_values"])
-    assert_near(actual.last_hidden_state, expected.last_hidden_state)
-
-
-def test_timm_backbone_weights_survive(tmp_path):
-    backbone = TimmBackboneConfig(backbone="test_efficientnet", out_indices=[1, 2, 3, 4])
-    model, batch = tiny_model(backbone_config=backbone), make_batch()
-    with torch.no_grad():
-        for weight in model.model.backbone.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    model.save_pretrained(tmp_path)
-    loaded = MTAClipForSemanticSegmentation.from_pretrained(tmp_path)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, loaded.state_dict()[name]), name
-    with torch.no_grad():
-        assert_near(loaded(batch["pixel_values"]), model(batch["pixel_values"]))
 
 
 @pytest.fixture
@@ -468,18 +396,16 @@ def test_without_text_branch_it_is_mask2former(mask2former):
             torch.testing.assert_close(our[name], theirs[name], rtol=0, atol=1e-4)
 
 
-def test_a_single_supervised_prediction_trains():
-    model = tiny_model(decoder_layers=1, supervise_initial_prediction=False).train()
-    model(**make_batch()).loss.backward()
-    assert model.class_predictor.weight.grad.abs().sum() > 0
-
-
-def test_without_text_branch_it_trains():
-    model, batch = tiny_model(text_branch=False, text_config=None).train(), make_batch()
+@pytest.mark.parametrize(
+    "options",
+    [{"text_branch": False, "text_config": None}, {"decoder_layers": 1, "supervise_initial_prediction": False}],
+)
+def test_variants_train(options):
+    model, batch = tiny_model(**options).train(), make_batch()
     outputs = model(**batch)
     outputs.loss.backward()
-    assert "contrastive" not in outputs.loss_components
-    assert all(weight.grad is not None for weight in model.parameters())
+    assert ("contrastive" in outputs.loss_components) == model.config.text_branch
+    assert all(weight.grad is not None for weight in model.class_predictor.parameters())
 
 
 @pytest.mark.parametrize(
@@ -513,18 +439,11 @@ def test_errors(arguments, message):
         tiny_model()(**arguments)
 
 
-def test_model_without_backbone_refuses_images():
+def test_errors_of_incomplete_models():
     model = tiny_model(backbone_config=None, feature_channels=[4, 8, 12, 16])
     with pytest.raises(ValueError, match="has no backbone"):
         model(torch.zeros(1, 3, 64, 64))
-
-
-def test_backbone_with_other_than_four_maps():
-    backbone = TimmBackboneConfig(backbone="test_efficientnet", out_indices=[3, 4])
-    with pytest.raises(ValueError, match=r"returns 2 feature maps .* but 4 are needed"):
-        tiny_model(backbone_config=backbone)
-
-
-def test_class_names_without_tokens():
     with pytest.raises(ValueError, match="no `class_token_ids`"):
         MTAClipForSemanticSegmentation(tiny_config(class_token_ids=None))
+    with pytest.raises(ValueError, match="has no text branch"):
+        tiny_model(text_branch=False, text_config=None).encode_class_names()
