@@ -122,7 +122,7 @@ def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: s
     Args:
         source (`str`, `os.PathLike`, `bytes`, `Mapping` or `PIL.Image.Image`): a path or an address, a file's
             content, a mapping with `path` and `bytes` as `datasets` has it, or an image.
-        max_pixels (`int`, *optional*): larger images are refused, by default above Pillow's limit; `None`: none are.
+        max_pixels (`int`, *optional*): larger images are refused, by default above Pillow's limit; 0: none are.
         name (`str`, *optional*): names the image in errors; by default its path.
 
     Raises:
@@ -244,7 +244,7 @@ def _open_of_any_size(stream: BinaryIO) -> Image.Image:
 
 
 def _require_one_of_size(image: Image.Image, max_pixels: int | None, name: str) -> None:
-    if max_pixels is not None and image.width * image.height > max_pixels:
+    if max_pixels and image.width * image.height > max_pixels:
         raise ImageFileError(
             f"The file {name} can't be read: its {image.width} x {image.height} pixels are more than the limit of "
             f"{max_pixels:,}. If it is no attack, raise the limit (`max_pixels`)."

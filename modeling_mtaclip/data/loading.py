@@ -86,7 +86,7 @@ def load_segmentation_dataset(
         train_val_split (`float`, *optional*): share of the training images that become the validation split if there
             is none.
         dataset_config_name, revision, token, cache_dir, trust_remote_code: as for `datasets.load_dataset`.
-        max_pixels (`int`, *optional*): larger images are refused, by default above Pillow's limit; `None`: none are.
+        max_pixels (`int`, *optional*): larger images are refused, by default above Pillow's limit; 0: none are.
 
     Raises:
         ValueError: an unknown data set, missing folders, images without annotation, empty splits, wrong class names,

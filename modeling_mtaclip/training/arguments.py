@@ -21,6 +21,7 @@ from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from ..data.image_files import MAX_PIXELS
 from ..inference.options import MODES, STRIDE, WINDOW, InferenceOptions
 from .optimization import check_schedule
 
@@ -203,6 +204,7 @@ class DataArguments:
         None, "Share of the training images to validate on (0.15), where the data set has no split for that."
     )
     streaming: bool = _option(False, "Read the data set while training, without an index of all of it.")
+    max_pixels: int = _option(MAX_PIXELS, "Larger images are refused; 0: none are.")
     max_bad_share: float = _option(
         0.01, "Share of the training images that may be unusable (one always may, unless this is 0); others stand in."
     )

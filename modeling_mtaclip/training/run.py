@@ -222,6 +222,7 @@ def _load_data(arguments: DataArguments, token: str | None, cache_dir: str | Non
         dataset_config_name=arguments.dataset_config_name,
         token=token,
         cache_dir=cache_dir,
+        max_pixels=arguments.max_pixels,
     )
 
 
