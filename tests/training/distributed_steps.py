@@ -72,6 +72,7 @@ def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: i
         disable_tqdm=True,
         use_cpu=True,
         dataloader_num_workers=0,
+        ddp_static_graph="STATIC_GRAPH" in os.environ or None,
     )
     examples = [example(index) for index in range(24)]
     if "BROKEN_IMAGE" in os.environ:

@@ -15,7 +15,6 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 
 from modeling_mtaclip.training.evaluation import whole_weights
 from tests.tiny import tiny_model
-from tests.training.test_trainer import run_steps
 
 
 FOLDER = "configs/accelerate"
@@ -58,29 +57,6 @@ def test_weights_that_are_whole_stay_as_they_are():
     with whole_weights(model):
         pass
     assert all(torch.equal(old, new) for old, new in zip(before, model.state_dict().values(), strict=True))
-
-
-@pytest.mark.slow
-def test_two_processes_with_one_image_each_are_one_with_two(repository_dir, tmp_path):
-    check_equal_steps(repository_dir, tmp_path, num_processes=2)
-
-
-@pytest.mark.slow
-def test_four_processes_with_one_image_each_are_one_with_four(repository_dir, tmp_path):
-    check_equal_steps(repository_dir, tmp_path, num_processes=4)
-
-
-def check_equal_steps(repository_dir, tmp_path, num_processes):
-    """Losses, weights and evaluation after 5 steps of one image per process, and of one process with all of them."""
-    weights, steps, metrics = run_steps(repository_dir, tmp_path / "one", 1, batch_size=num_processes)
-    parts, part_steps, part_metrics = run_steps(repository_dir, tmp_path / "many", num_processes, batch_size=1)
-    assert len(steps) == 5
-    for step, part_step in zip(steps, part_steps, strict=True):
-        assert step == pytest.approx(part_step, rel=1e-5)
-    for name, value in weights.items():
-        torch.testing.assert_close(value, parts[name], rtol=0, atol=1e-5, msg=name)
-    scores = [name for name in metrics if "runtime" not in name and "per_second" not in name]
-    assert {name: metrics[name] for name in scores} == {name: part_metrics[name] for name in scores}
 
 
 @pytest.mark.slow

@@ -3,7 +3,10 @@
 """The command line from options to results: training, evaluation, resuming, several processes and bad input."""
 
 import json
-import shutil
+import os
+import runpy
+import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,10 +15,16 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, AutoTokenizer
 
+from modeling_mtaclip.data import BadExamplesError
+from modeling_mtaclip.data.examples import logger as examples_logger
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
+from modeling_mtaclip.training.arguments import num_cores
 from tests.conversion.sources import save_clip_folder, save_mask2former_folder
 from tests.training.conftest import draw_folder, options
+
+
+dry_run_module = sys.modules["modeling_mtaclip.training.dry_run"]
 
 
 def metrics_of(folder):
@@ -47,55 +56,16 @@ def test_a_run_trains_evaluates_saves_and_evaluates_again(run_seg, folder_data, 
     assert tokenizer("road", add_special_tokens=False)["input_ids"] == model.config.class_token_ids["road"]
 
     evaluated = tmp_path / "evaluated"
-    arguments = (
-        "--dataset_name",
-        folder_data,
-        "--output_dir",
-        evaluated,
-        "--model_name_or_path",
-        trained,
-        "--do_eval",
-    )
-    run_seg(*arguments)
-    again = metrics_of(evaluated)
-    assert again["classes"] == metrics["classes"]
-    assert not list(evaluated.glob("checkpoint-*"))
-    run_seg(*arguments, "--use_cpu", num_processes=2)
+    arguments = ("--dataset_name", folder_data, "--output_dir", evaluated, "--model_name_or_path", trained)
+    run_seg(*arguments, "--do_eval", "--use_cpu", num_processes=2)
     assert metrics_of(evaluated)["classes"] == metrics["classes"]
+    assert not list(evaluated.glob("checkpoint-*"))
 
 
-@pytest.mark.slow
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(run_seg, folder_data, tmp_path):
-    arguments = {
-        "dataset_name": folder_data,
-        "max_steps": 7,
-        "save_steps": 3,
-        "save_total_limit": 9,
-        "eval_strategy": "no",
-    }
-    arguments |= {"load_best_model_at_end": False, "do_train": True}
-    run_seg(*options(output_dir=tmp_path / "whole", **arguments))
-    resumed = tmp_path / "resumed"
-    resumed.mkdir()
-    shutil.copytree(tmp_path / "whole" / "checkpoint-3", resumed / "checkpoint-3")
-    run_seg(*options(output_dir=resumed, resume_from_checkpoint="last", **arguments))
-    whole, again = (load_file(folder / "model.safetensors") for folder in (tmp_path / "whole", resumed))
-    for name, value in whole.items():
-        assert torch.equal(value, again[name]), name
-
-
-@pytest.mark.slow
-def test_two_processes_train(run_seg, folder_data, tmp_path):
-    folder = tmp_path / "trained"
-    run_seg(*options(dataset_name=folder_data, output_dir=folder, max_steps=2), "--use_cpu", num_processes=2)
-    assert 0 <= metrics_of(folder)["eval_mean_iou"] <= 1
-
-
-def test_bad_input_is_one_message_without_traceback(run_seg, tmp_path):
-    finished = run_seg("--dataset_name", tmp_path / "nowhere", check=False)
-    assert finished.returncode != 0
-    assert finished.stderr.strip().splitlines()[-1].startswith("run_seg.py: Unknown data set")
-    assert "Traceback" not in finished.stderr
+def test_bad_input_is_one_message_without_traceback(repository_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run_seg.py", "--dataset_name", str(tmp_path / "nowhere"), "--use_cpu"])
+    with pytest.raises(SystemExit, match=r"^run_seg\.py: Unknown data set"):
+        runpy.run_path(str(repository_dir / "scripts" / "run_seg.py"), run_name="__main__")
 
 
 def prepare(tmp_path, **overrides):
@@ -103,8 +73,9 @@ def prepare(tmp_path, **overrides):
     return prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"]))
 
 
-def label_out_of_range(data):
-    Image.fromarray(np.full((64, 80), 9, np.uint8)).save(data / "annotations" / "train" / "0.png")
+def label_out_of_range(data, split="train", name="0"):
+    path = data / "annotations" / split / f"{name}.png"
+    Image.fromarray(np.full_like(Image.open(path), 9)).save(path)
 
 
 def image_without_annotation(data):
@@ -286,16 +257,11 @@ def bad_images(data, number):
         (data / "images" / "train" / f"{index}.png").write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
 
 
-@pytest.mark.slow
-def test_too_many_bad_images_end_the_run_with_a_message(run_seg, folder_data, tmp_path):
+def test_too_many_bad_images_end_the_run_with_a_message(folder_data, tmp_path):
     bad_images(folder_data, 3)
-    arguments = options(
-        dataset_name=folder_data, output_dir=tmp_path / "out", check_data="none", max_bad_share=0.3, max_steps=12
-    )
-    finished = run_seg(*arguments, check=False)
-    assert finished.returncode != 0
-    assert "3 of 8 training examples can't be used, and 2 may be (`max_bad_share`)" in finished.stderr
-    assert "Traceback" not in finished.stderr
+    run = prepare(tmp_path, check_data="none", max_bad_share=0.3, max_steps=12)
+    with pytest.raises(BadExamplesError, match=r"3 of 8 training examples can't be used, and 2 may be"):
+        run.execute()
 
 
 def test_checks_say_what_was_seen(folder_data, tmp_path):
@@ -312,6 +278,55 @@ def test_checks_say_what_was_seen(folder_data, tmp_path):
         prepare(tmp_path, check_data="full", max_bad_share=0)
     # Unless none is asked for, one is tolerated.
     prepare(tmp_path, check_data="full")
+
+
+def test_an_unusable_validation_file_is_named_and_counted_and_the_run_goes_on(folder_data, tmp_path, caplog, capsys):
+    run = prepare(tmp_path, max_steps=2, num_pictures=1)
+    # After the checks, as a file that they missed.
+    label_out_of_range(folder_data, "val", "101")
+    examples_logger.addHandler(caplog.handler)
+    metrics = run.execute()
+    examples_logger.removeHandler(caplog.handler)
+    assert (metrics["eval_num_bad"], metrics_of(tmp_path / "out")["eval_num_bad"]) == (1, 1)
+    assert "101.png" in caplog.text
+    assert "1 images could not be used" in capsys.readouterr().out
+
+
+def test_a_score_over_one_class_is_no_success(folder_data, tmp_path, capsys):
+    run = prepare(tmp_path, max_steps=1, num_pictures=0, eval_strategy="no", save_strategy="no", check_data="none")
+    for path in (folder_data / "annotations" / "val").iterdir():
+        labels = np.array(Image.open(path))
+        Image.fromarray(np.where(labels == 0, 0, 255).astype(np.uint8)).save(path)
+    run.execute()
+    printed = capsys.readouterr().out
+    assert "NO MEANINGFUL SCORE: only 1 of 8 classes" in printed
+    assert "mean of" not in printed
+    text = (tmp_path / "out" / "metrics.json").read_text()
+    assert "NaN" not in text
+    assert json.loads(text)["eval_num_annotated_classes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "works"),
+    [
+        ({"per_device_train_batch_size": 1}, False),
+        ({"per_device_train_batch_size": 7}, False),
+        ({"per_device_train_batch_size": 2}, True),
+        ({"per_device_train_batch_size": 1, "freeze_backbone": True}, True),
+        ({"per_device_train_batch_size": 1, "crop_size": "32 64"}, True),
+    ],
+)
+def test_batch_norms_need_more_than_one_value(folder_data, tmp_path, overrides, works):
+    with nullcontext() if works else pytest.raises(ValueError, match="can't train on a single value"):
+        prepare(tmp_path, **({"crop_size": "32 32"} | overrides))
+
+
+def test_the_package_imports_and_runs_where_unix_ends(repository_dir, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert dry_run_module._peak_memory(torch.device("cpu")) == "unknown"
+    prepare(tmp_path, dataset_name="scenes", num_threads=None)
+    assert num_cores() == os.cpu_count()
 
 
 def test_share_of_bad_images_must_be_a_share():

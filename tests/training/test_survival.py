@@ -18,15 +18,16 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_mtaclip.data import TrainingCollator
+from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback, BrokenStepsCallback
 from modeling_mtaclip.training.checkpoints import TrainingStopped
 from tests.tiny import tiny_model
 from tests.training.conftest import options
 from tests.training.distributed_steps import evaluation_example, example
-from tests.training.test_trainer import trainer
+from tests.training.test_trainer import run_steps, trainer
 
 
-LONG_RUN = {"max_steps": 24, "save_steps": 4, "eval_strategy": "no", "load_best_model_at_end": False, "do_train": True}
+LONG_RUN = {"max_steps": 16, "save_steps": 4, "eval_strategy": "no", "load_best_model_at_end": False, "do_train": True}
 
 
 def start(repository_dir, folder_data, output_dir, num_processes=1, **overrides):
@@ -67,14 +68,14 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(repository_
     more = {"ema_decay": 0.9, "dataloader_num_workers": 1}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     process = start(repository_dir, folder_data, killed, **more)
-    wait_for((killed / "checkpoint-8" / "trainer_state.json").is_file, process)
+    wait_for((killed / "checkpoint-4" / "trainer_state.json").is_file, process)
     # With all its processes, as schedulers do: a worker whose parent dies while it starts would never end.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "model.safetensors").exists()
-    for arguments in ((whole, more), (killed, more | {"resume_from_checkpoint": "last"})):
-        code, output = finish(start(repository_dir, folder_data, arguments[0], **arguments[1]))
-        assert code == 0, output
+    for folder, overrides in ((whole, more), (killed, more | {"resume_from_checkpoint": "last"})):
+        arguments = options(dataset_name=folder_data, output_dir=folder, **(LONG_RUN | overrides))
+        prepare_run(*parse_run_arguments([*arguments, "--use_cpu", "--report_to", "none"])).execute()
     expected, found = (load_file(folder / "model.safetensors") for folder in (whole, killed))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -89,7 +90,7 @@ def test_a_terminated_run_saves_and_exits(repository_dir, folder_data, tmp_path,
         repository_dir, folder_data, folder, num_processes, max_steps=100_000, save_steps=100_000, logging_steps=1
     )
     wait_for(lambda: any((folder / "runs").rglob("*tfevents*")), process)
-    time.sleep(2)
+    time.sleep(1)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code != 0
@@ -180,18 +181,11 @@ def test_broken_steps_in_a_row_count_but_not_the_overflows_of_a_scaler(steps, sc
 
 @pytest.mark.slow
 def test_one_broken_image_of_two_processes_stops_neither(repository_dir, tmp_path):
-    script = str(repository_dir / "tests" / "training" / "distributed_steps.py")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1", "BROKEN_IMAGE": "3"}
-    command = [sys.executable, *launcher, script, str(tmp_path), "1", "1", "12"]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=90)
-    assert finished.returncode == 0, finished.stderr
-    assert finished.stderr.count("because of image") == 1
-    assert "1 step(s) are left out" in finished.stderr
-    history = json.loads((tmp_path / "log.json").read_text())["history"]
-    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 13))
-    assert all(value.isfinite().all() for value in load_file(tmp_path / "weights.safetensors").values())
-    assert "stride" not in finished.stderr
+    weights, steps, _, output = run_steps(repository_dir, tmp_path, 2, batch_size=1, num_steps=12, BROKEN_IMAGE="3")
+    assert output.count("because of image") == 1
+    assert "1 step(s) are left out" in output
+    assert [entry["step"] for entry in steps] == list(range(1, 13))
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 def test_a_frozen_backbone_stays_as_it_is(tmp_path):
