@@ -11,6 +11,7 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def write_model_card(
         "license": "apache-2.0" if data is DATASETS["scenes"] else "unknown",
         "library_name": "transformers",
         "pipeline_tag": TASK,
-        "datasets": [dataset],
+        "datasets": [re.sub(r"[^\w./-]+", "-", dataset)],
         "base_model": [name for name in sources if _is_hub_id(name)] or None,
         "metrics": ["mean_iou", "accuracy"],
         "model_name": model_id.split("/")[-1],
@@ -120,6 +121,8 @@ def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _public(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, Mapping):
         return public_options(value)
     if isinstance(value, list | tuple):

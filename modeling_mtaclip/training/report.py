@@ -244,7 +244,7 @@ def _alignment(
     aligned: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
 ) -> dict[str, Any] | None:
     """Masks of all images, and the texts of their most frequent classes in the contexts that win most often."""
-    if not aligned:
+    if not aligned or not scores.contexts.counts.size:
         return None
     classes = np.concatenate([image.alignment.classes for image in aligned])
     masks = np.concatenate([image.alignment.masks for image in aligned])

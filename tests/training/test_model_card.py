@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
+from transformers import SchedulerType
 
 from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.data import DATASETS
@@ -173,6 +174,9 @@ def test_a_folder_named_like_known_data_is_not_taken_for_them(tmp_path):
     _, written = card(tmp_path, dataset_name="/home/me/scenes")
     assert written.data.license == "unknown"
     assert "trained on scenes:" in written.text
+    _, written = card(tmp_path, dataset_name="/home/me/my own: data")
+    assert written.data.datasets == ["my-own-data"]
+    assert "trained on my own: data:" in written.text
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
@@ -210,6 +214,7 @@ def test_tokens_and_folders_of_the_machine_are_not_shown(tmp_path):
         "hub_token": "hf_secret",
         "token": "hf_secret",
         "num_queries": 5,
+        "lr_scheduler_type": SchedulerType.COSINE,
     }
     shown = {
         "dataset_name": "streets",
@@ -221,6 +226,7 @@ def test_tokens_and_folders_of_the_machine_are_not_shown(tmp_path):
         "files": ["a.txt", "b"],
         "run_name": "{dataset_name}",
         "num_queries": 5,
+        "lr_scheduler_type": "cosine",
     }
     assert public_options(given) == shown
     card(tmp_path, **given)
