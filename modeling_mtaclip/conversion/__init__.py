@@ -5,8 +5,12 @@
 from .backbones import make_backbone_config
 from .checkpoints import Checkpoint, load_checkpoint, parse_python_config
 from .clip import load_tokenizer, make_tokenizer, small_text_config
-from .mask2former import config_from_mask2former, convert_mask2former_state_dict
-from .original import config_from_original, convert_original_state_dict
+from .segmentation_models import (
+    config_from_mask2former,
+    config_from_original,
+    convert_mask2former_state_dict,
+    convert_original_state_dict,
+)
 from .starting_points import ModelBundle, build_original, from_pretrained_parts
 from .weights import LoadingReport
 

@@ -31,14 +31,7 @@ WEIGHTS_KEYS, WRAPPER_PREFIXES = ("state_dict", "model"), ("module.", "_orig_mod
 
 @dataclass
 class Checkpoint:
-    """What a checkpoint holds that we read.
-
-    Attributes:
-        source (`str`): the file or folder.
-        tensors (`dict[str, Tensor]`): the state dict, floating-point numbers in float32.
-        class_names (`list[str]`, *optional*): of the data set, where the file has them.
-        run_config (`dict[str, Any]`): the run's configuration; empty where the file has none.
-    """
+    """The state dict of a file or folder in float32, and where the file has them, class names and configuration."""
 
     source: str
     tensors: dict[str, Tensor]
@@ -161,12 +154,7 @@ def _read_meta(meta: Any) -> tuple[list[str] | None, dict[str, Any]]:
 def parse_python_config(text: str) -> dict[str, Any]:
     """Reads a configuration of assignments like `model = dict(type='X', sizes=[1, 2])`, without running it.
 
-    Args:
-        text (`str`): Python code.
-
-    Returns:
-        `dict[str, Any]`: the values that are made of literals and `dict(...)`; others are `None`. Empty if the text is
-        no Python.
+    Values that are not made of literals and `dict(...)` are `None`; what is no Python gives nothing.
     """
     try:
         statements = ast.parse(text).body
@@ -195,15 +183,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def load_config(name_or_path: str, *model_types: str) -> PreTrainedConfig:
-    """Reads the configuration of a model of transformers.
-
-    Args:
-        name_or_path (`str`): folder or Hub id.
-        model_types (`str`): the types that are expected; by default any.
-
-    Raises:
-        ValueError: there is none, or it is of another type.
-    """
+    """Reads the configuration of a model of transformers of one of the types, or of any; else it is a `ValueError`."""
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
@@ -222,26 +202,25 @@ def load_config(name_or_path: str, *model_types: str) -> PreTrainedConfig:
 def load_pretrained(
     model_class: type[PreTrainedModel], name_or_path: str, may_lack: str = "", may_leave_out: str = "", **options: Any
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
-    """Loads a model of transformers in float32, without which any tensor would be random or unused.
+    """Loads a model of transformers in float32, without any tensor that would be random or unused.
 
     Args:
         model_class (`type[PreTrainedModel]`): the class.
         name_or_path (`str`): folder or Hub id.
         may_lack (`str`): regular expression of tensors that may be missing.
         may_leave_out (`str`): regular expression of tensors of the checkpoint that may stay unused.
-        options: for `from_pretrained`.
+        options: for `from_pretrained`; with a `state_dict`, nothing is read from files.
 
     Returns:
-        `tuple[PreTrainedModel, dict[str, list[str]]]`: the model, and the names of the `"missing"` and `"unexpected"`
-        tensors.
+        `tuple[PreTrainedModel, dict[str, list[str]]]`: the model, and what is `"missing"` and `"unexpected"`.
 
     Raises:
-        ValueError: there is no such model, or it has not exactly the tensors of the architecture.
+        ValueError: there is no such model, or it has not the tensors of the architecture.
     """
     options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    folder = name_or_path if options.get("state_dict") is None else None
     try:
-        from_files = options.get("state_dict") is None
-        model, info = model_class.from_pretrained(name_or_path if from_files else None, **options)
+        model, info = model_class.from_pretrained(folder, **options)
     except Exception as error:  # every reader has its own kinds
         raise ValueError(f"No {model_class.__name__} could be loaded from {name_or_path!r}: {error}") from error
     found = {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}

@@ -82,14 +82,7 @@ TEXT_HALF = {
 
 @dataclass
 class ClipSource:
-    """A CLIP model, or one of its halves.
-
-    Attributes:
-        source (`str`): the file, folder or Hub id.
-        tensors (`dict[str, Tensor]`): float32, by OpenAI's or by transformers' names.
-        text_config (`CLIPTextConfig`, *optional*): absent without text half.
-        visual_fields (`dict[str, Any]`, *optional*): of the backbone's configuration; absent without visual half.
-    """
+    """A CLIP model by OpenAI's or by transformers' names, with what configures its text and its visual half."""
 
     source: str
     tensors: dict[str, Tensor]
@@ -97,11 +90,7 @@ class ClipSource:
     visual_fields: dict[str, Any] | None = None
 
     def text_encoder_config(self, num_positions: int | None) -> CLIPTextConfig:
-        """The configuration of the text encoder with the first `num_positions` of its positions, or all.
-
-        Raises:
-            ValueError: the model has no text half, or fewer positions.
-        """
+        """The configuration of the text encoder with the first `num_positions` of its positions, or all."""
         if self.text_config is None:
             raise ValueError(f"{self.source!r} is a CLIP model without text half. Give another one as text encoder.")
         config = deepcopy(self.text_config)
@@ -114,11 +103,7 @@ class ClipSource:
         return config
 
     def backbone_config(self, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
-        """The configuration of the visual half as a backbone, with some fields replaced.
-
-        Raises:
-            ValueError: the model has no visual half.
-        """
+        """The configuration of the visual half as a backbone, with some fields replaced."""
         if self.visual_fields is None:
             raise ValueError(f"{self.source!r} is a CLIP model without visual half. Give another one as backbone.")
         return make_visual_config(self.visual_fields | dict(overrides or {}))
@@ -144,14 +129,7 @@ class ClipSource:
 
 
 def load_clip(name_or_path: str) -> ClipSource:
-    """Reads CLIP.
-
-    Args:
-        name_or_path (`str`): OpenAI's `.pt` file (TorchScript or state dict), or a folder or Hub id of transformers.
-
-    Raises:
-        ValueError: there is none, or it is no CLIP model.
-    """
+    """Reads CLIP from OpenAI's `.pt` file, or a folder or Hub id of transformers; else it is a `ValueError`."""
     if Path(name_or_path).is_file():
         return _load_openai(name_or_path)
     config = load_config(name_or_path, "clip", "clip_text_model")
@@ -206,12 +184,7 @@ def visual_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
 
 
 def openai_visual_fields(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
-    """Fields of the backbone's configuration by the shapes of tensors with OpenAI's names.
-
-    Args:
-        tensors (`Mapping[str, Tensor]`): the checkpoint.
-        prefix (`str`): in front of the names.
-    """
+    """Fields of the backbone's configuration by the shapes of tensors with OpenAI's names behind a prefix."""
     if not is_vision_transformer(tensors, prefix):
         layers = [count_layers(tensors, f"{prefix}layer{stage}.") for stage in (1, 2, 3, 4)]
         return {"width": len(tensors[f"{prefix}conv3.weight"]), "layers": layers}
@@ -279,11 +252,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text_config: CLIPTextConfig, source: str) -> None:
-    """Whether a tokenizer belongs to a text encoder, as far as their sizes tell.
-
-    Raises:
-        ValueError: another vocabulary, or no start and end tokens.
-    """
+    """Refuses a tokenizer that doesn't belong to a text encoder, as far as their sizes tell."""
     if len(tokenizer) != text_config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, but the text encoder of {source!r} knows "

@@ -22,8 +22,12 @@ from .backbones import (
 )
 from .checkpoints import Checkpoint, load_checkpoint, load_config, load_pretrained
 from .clip import ClipSource, check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
-from .mask2former import convert_mask2former_state_dict, fields_from_mask2former
-from .original import config_from_original, convert_original_state_dict
+from .segmentation_models import (
+    config_from_original,
+    convert_mask2former_state_dict,
+    convert_original_state_dict,
+    fields_from_mask2former,
+)
 from .weights import LoadingReport, SourceWeights, load_weights
 
 
@@ -204,17 +208,7 @@ def build_original(
     tokenizer: str | PreTrainedTokenizerBase | None = None,
     **fields: Any,
 ) -> ModelBundle:
-    """Makes a model from a checkpoint of the authors' code; see [`from_pretrained_parts`].
-
-    Args:
-        checkpoint ([`Checkpoint`]): of the authors' code.
-        class_names (`Sequence[str]`, *optional*): by default the checkpoint's.
-        tokenizer (`str` or `PreTrainedTokenizerBase`, *optional*): by default that of openai/clip-vit-base-patch16.
-        fields: of [`MTAClipConfig`], where they are not to be the checkpoint's.
-
-    Raises:
-        ValueError: a tensor that is missing, doesn't fit, or is unknown; no class names.
-    """
+    """Makes a model from a checkpoint of the authors' code; the arguments are those of [`from_pretrained_parts`]."""
     source_names = _original_class_names(checkpoint, class_names)
     tokenizer = _load_tokenizer(tokenizer or CLIP_TOKENIZER, None)
     config = config_from_original(checkpoint, class_names or source_names, tokenizer, **fields)

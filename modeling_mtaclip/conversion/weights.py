@@ -7,8 +7,10 @@ given, a shape that doesn't fit, a value that is not finite.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,25 +33,18 @@ NUMBER, LAST_WORD = r"(.*\.)(\d+)(\..*|)", r"(.*\.|)([^.{]+)()"
 
 @dataclass
 class SourceWeights:
-    """What one source gives to a model.
-
-    Attributes:
-        source (`str`): the file, folder or Hub id.
-        covers (`str`): regular expression of the model's tensors that the source has to give, all of them.
-        new (`dict[str, str]`): regular expressions of tensors within these that it need not give, and the reasons.
-        tensors (`dict[str, Tensor]`): by their names in [`MTAClipForSemanticSegmentation`].
-        made_from (`dict[str, list[str]]`): by the same names, the source's tensors that each is made from.
-        left_out (`dict[str, str]`): the source's other tensors, and why they are not used.
-        notes (`dict[str, str]`): for tensors that are only a part of the source's, which one.
-        new_classes (`list[str]`): classes that the source does not have.
-    """
+    """What one source (a file, folder or Hub id) gives to a model."""
 
     source: str
+    # Regular expression of the model's tensors that the source must give, but for those in `new`, with the reasons.
     covers: str
     new: dict[str, str] = field(default_factory=dict)
+    # By the model's names, the tensors, and the source's tensors that each is made from.
     tensors: dict[str, Tensor] = field(default_factory=dict)
     made_from: dict[str, list[str]] = field(default_factory=dict)
+    # By the source's names, why other tensors are not used.
     left_out: dict[str, str] = field(default_factory=dict)
+    # For tensors that are only a part of the source's, which one; and classes that the source does not have.
     notes: dict[str, str] = field(default_factory=dict)
     new_classes: list[str] = field(default_factory=list)
 
@@ -59,9 +54,7 @@ class SourceWeights:
         self.made_from.setdefault(name, []).append(made_from)
 
     def rename(self, original: Mapping[str, Tensor], names: Mapping[str, str], left_out: Mapping[str, str]) -> None:
-        """Adds the tensors of a foreign state dict.
-
-        Packed projections of attention (`in_proj_weight`, `in_proj_bias`) are split into `q_proj`, `k_proj`, `v_proj`.
+        """Adds the tensors of a foreign state dict, the packed projections of attention split into three.
 
         Args:
             original (`Mapping[str, Tensor]`): the foreign state dict.
@@ -84,19 +77,12 @@ class SourceWeights:
                 self.add(target, tensor, name)
 
 
-@dataclass
-class LoadedTensor:
-    """Where a tensor of the model comes from.
-
-    Attributes:
-        source (`str`): the file, folder or Hub id.
-        names (`tuple[str, ...]`): the source's tensors that it is made from.
-        note (`str`): which part of them, if not all.
-    """
+class LoadedTensor(NamedTuple):
+    """Where a tensor of the model comes from: which tensors of which source, and which part of them if not all."""
 
     source: str
     names: tuple[str, ...]
-    note: str = ""
+    note: str
 
 
 @dataclass
@@ -115,16 +101,12 @@ class LoadingReport:
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
     new_classes: list[str] = field(default_factory=list)
 
-    def summary(self) -> str:
-        """How many tensors were loaded from each source, are new, and were left out."""
-        sources = [tensor.source for tensor in self.loaded.values()]
-        counts = [f"{sources.count(source)} tensors from {source}" for source in dict.fromkeys(sources)]
-        left_out = sum(len(names) for names in self.left_out.values())
-        return "; ".join([*counts, f"{len(self.new)} new", f"{left_out} of the sources left out"])
-
     def __str__(self) -> str:
-        lines = [f"Weights: {self.summary()}."]
-        for source in dict.fromkeys(tensor.source for tensor in self.loaded.values()):
+        counts = Counter(tensor.source for tensor in self.loaded.values())
+        left_out = sum(len(names) for names in self.left_out.values())
+        loaded = "".join(f"{count} tensors from {source}; " for source, count in counts.items())
+        lines = [f"Weights: {loaded}{len(self.new)} new; {left_out} of the sources left out."]
+        for source in counts:
             rows = [
                 ((name, *tensor.names), f" ({tensor.note})" if tensor.note else "")
                 for name, tensor in self.loaded.items()
@@ -141,11 +123,7 @@ class LoadingReport:
 
 
 def load_weights(model: nn.Module, sources: Sequence[SourceWeights]) -> LoadingReport:
-    """Loads tensors into a model.
-
-    Args:
-        model ([`MTAClipForSemanticSegmentation`]): is changed in place, unless there is an error.
-        sources (`Sequence[SourceWeights]`): no two of them with the same tensor.
+    """Loads the tensors of all sources into a model, in place.
 
     Raises:
         ValueError: a tensor that doesn't fit, is missing, is not finite, or is given twice.
@@ -251,4 +229,4 @@ def _unite(values: Sequence[str]) -> str:
     return f"{{{','.join(values)}}}"
 
 
-__all__ = ["LoadedTensor", "LoadingReport", "SourceWeights", "load_weights"]
+__all__ = ["LoadingReport", "SourceWeights", "load_weights"]

@@ -1,12 +1,15 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of the authors' MTA-CLIP code (an mmsegmentation plugin): their names and ours, and what differs."""
+"""Segmentation models as sources: Mask2Former of transformers, and the authors' MTA-CLIP (an mmsegmentation plugin).
+
+Without text branch, our model computes what Mask2Former computes; with the authors' weights, what their code computes.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import Mask2FormerConfig, PreTrainedTokenizerBase
 
 from ..configuration_mtaclip import CONTRASTIVE_NEGATIVES, MTAClipConfig
 from ..pixel_decoder_mtaclip import NUM_LEVELS
@@ -24,7 +27,104 @@ from .clip import (
 from .weights import SourceWeights
 
 
-NAMES = TEXT_NAMES | {
+ENCODER, DECODER = r"model\.pixel_level_module\.encoder\.", r"model\.pixel_level_module\.decoder\."
+TRANSFORMER = r"model\.transformer_module\."
+MASK2FORMER_NAMES = {
+    rf"^{ENCODER}": "model.backbone.",
+    rf"^{DECODER}(encoder\.)?": "model.pixel_decoder.",
+    r"pixel_decoder\.adapter_1\.": "pixel_decoder.lateral_projection.",
+    r"pixel_decoder\.layer_1\.": "pixel_decoder.output_projection.",
+    rf"^{TRANSFORMER}queries_embedder\.weight": "model.decoder.mask_query_positions",
+    rf"^{TRANSFORMER}queries_features\.weight": "model.decoder.mask_queries",
+    rf"^{TRANSFORMER}level_embed\.weight": "model.decoder.level_embed",
+    rf"^{TRANSFORMER}decoder\.": "model.decoder.",
+    r"^model\.decoder\.layernorm\.": "model.decoder.layer_norm.",
+    **{
+        rf"decoder\.mask_predictor\.mask_embedder\.{layer}\.0\.": f"decoder.mask_embedder.{2 * layer}."
+        for layer in range(3)
+    },
+}
+MASK2FORMER_LEFT_OUT = {r"criterion\.empty_weight": "class weights of the loss, which the config holds"}
+OTHER_BACKBONE = {
+    rf"{ENCODER}.+": "the model has another backbone",
+    rf"{DECODER}(input_projections|adapter_1)\..+": "the model has another backbone to read",
+}
+# Of our names, for which a Mask2Former has nothing, or nothing that is used.
+TEXT_QUERIES = {
+    r"model\.decoder\.(text_projection|query_layer_norm)\..+|model\.decoder\.text_query_positions": (
+        "Mask2Former has no text queries"
+    )
+}
+READS_BACKBONE = {
+    r"model\.pixel_decoder\.(input_projections|lateral_projection)\..+": "the model has another backbone to read"
+}
+
+
+def config_from_mask2former(original: Mask2FormerConfig, **overrides: Any) -> MTAClipConfig:
+    """Our config for the architecture and losses of a Mask2Former.
+
+    Args:
+        original (`Mask2FormerConfig`): of the model.
+        overrides: fields of [`MTAClipConfig`]; `text_branch` is `False` unless given here.
+
+    Raises:
+        ValueError: an architecture that ours does not have.
+    """
+    return MTAClipConfig(
+        **({"id2label": original.id2label, "text_branch": False} | fields_from_mask2former(original) | overrides)
+    )
+
+
+def fields_from_mask2former(original: Mask2FormerConfig) -> dict[str, Any]:
+    """The fields of [`MTAClipConfig`] for the architecture and losses of a Mask2Former, without its classes."""
+    supported = {"pre_norm": False, "enforce_input_projection": False, "common_stride": 4}
+    supported |= {"activation_function": "relu", "dropout": 0.0, "feature_size": original.hidden_dim}
+    for name, value in supported.items():
+        if getattr(original, name) != value:
+            raise ValueError(
+                f"Mask2Former with `{name}={getattr(original, name)!r}` can't be converted, only {value!r}."
+            )
+    return {
+        "backbone_config": original.backbone_config,
+        "hidden_size": original.hidden_dim,
+        "encoder_attention_heads": original.num_attention_heads,
+        "decoder_layers": original.decoder_layers - 1,
+        "decoder_attention_heads": original.num_attention_heads,
+        "decoder_feedforward_dim": original.dim_feedforward,
+        **{f"match_{name}": getattr(original, name) for name in ("class_weight", "mask_weight", "dice_weight")},
+        **{name: getattr(original, name) for name in SAME_FIELDS},
+    }
+
+
+SAME_FIELDS = (
+    *("num_queries", "mask_feature_size", "encoder_layers", "encoder_feedforward_dim"),
+    *("class_weight", "mask_weight", "dice_weight", "no_object_weight"),
+    *("train_num_points", "oversample_ratio", "importance_sample_ratio"),
+)
+
+
+def convert_mask2former_state_dict(
+    original: Mapping[str, Tensor], source: str = "Mask2Former", with_backbone: bool = True
+) -> SourceWeights:
+    """Everything that a Mask2Former gives to a model; its class head is still for its own classes.
+
+    Args:
+        original (`Mapping[str, Tensor]`): its state dict.
+        source (`str`): its folder or Hub id.
+        with_backbone (`bool`): `False` where the model has another backbone; the layers that read the feature maps
+            of the backbone are then left out, too.
+    """
+    covers = r"model\.(backbone|pixel_decoder|decoder)\..+|class_predictor\..+"
+    if with_backbone:
+        weights = SourceWeights(source, covers, TEXT_QUERIES)
+        weights.rename(original, MASK2FORMER_NAMES, MASK2FORMER_LEFT_OUT)
+    else:
+        weights = SourceWeights(source, covers.replace("backbone|", ""), TEXT_QUERIES | READS_BACKBONE)
+        weights.rename(original, MASK2FORMER_NAMES, MASK2FORMER_LEFT_OUT | OTHER_BACKBONE)
+    return weights
+
+
+ORIGINAL_NAMES = TEXT_NAMES | {
     r"^contexts$": "model.text_model.contexts",
     # Their vision transformer has the feature pyramid inside.
     r"^backbone\.fpn1\.": "model.feature_pyramid.levels.0.",
@@ -61,7 +161,7 @@ NAMES = TEXT_NAMES | {
     r"^decode_head\.mask_reproject\.": "text_head.mask_projection.",
     r"^decode_head\.gamma$": "text_head.gamma",
 }
-LEFT_OUT = POOLING | {
+ORIGINAL_LEFT_OUT = POOLING | {
     r"data_preprocessor\..*": "mean and standard deviation of the images, which the image processor holds",
     r"gamma": "the original never uses it; the one that it uses is decode_head.gamma",
     r"decode_head\.visual_emb_proj\..*": "the original computes with it, but never uses the result",
@@ -96,16 +196,10 @@ MATCH_COSTS = {
 def config_from_original(
     checkpoint: Checkpoint, class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase, **overrides: Any
 ) -> MTAClipConfig:
-    """Our config for an original run, as far as its checkpoint tells, with the authors' behavior where ours differs.
+    """Our config for an original run, with the authors' behavior where ours differs.
 
     Sizes are read from the tensors; what these don't tell, from the run's configuration in the checkpoint, or else it
     is the authors' value.
-
-    Args:
-        checkpoint ([`Checkpoint`]): of the authors' code.
-        class_names (`Sequence[str]`): of the model that is wanted.
-        tokenizer (`PreTrainedTokenizerBase`): CLIP's.
-        overrides: fields of [`MTAClipConfig`].
 
     Raises:
         ValueError: the checkpoint is not one of the authors' code.
@@ -124,8 +218,9 @@ def config_from_original(
 def _fields_from_run(checkpoint: Checkpoint) -> dict[str, Any]:
     fields = {name: _look_up(checkpoint, *entry) for name, entry in RUN_CONFIG_FIELDS.items()}
     costs = {
-        str(cost["type"]).removeprefix("mmdet."): cost.get("weight", 1.0)
+        str(cost.get("type")).removeprefix("mmdet."): cost.get("weight", 1.0)
         for cost in _look_up(checkpoint, "decode_head.train_cfg.assigner.match_costs", [])
+        if isinstance(cost, Mapping)
     }
     fields |= {name: costs.get(cost, default) for name, (cost, default) in MATCH_COSTS.items()}
     return fields | {
@@ -173,20 +268,19 @@ def _fields_from_shapes(checkpoint: Checkpoint, num_points: int) -> dict[str, An
 def convert_original_state_dict(
     original: Mapping[str, Tensor], config: MTAClipConfig, source: str = "the authors' checkpoint"
 ) -> SourceWeights:
-    """Everything that a checkpoint of the authors' code gives to a model; its class head is still for its own classes.
-
-    Args:
-        original (`Mapping[str, Tensor]`): the original's state dict.
-        config ([`MTAClipConfig`]): of the model that is to load the result.
-        source (`str`): the file.
-    """
+    """What a state dict of the authors' code gives to a model of a config; its class head is still for its classes."""
     weights = SourceWeights(source, covers=".+")
-    weights.rename(original, NAMES | visual_names(original, "backbone."), LEFT_OUT)
+    weights.rename(original, ORIGINAL_NAMES | visual_names(original, "backbone."), ORIGINAL_LEFT_OUT)
     transpose_openai_projection(weights)
     tensors = weights.tensors
     if QUERY_POSITIONS in tensors:
-        mask_positions, text_positions = tensors.pop(QUERY_POSITIONS).tensor_split([config.num_queries])
         (name,) = weights.made_from.pop(QUERY_POSITIONS)
+        mask_positions, text_positions = tensors.pop(QUERY_POSITIONS).tensor_split([config.num_queries])
+        if len(text_positions) % config.num_prompt_contexts:
+            raise ValueError(
+                f"{source}: the tensor {name} is not for {config.num_queries} mask queries and "
+                f"{config.num_prompt_contexts} prompt contexts. Leave out options that change the architecture."
+            )
         weights.add("model.decoder.mask_query_positions", mask_positions.clone(), name)
         text_positions = text_positions.unflatten(0, (config.num_prompt_contexts, -1)).clone()
         weights.add("model.decoder.text_query_positions", text_positions, name)
@@ -198,4 +292,10 @@ def convert_original_state_dict(
     return weights
 
 
-__all__ = ["config_from_original", "convert_original_state_dict"]
+__all__ = [
+    "config_from_mask2former",
+    "config_from_original",
+    "convert_mask2former_state_dict",
+    "convert_original_state_dict",
+    "fields_from_mask2former",
+]
