@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import psutil
 import torch
 import transformers
 from benchmark_workloads import WORKLOADS, num_data_images, prepare
+from device_counts import count_device_work
 
 
 ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")
@@ -39,21 +41,15 @@ GROWTH = {
     "batch_size": (1, 2, 4),
     "contexts": (1, 3, 8),
 }
+LAUNCHES_BATCHES, LAUNCHES_SIZE = (2, 16), 64
 SMALL_GROWTH = {"size": (64, 96), "contexts": (1, 2)}
-HEADING = f"{'case':32}{'metric':8}{'unit':9}{'ours':>10}{'peer':>10}{'ratio':>7}  spread of ours, of peer"
+HEADING = f"{'case':34}{'metric':8}{'unit':9}{'ours':>10}{'peer':>10}{'ratio':>7}  spread of ours, of peer"
 
 Row = dict[str, Any]
 
 
 def main(arguments: Sequence[str]) -> list[Row]:
-    """Runs the benchmark and prints a table.
-
-    Args:
-        arguments (`Sequence[str]`): of the command line.
-
-    Returns:
-        `list[dict[str, Any]]`: the rows of the table.
-    """
+    """Prints the table that the options ask for, and returns its rows."""
     options = parse_arguments(arguments)
     prepare(options)
     around = environment(options)
@@ -63,7 +59,8 @@ def main(arguments: Sequence[str]) -> list[Row]:
     print(HEADING, flush=True)
     rows = []
     for mode in WORKLOADS if options.mode == "all" else [options.mode]:
-        for row in measure_scaling(options) if mode == "scaling" else compare(mode, options):
+        measure = {"scaling": measure_scaling, "launches": count_launches}.get(mode, partial(compare, mode))
+        for row in measure(options):
             rows.append(row)
             print(_line(row), flush=True)
     if options.json is not None:
@@ -77,8 +74,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    modes = [*WORKLOADS, "scaling", "all"]
-    parser.add_argument("--mode", choices=modes, default="all", help="what to measure; all: everything with a peer")
+    modes = [*WORKLOADS, "scaling", "launches", "all"]
+    parser.add_argument("--mode", choices=modes, default="all", help="what to measure; all: the first five")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="others than float32: autocast to it")
@@ -153,6 +150,21 @@ def measure_scaling(options: argparse.Namespace) -> Iterator[Row]:
                 yield make_row(case, "memory", "MiB", {"ours": [memory]})
 
 
+def count_launches(options: argparse.Namespace) -> Iterator[Row]:
+    """What a step asks of an accelerator: kernels, waits and copies by kind, counted on the CPU, whatever the size."""
+    for mode in ("train", "infer"):
+        for batch_size in LAUNCHES_BATCHES:
+            changes = {"device": "cpu", "size": LAUNCHES_SIZE, "batch_size": batch_size}
+            point, totals = argparse.Namespace(**(vars(options) | changes)), {}
+            for side in ("ours", "peer"):
+                run = WORKLOADS[mode](point, side)
+                run()
+                totals[side] = count_device_work(run).totals()
+            for kind in totals["ours"]:
+                counts = {side: [number[kind]] for side, number in totals.items()}
+                yield make_row(f"{mode}, batch {batch_size}, {kind}", "count", "", counts)
+
+
 def alternate(runs: dict[str, Callable[[], Any]], options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of each measured run; the sides take turns, so that both meet the same machine."""
     seconds: dict[str, list[float]] = {side: [] for side in runs}
@@ -191,9 +203,8 @@ def seconds_of(mode: str, options: argparse.Namespace) -> dict[str, list[float]]
 
 
 def memory_of(mode: str, options: argparse.Namespace, side: str) -> tuple[float, float]:
-    """Peak memory of two runs in MiB, and how far it is above what was held before them.
-
-    On CUDA that of the tensors on the device, else that of the whole process, libraries included.
+    """Peak memory of two runs in MiB, and how far it is above what was held before: on CUDA that of tensors on the
+    device, else that of the whole process, libraries included.
     """
     run = WORKLOADS[mode](options, side)
     gc.collect()
@@ -259,7 +270,7 @@ def _line(row: Row) -> str:
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
     spreads = [_spread(row[f"{side}_runs"]) for side in ("ours", "peer") if f"{side}_runs" in row]
     notes = [f"{row[name]:.4g} {label}" for name, label in NOTES.items() if name in row]
-    table = f"{row['case']:32}{row['metric']:8}{row['unit']:9}{figures[0]:>10}{figures[1]:>10}{ratio:>7}"
+    table = f"{row['case']:34}{row['metric']:8}{row['unit']:9}{figures[0]:>10}{figures[1]:>10}{ratio:>7}"
     return f"{table}  {', '.join(spreads + notes)}"
 
 

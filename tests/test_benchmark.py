@@ -46,7 +46,7 @@ def test_all_cases(repository_dir, tmp_path):
         assert len(row["ours_runs"]) == len(row["peer_runs"]) == (1 if metric == "memory" else 2)
         assert min(row["ours_runs"]) <= row["ours"] <= max(row["ours_runs"])
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
-        assert f"\n{case:32}{metric}" in result.stdout
+        assert f"\n{case:34}{metric}" in result.stdout
     assert rows["postprocess, exact", "time"]["equal_pixels"] == 1
     assert rows["train", "time"]["ours_images_per_second"] == pytest.approx(1 / rows["train", "time"]["ours"])
 
@@ -56,6 +56,15 @@ def test_growth_is_measured_at_every_size(benchmark, monkeypatch):
     rows = benchmark.main([*SMALL, "--mode", "scaling"])
     assert len(rows) == 2 * 2 * 4
     assert all(row["ratio"] is None and row["ours"] > 0 for row in rows)
+
+
+def test_launches_are_counted_for_both_sides(benchmark):
+    rows = {row["case"]: row for row in benchmark.main([*SMALL, "--mode", "launches"])}
+    assert len(rows) == 2 * 2 * 5
+    for mode in ("train", "infer"):
+        few, many = (rows[f"{mode}, batch {batch_size}, kernels"] for batch_size in (2, 16))
+        assert 0 < few["ours"] <= many["ours"] <= 1.05 * few["ours"]
+        assert few["peer"] > 0
 
 
 @pytest.mark.parametrize(
