@@ -48,12 +48,9 @@ def test_metadata_is_what_the_hub_reads(finished):
         ("accuracy", "Mean accuracy of the classes"): metrics["eval_mean_accuracy"],
         ("accuracy", "Pixel accuracy"): metrics["eval_overall_accuracy"],
     }
-    for result in data.eval_results:
-        assert (result.task_type, result.dataset_name, result.dataset_split) == (
-            "image-segmentation",
-            "my_data",
-            "validation",
-        )
+    assert {(each.task_type, each.dataset_name, each.dataset_split) for each in data.eval_results} == {
+        ("image-segmentation", "my_data", "validation")
+    }
 
 
 def test_text_has_results_classes_data_and_recipe(finished):
@@ -100,8 +97,7 @@ def test_pushing_goes_through_the_trainer_with_our_card(finished, monkeypatch):
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     assert run.trainer.push_to_hub(license="cc-by-4.0", tags="street") == "uploaded"
     (created, (_, repo_id, files, card)) = calls
-    assert created == ("create", "my_model")
-    assert repo_id == "someone/my_model"
+    assert (created, repo_id) == (("create", "my_model"), "someone/my_model")
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "metrics.json"} <= files
     assert card.data.license == "cc-by-4.0"
     assert "street" in card.data.tags
@@ -109,22 +105,15 @@ def test_pushing_goes_through_the_trainer_with_our_card(finished, monkeypatch):
     assert 'from_pretrained("someone/my_model", trust_remote_code=True)' in card.text
 
 
-def test_a_run_pushes_when_it_is_told_to(tmp_path, monkeypatch):
-    uploads = []
+def test_a_run_pushes_when_it_is_told_to(finished, monkeypatch):
+    run, uploads = finished[0], []
     monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
     monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: uploads.append(kwargs["repo_id"]))
-    draw_folder(tmp_path / "data")
-    arguments = options(
-        dataset_name=tmp_path / "data",
-        output_dir=tmp_path / "out",
-        max_steps=1,
-        check_data="none",
-        report=False,
-        push_to_hub=True,
-        hub_model_id="someone/something",
-        hub_strategy="end",
-    )
-    prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"])).execute()
+    monkeypatch.setattr(run.trainer, "hub_model_id", "someone/something")
+    run.save_results()
+    assert uploads == []
+    monkeypatch.setattr(run.trainer.args, "push_to_hub", True)
+    run.save_results()
     assert uploads == ["someone/something"]
 
 
@@ -229,12 +218,8 @@ def test_tokens_and_folders_of_the_machine_are_not_shown(tmp_path):
         "lr_scheduler_type": "cosine",
     }
     assert public_options(given) == shown
-    card(tmp_path, **given)
+    _, written = card(tmp_path, **given, backbone="resnet50")
+    assert written.data.base_model == ["someone/model"]
     text = (tmp_path / "README.md").read_text()
     assert not re.search(r"hf_secret|/home|~/|Users", text)
     assert str(tmp_path) not in text
-
-
-def test_models_it_starts_from_are_named(tmp_path):
-    _, written = card(tmp_path, text_encoder="openai/clip-vit-base-patch16", backbone="resnet50")
-    assert written.data.base_model == ["openai/clip-vit-base-patch16"]
