@@ -277,9 +277,11 @@ class MTAClipConfig(PreTrainedConfig):
             ValueError: no names, a name used twice, a name without tokens, too long for the text encoder, or outside
                 its vocabulary.
         """
+        if isinstance(labels, str) or not labels:
+            raise ValueError(
+                f"`labels` must name at least one class, as a list or a map from label id, got {labels!r}."
+            )
         id2label = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
-        if not id2label:
-            raise ValueError("`labels` is empty: name at least one class.")
         if isinstance(tokenizer, str):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         no_object_name = kwargs.setdefault("no_object_name", "none")

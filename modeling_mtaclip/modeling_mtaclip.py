@@ -499,8 +499,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         mask_features, multi_scale_features = self.pixel_decoder(self._feature_maps(pixel_values, feature_maps))
-        if self.config.text_branch and text_embeddings is None:
-            text_embeddings = self.text_model()
+        text_embeddings = self._text_embeddings(text_embeddings)
         normalized, hidden_states, attentions, cross_attentions = self.decoder(
             mask_features, multi_scale_features, text_embeddings, output_attentions=output_attentions, **kwargs
         )
@@ -516,6 +515,20 @@ class MTAClipModel(MTAClipPreTrainedModel):
             attentions=attentions if output_attentions else None,
             cross_attentions=cross_attentions if output_attentions else None,
         )
+
+    def _text_embeddings(self, given: Tensor | None) -> Tensor | None:
+        config = self.config
+        if given is None:
+            return self.text_model() if config.text_branch else None
+        if not config.text_branch:
+            raise ValueError("This model has no text branch (`text_branch` is False): leave out `text_embeddings`.")
+        expected = (config.num_prompt_contexts, config.num_labels + 1, config.text_config.projection_dim)
+        if tuple(given.shape) != expected:
+            raise ValueError(
+                f"`text_embeddings` must have the shape {expected}, as `encode_class_names()` returns them, got "
+                f"{tuple(given.shape)}."
+            )
+        return given
 
     def _feature_maps(self, pixel_values: Tensor | None, feature_maps: list[Tensor] | None) -> list[Tensor]:
         if (pixel_values is None) == (feature_maps is None):

@@ -106,6 +106,7 @@ def test_wrong_type_is_refused():
         tiny_config(num_queries="many")
 
 
-def test_no_names():
-    with pytest.raises(ValueError, match="`labels` is empty"):
-        MTAClipConfig.from_labels([], WordTokenizer())
+@pytest.mark.parametrize("labels", [[], "road"])
+def test_no_list_of_names(labels):
+    with pytest.raises(ValueError, match="`labels` must name at least one class"):
+        MTAClipConfig.from_labels(labels, WordTokenizer())

@@ -257,6 +257,8 @@ def test_text_embeddings_are_encoded_once_where_asked_for(monkeypatch):
         expected, texts = model(images), model.encode_class_names()
         monkeypatch.setattr(model.model.text_model, "forward", None)
         assert_near(model(images, text_embeddings=texts), expected)
+        with pytest.raises(ValueError, match=r"shape \(3, 4, 24\), as `encode_class_names\(\)`.* got \(2, 3, 4, 24\)"):
+            model(images, text_embeddings=expected.text_embeddings)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
