@@ -27,7 +27,7 @@ def match_classes(names: Sequence[str], source_names: Sequence[str]) -> dict[int
     matches: dict[int, int] = {}
     synonyms, source_synonyms = _synonyms(names), _synonyms(source_names)
     for is_same in (list.__eq__, lambda one, other: not set(one).isdisjoint(other)):
-        for index in set(range(len(names))) - matches.keys():
+        for index in sorted(set(range(len(names))) - matches.keys()):
             free = sorted(set(range(len(source_names))) - set(matches.values()))
             found = next((other for other in free if is_same(synonyms[index], source_synonyms[other])), None)
             if found is not None:
