@@ -121,11 +121,8 @@ class _Operators(TorchDispatchMode):
             self.counts.to_device["torch.tensor"] += 1
         if short_name in WAITS or (short_name in ("index", "index_put", "index_put_") and _has_mask(args[1])):
             self.counts.waits[short_name] += 1
-        if (
-            short_name == "repeat_interleave"
-            and not name.endswith(".self_int")
-            and not (kwargs or {}).get("output_size")
-        ):
+        has_size = name.endswith(".self_int") or (kwargs or {}).get("output_size")
+        if short_name == "repeat_interleave" and not has_size:
             self.counts.waits[short_name] += 1
         return result
 
