@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 IMAGE_SUFFIXES = frozenset(
@@ -221,7 +221,9 @@ def _opened(source: ImageSource, max_pixels: int | None, name: str) -> Iterator[
     except ImageFileError:
         raise
     except DECODING_ERRORS as error:
-        raise ImageFileError(f"The file {name} can't be read: {error}.") from error
+        # Pillow names its stream here.
+        reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else error
+        raise ImageFileError(f"The file {name} can't be read: {reason}.") from error
 
 
 def _stream(source: str | os.PathLike | bytes | Mapping[str, Any]) -> AbstractContextManager[BinaryIO]:
