@@ -116,14 +116,14 @@ class MultiScaleDeformableAttention(nn.Module):
         self, value: Tensor, spatial_shapes: SpatialShapes, sampling_positions: Tensor, attention_weights: Tensor
     ) -> Tensor:
         """The form for accelerators, on any device; arguments and result as in [`forward`]."""
-        dtype = sampling_positions.dtype
+        dtype = torch.promote_types(value.dtype, sampling_positions.dtype)
         sizes, starts = constant(_sizes_and_starts, tuple(spatial_shapes), value.device)
         attended = self.on_accelerators(
             value.to(dtype),
             sizes,
             spatial_shapes,
             starts,
-            (sampling_positions + 0.5) / sizes.flip(1)[:, None],
+            (sampling_positions.to(dtype) + 0.5) / sizes.flip(1)[:, None],
             attention_weights.to(dtype),
             im2col_step=value.shape[0],
         )

@@ -148,6 +148,46 @@ def test_equal_to_plain_formulas(overrides, dtype):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("importance_sample_ratio", [0.0, 0.75])
+def test_every_pixel_in_place_of_points(importance_sample_ratio):
+    """Equal to the plain formulas at all pixels' centers, none of which is preferred."""
+    config = tiny_config(point_sampling="auto", importance_sample_ratio=importance_sample_ratio)
+    inputs, labels = make_inputs(dtype=torch.float64)
+    labels[0, :5] = 255
+    y, x = torch.meshgrid((torch.arange(6) + 0.5) / 6, (torch.arange(8) + 0.5) / 8, indexing="ij")
+    centers = torch.stack((x, y), dim=-1).view(-1, 2).expand(BATCH, -1, -1).double()
+    every_pixel = tiny_config(train_num_points=48, oversample_ratio=1, importance_sample_ratio=0.0)
+    plain = plain_losses(inputs, labels, every_pixel, (centers, centers))
+    _, components = MTAClipCriterion(config)(**inputs, labels=labels)
+    for name in TERMS:
+        torch.testing.assert_close(components[name], plain[name][-1].detach(), rtol=1e-5, atol=1e-5)
+    # With more pixels than points, it is the authors' sampling.
+    few = {"train_num_points": 47, "importance_sample_ratio": importance_sample_ratio}
+    seeds = torch.arange(BATCH)
+    losses = [
+        MTAClipCriterion(tiny_config(point_sampling=sampling, **few))(**inputs, labels=labels, point_seeds=seeds)[0]
+        for sampling in ("auto", "random")
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    """Losses of halves are float32, and close to those of the same numbers in float32, at equal points."""
+    criterion = MTAClipCriterion(tiny_config(importance_sample_ratio=0.0))
+    inputs, labels = make_inputs()
+    halves = {name: value.detach().to(dtype).requires_grad_() for name, value in inputs.items()}
+    singles = {name: value.detach().float().requires_grad_() for name, value in halves.items()}
+    results = []
+    for values in (halves, singles):
+        loss, _ = criterion(**values, labels=labels, point_seeds=torch.arange(BATCH))
+        gradients = torch.autograd.grad(loss, list(values.values()))
+        results.append([loss, *(gradient.float() for gradient in gradients)])
+        assert loss.dtype == torch.float32
+    for half, single in zip(*results, strict=True):
+        assert (half - single).norm() < 0.01 * single.norm()
+
+
 def test_more_classes_than_queries():
     config = tiny_config(
         id2label={i: str(i) for i in range(12)}, class_token_ids={str(i): [1] for i in range(12)} | {"none": [2]}
