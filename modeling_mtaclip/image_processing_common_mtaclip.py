@@ -53,7 +53,6 @@ class MTAClipImageProcessorKwargs(ImagesKwargs, total=False):
 class MTAClipImageProcessing:
     """Mix-in for a backend of transformers."""
 
-    valid_kwargs = MTAClipImageProcessorKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads the class attribute)
     do_resize = True
     size = {"shortest_edge": 512, "longest_edge": 2048}  # noqa: RUF012

@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import SizeDict
-from transformers.processing_utils import Unpack
 
 from .image_processing_common_mtaclip import MTAClipImageProcessing, MTAClipImageProcessorKwargs
 
@@ -19,11 +18,10 @@ class MTAClipImageProcessor(MTAClipImageProcessing, TorchvisionBackend):
     r"""
     Prepares images and label maps for MTA-CLIP, and turns its outputs into segmentation maps.
 
-    Images may be PIL images, paths, arrays or tensors; grey, palette and RGBA images become RGB. Photographs are
+    Images may be PIL images, paths, arrays or tensors; grey, palette and RGBA images become RGB, and photographs are
     turned upright as their EXIF orientation says. Values are those of 8 bits, or floats in [0, 1] or [0, 255], told
     apart by the largest value of an image; anything else is refused. Where a call says `do_rescale` or
-    `rescale_factor`, or the settings are others than `True` and 1/255, nothing is guessed: the values are taken as
-    they are.
+    `rescale_factor`, or the settings are not `True` and 1/255, nothing is guessed: values are taken as they are.
 
     Args:
         do_resize (`bool`, defaults to `True`): whether to resize to `size`.
@@ -45,8 +43,7 @@ class MTAClipImageProcessor(MTAClipImageProcessing, TorchvisionBackend):
             values of `image_mean` and `image_std`.
     """
 
-    def __init__(self, **kwargs: Unpack[MTAClipImageProcessorKwargs]) -> None:
-        super().__init__(**kwargs)
+    valid_kwargs = MTAClipImageProcessorKwargs
 
     def _resized(self, image: Tensor, size: tuple[int, int], resample: Any) -> Tensor:
         return self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample)
@@ -60,11 +57,10 @@ class MTAClipImageProcessorPil(MTAClipImageProcessing, PilBackend):
     Without `return_tensors`, arrays are returned.
     """
 
-    def __init__(self, **kwargs: Unpack[MTAClipImageProcessorKwargs]) -> None:
-        super().__init__(**kwargs)
+    valid_kwargs = MTAClipImageProcessorKwargs
 
     def _resized(self, image: Tensor, size: tuple[int, int], resample: Any) -> Tensor:
-        channels = [Image.fromarray(channel).resize(size[::-1], resample) for channel in image.cpu().numpy()]
+        channels = [Image.fromarray(channel).resize(size[::-1], resample) for channel in image.detach().cpu().numpy()]
         return torch.from_numpy(np.stack([np.asarray(channel) for channel in channels]))
 
     def _preprocess(self, *args: Any, **kwargs: Any) -> dict[str, list]:
