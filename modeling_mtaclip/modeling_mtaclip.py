@@ -476,24 +476,19 @@ class MTAClipModel(MTAClipPreTrainedModel):
         text_embeddings: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> MTAClipModelOutput:
-        r"""Encodes images and class names.
+        """Encodes images and class names.
 
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, num_channels, height, width)`, *optional*):
-                Normalized images, as [`MTAClipImageProcessor`] makes them.
-            feature_maps (`list[torch.FloatTensor]` of shapes `(batch_size, channels, height / s, width / s)`, *optional*):
-                Instead of images: the backbone's four maps for the strides `s` 4, 8, 16, 32.
+            pixel_values, feature_maps, text_embeddings: as in [`MTAClipForSemanticSegmentation.forward`].
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
                 Whether to return the hidden states, or which of them; by default as the config says.
             output_attentions (`bool`, *optional*):
                 Whether to return attention weights, which exist with `attn_implementation="eager"` only; by default as
                 the config says.
-            text_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
-                From [`~MTAClipForSemanticSegmentation.encode_class_names`]; by default they are encoded in each call.
 
         Raises:
             ValueError: both or neither of `pixel_values` and `feature_maps`, or values of a wrong shape or type.
-        """  # noqa: E501
+        """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -780,13 +775,12 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             raise ValueError("This model has no text branch (`text_branch` is False), and no class names to encode.")
         return self.model.text_model()
 
-    def encode_phrases(self, phrases: Sequence[str], tokenizer: Any) -> Tensor:
+    def encode_phrases(self, phrases: Sequence[str], tokenizer: Any | None = None) -> Tensor:
         """Encodes phrases as class names are encoded: in every learned prompt context.
 
         Args:
             phrases (`Sequence[str]`): `P` names or phrases; underscores are read as spaces.
-            tokenizer (`PreTrainedTokenizerBase` or `str`): the one that belongs to the text encoder, or the folder or
-                name of a checkpoint that has it.
+            tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*): as in [`with_classes`].
 
         Returns:
             `Tensor` of shape `(C, P, E)`: CLIP embeddings, for [`segment_phrases`].
@@ -821,7 +815,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         Phrases compete with each other only, and every pixel gets one of them: phrases should cover what the images
         show. Synonyms of trained classes and words close to them are found as far as the text encoder knows them; a
         random text encoder knows none. Masks were trained to separate the trained classes: a region that training
-        labelled as one class is not divided, and objects that it left unlabelled or counted to another class often
+        labeled as one class is not divided, and objects that it left unlabeled or counted to another class often
         have no mask. For classes that were not trained this is therefore a way of looking at what the model has
         learned, not open-vocabulary segmentation.
 
