@@ -21,12 +21,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation, MTAClipImageProcessor, MTAClipModel
-from tests.tiny import CLASS_NAMES, assert_same_labels, label_map, tiny_model, varied_model
+from modeling_mtaclip.configuration_mtaclip import tokenize_names
+from modeling_mtaclip.conversion import make_tokenizer
+from tests.tiny import CLASS_NAMES, assert_same_labels, label_map, text_fields, tiny_model, varied_model
 
 
+TOKENIZER = make_tokenizer([*CLASS_NAMES, "none"])
 WITHOUT_THE_PACKAGE = """
-import json, logging, sys
-from unittest import mock
+import builtins, json, logging, sys
 
 sys.modules["modeling_mtaclip"] = None  # any import of the package fails
 import numpy as np
@@ -35,7 +37,8 @@ from transformers import (
     AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation, pipeline, utils
 )
 
-records = []
+records, questions = [], []
+builtins.input = lambda question: questions.append(question) or "n"
 handler = logging.Handler(level=logging.ERROR)
 handler.emit = lambda record: records.append(record.getMessage())
 utils.logging.add_handler(handler)
@@ -52,7 +55,15 @@ segment = pipeline("image-segmentation", model=folder, trust_remote_code=True)
 from PIL import Image
 with torch.no_grad():
     outputs = model(**processor(Image.open(image), return_tensors="pt"))
+    model.save_for_inference("deployed")
+    deployed = AutoModelForSemanticSegmentation.from_pretrained("deployed", trust_remote_code=True)
+    AutoImageProcessor.from_pretrained("deployed", trust_remote_code=True)
+    deployed_outputs = deployed(**processor(Image.open(image), return_tensors="pt"))
 print(json.dumps({
+    "module": type(model).__module__,
+    "other_classes": model.with_classes(["boat", "road"]).config.class_token_ids,
+    "deployed_sum": deployed_outputs.logits.double().sum().item(),
+    "questions": questions,
     "classes": [type(value).__name__ for value in (config, base, model, processor, pil, again)],
     "sum": outputs.logits.double().sum().item(),
     "frozen": frozen,
@@ -65,7 +76,8 @@ print(json.dumps({
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    varied_model().save_pretrained(folder)
+    varied_model(**text_fields(CLASS_NAMES, TOKENIZER)).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
     MTAClipImageProcessor(size={"shortest_edge": 64}).save_pretrained(folder)
     return folder
 
@@ -149,6 +161,10 @@ def test_saved_folder_works_without_the_package(folder, image, tmp_path):
         "MTAClipImageProcessorPil",
         "MTAClipImageProcessor",
     ]
+    assert answer["module"].startswith("transformers_modules.")
+    assert answer["other_classes"] == tokenize_names(["boat", "road", "none"], TOKENIZER)
+    assert answer["questions"] == []
+    assert answer["deployed_sum"] == pytest.approx(answer["sum"], rel=1e-5)
     assert answer["sum"] == pytest.approx(outputs.logits.double().sum().item(), rel=1e-5)
     assert answer["frozen"] == len(list(tiny_model().model.text_model.text_encoder.parameters()))
     pixels = {name: answer["segments"].get(name, 0) for name in CLASS_NAMES}

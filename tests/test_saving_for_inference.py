@@ -2,10 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that carry text embeddings in place of prompts and text encoder."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -17,24 +13,6 @@ from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcess
 from modeling_mtaclip.conversion import make_tokenizer
 from modeling_mtaclip.training.building import load_model
 from tests.tiny import CLASS_NAMES, assert_near, assert_same_labels, label_map, tiny_model
-
-
-WITHOUT_THE_PACKAGE = """
-import json, sys
-
-sys.modules["modeling_mtaclip"] = None  # any import of the package fails
-import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-
-trained, deployed = sys.argv[1:]
-model = AutoModelForSemanticSegmentation.from_pretrained(trained, trust_remote_code=True)
-model.save_for_inference(deployed)
-loaded = AutoModelForSemanticSegmentation.from_pretrained(deployed, trust_remote_code=True)
-AutoImageProcessor.from_pretrained(deployed, trust_remote_code=True)
-pixel_values = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-with torch.no_grad():
-    print(json.dumps(loaded(pixel_values).logits.double().sum().item()))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -148,19 +126,3 @@ def test_other_classes_are_refused(deployed, names):
         )
     with pytest.raises(ValueError, match="no text encoder to read other names with"):
         MTAClipForSemanticSegmentation.from_pretrained(deployed).with_classes(names)
-
-
-@pytest.mark.slow
-def test_without_the_package(trained, tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(trained), str(tmp_path / "deployed")],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    pixel_values = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = MTAClipForSemanticSegmentation.from_pretrained(trained)(pixel_values).logits.double().sum().item()
-    assert json.loads(result.stdout.splitlines()[-1]) == pytest.approx(expected, rel=1e-5)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models small enough for tests, with every part that a real one has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, ResNetConfig
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation
+from modeling_mtaclip.configuration_mtaclip import tokenize_names
 
 
 CLASS_TOKEN_IDS = {"road": [1], "house": [2, 3], "swimming pool": [4, 5, 6], "none": [7]}
@@ -55,6 +56,19 @@ def tiny_config(**overrides: Any) -> MTAClipConfig:
         "train_num_points": 48,
     }
     return MTAClipConfig(**(fields | overrides))
+
+
+def text_fields(names: Sequence[str], tokenizer: Any) -> dict[str, Any]:
+    """Fields of [`tiny_config`] for other classes, whose names a tokenizer reads."""
+    text_config = tiny_config().text_config
+    text_config.vocab_size = len(tokenizer)
+    return {
+        "id2label": dict(enumerate(names)),
+        "class_token_ids": tokenize_names([*names, "none"], tokenizer),
+        "prompt_start_token_id": tokenizer.bos_token_id,
+        "prompt_end_token_id": tokenizer.eos_token_id,
+        "text_config": text_config,
+    }
 
 
 def tiny_model(**overrides: Any) -> MTAClipForSemanticSegmentation:
