@@ -164,7 +164,10 @@ def _read_json(path: Path) -> Any:
 def _in_order(names: dict[str, Any], path: Path) -> list[Any]:
     by_id = {int(key): name for key, name in names.items() if key.isdecimal()}
     if len(by_id) < len(names) or sorted(by_id) != list(range(len(names))):
-        raise ValueError(f"{path} must name the label ids 0 … {len(names) - 1}, got {list(names)}; {EXPECTED}.")
+        raise ValueError(
+            f"{path} must name the label ids 0 … {len(names) - 1}, got {list(names)}; {EXPECTED}. If 0 is 'no label' "
+            "in the annotations, list the others and set `do_reduce_labels`."
+        )
     return [by_id[index] for index in range(len(names))]
 
 

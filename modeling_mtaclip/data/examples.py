@@ -132,7 +132,7 @@ class TrainingExamples(_Examples, Dataset):
                 return _augmented(self.augmentation, *self.data.read(example), seed, example["name"])
             except ValueError as error:
                 self._report(index, "replaced by another", error)
-                if self.num_bad > self.max_bad:
+                if self.num_bad > self.max_bad or self.num_bad == len(self.dataset):
                     raise BadExamplesError(
                         f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} "
                         f"may be (`max_bad_share`). The last one: {error}"
@@ -177,7 +177,7 @@ class TrainingStream(_Examples, IterableDataset):
             repetition += 1
 
     def _read_once(self, repetition: int) -> Iterator[dict[str, Tensor | str]]:
-        num_bad, order = 0, seed_of(self.seed, repetition) % 2**32
+        number, num_bad, order = 0, 0, seed_of(self.seed, repetition) % 2**32
         shuffled = self.dataset.shuffle(order, buffer_size=SHUFFLE_BUFFER)
         for number, example in enumerate(self.share(shuffled), start=1):
             seed = seed_of(self.seed, repetition, example["name"])
@@ -193,6 +193,8 @@ class TrainingStream(_Examples, IterableDataset):
                     ) from error
                 continue
             yield augmented
+        if num_bad and num_bad == number:
+            raise BadExamplesError(f"None of {number} training examples can be used; warnings name them.")
 
 
 class EvaluationExamples(_Examples, Dataset):

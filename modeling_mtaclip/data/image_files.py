@@ -268,6 +268,9 @@ def _bits_per_channel(image: Image.Image, header: bytes) -> int:
     """Bits of a channel, as the first bytes of the file say; without them or in other formats, as the mode says."""
     if image.format == "PNG" and header:
         return header[24]
+    # An image that was opened elsewhere and isn't decoded yet still has the format of its rows.
+    if image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile):
+        return 16
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
     if image.format == "PPM" and (found := PPM_HEADER.match(header)):

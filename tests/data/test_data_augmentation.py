@@ -334,6 +334,15 @@ def test_bad_files_are_replaced_and_counted(folder, share, allowed):
         examples[3]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_split_without_any_usable_file_ends_the_run(folder, streaming):
+    for path in (folder / "images/train").iterdir():
+        path.write_bytes(b"damaged")
+    examples = (training_stream if streaming else training_examples)(folder, max_bad_share=1)
+    with pytest.raises(RuntimeError, match=r"6 of 6 training examples|None of 6 training examples"):
+        next(iter(examples))
+
+
 def test_max_samples_takes_the_first(folder):
     assert len(training_examples(folder, max_samples=2)) == 2
     assert len(training_examples(folder, max_samples=200)) == 6

@@ -99,6 +99,9 @@ def test_more_than_8_bits_are_refused_whatever_they_are_decoded_to(tmp_path: Pat
                 reader(source)
     with pytest.raises(ValueError, match=name):
         open_image(path)
+    if name.endswith(".png"):
+        with pytest.raises(ValueError, match="16 bits per channel"), Image.open(path) as image:
+            open_image(image)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
