@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import has_length
 
@@ -26,18 +25,11 @@ from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments
 from .run import Run, prepare_run
 
 
-NUM_STEPS = 2
 # A trial leaves nothing behind and prints nothing but its own report.
-SILENT = {
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "report_to": [],
-    "push_to_hub": False,
-}
-SILENT |= {"load_best_model_at_end": False, "disable_tqdm": True, "resume_from_checkpoint": None}
+SILENT = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "no")
+SILENT |= {"load_best_model_at_end": False, "push_to_hub": False, "report_to": []}
+SILENT |= {"disable_tqdm": True, "resume_from_checkpoint": None}
 WEIGHT_OPTIONS = ("model_name_or_path", "original_checkpoint", "mask2former", "text_encoder", "backbone_weights")
-WEIGHT_OPTIONS += ("backbone",)
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 # Where to get what no program fetches for the user.
 ADDRESSES = {
@@ -46,6 +38,24 @@ ADDRESSES = {
 }
 # Files of which one is in the cache if a repository of the Hub has been downloaded.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json")
+
+
+class _StepTimer(TrainerCallback):
+    """Notes when two steps end and with which learning rates, and stops the training after them."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.learning_rates: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
+        self.learning_rates.append(optimizer.param_groups[0]["lr"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.times.append(time.perf_counter())
+        control.should_training_stop = len(self.times) > 2
 
 
 def dry_run(
@@ -62,27 +72,30 @@ def dry_run(
     missing = [*missing_weights(model_arguments), *missing_data(data_arguments)]
     if missing:
         raise ValueError("This run needs what is not on this machine:\n" + "\n".join(missing))
-    args = training_arguments
-    intervals = args.eval_steps if args.eval_strategy == "steps" else 0, args.save_total_limit, Path(args.output_dir)
+    args, timer = training_arguments, _StepTimer()
+    eval_steps = args.eval_steps if args.eval_strategy == "steps" else 0
+    save_total_limit, output_dir = args.save_total_limit or 0, Path(args.output_dir)
     with tempfile.TemporaryDirectory() as folder:
         for name, value in (SILENT | {"output_dir": folder, "do_train": True, "do_eval": True}).items():
             setattr(args, name, value)
         run = prepare_run(model_arguments, data_arguments, args)
-        lines = ["", "Dry run: two steps and one image", *_describe(run, *intervals[1:])]
-        timer = _StepTimer()
         run.trainer.add_callback(timer)
         run.trainer.pop_callback(PrinterCallback)
         loss = run.trainer.train().training_loss
         after_steps = _peak_memory(args.device)
         image_seconds = _evaluate_one(run)
-    first, last = timer.seconds
-    lines += [
-        f"  two steps       {first:.2f} s and {last:.2f} s, mean loss {loss:.3f}",
-        f"  learning rates  {' and '.join(f'{rate:.3g}' for rate in timer.learning_rates)} at first, "
-        f"{args.learning_rate:.3g} after warm-up; the backbone's is {args.backbone_lr_factor:g} of that",
+    start, first, second = timer.times
+    first_rate, second_rate = timer.learning_rates
+    lines = [
+        "\nDry run: two steps and one image",
+        *_describe_inputs(run),
+        _describe_checkpoints(run, save_total_limit + 1, output_dir),
+        f"  two steps       {first - start:.2f} s and {second - first:.2f} s, mean loss {loss:.3f}",
+        f"  learning rates  {first_rate:.3g} and {second_rate:.3g} at first, {args.learning_rate:.3g} after warm-up; "
+        f"the backbone's is {args.backbone_lr_factor:g} of that",
         f"  one image       {image_seconds:.2f} s, mean IoU {run.trainer.scores.summary()['mean_iou']:.3f}",
         f"  peak memory     {after_steps} after the steps, {_peak_memory(args.device)} after the image",
-        *_expected_time(run, intervals[0], last, image_seconds),
+        *_expected_time(run, eval_steps, second - first, image_seconds),
     ]
     report = "\n".join(lines)
     if run.trainer.is_world_process_zero():
@@ -92,12 +105,13 @@ def dry_run(
 
 def missing_weights(arguments: ModelArguments) -> Iterator[str]:
     """Lines about weights that are not on this machine, and how to get them."""
-    for option in WEIGHT_OPTIONS:
-        value = getattr(arguments, option)
-        source = arguments.backbone if value == "pretrained" else value
+    sources = {option: getattr(arguments, option) for option in WEIGHT_OPTIONS}
+    if sources["backbone_weights"] == "pretrained":
+        sources["backbone_weights"] = arguments.backbone
+    elif "/" in (arguments.backbone or ""):
+        sources["backbone"] = arguments.backbone
+    for option, source in sources.items():
         if source is None or Path(source).exists() or _is_package(source):
-            continue
-        if option == "backbone" and ("/" not in source or arguments.backbone_weights == "pretrained"):
             continue
         if Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors"):
             address = ADDRESSES.get(Path(source).name)
@@ -128,71 +142,46 @@ def _repository(name: str) -> str:
         return name.removeprefix("hf-hub:")
     import timm
 
-    return f"{timm.get_pretrained_cfg(name).hf_hub_id}" if timm.is_model(name) else f"timm/{name}"
+    return (timm.get_pretrained_cfg(name).hf_hub_id if timm.is_model(name) else None) or f"timm/{name}"
 
 
-class _StepTimer(TrainerCallback):
-    """Notes times and learning rates, and stops the training after the last step of the trial."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.learning_rates: list[float] = []
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
-
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, optimizer: torch.optim.Optimizer | None = None, **kwargs: Any
-    ) -> None:
-        self.learning_rates.append(optimizer.param_groups[0]["lr"])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.times.append(time.perf_counter())
-        control.should_training_stop = len(self.times) > NUM_STEPS
-
-    @property
-    def seconds(self) -> list[float]:
-        """Of each step, the first one with the start of the data loader."""
-        return [end - start for start, end in zip(self.times, self.times[1:], strict=False)]
-
-
-def _describe(run: Run, save_total_limit: int | None, output_dir: Path) -> list[str]:
-    """Parameters, batch, and room for checkpoints."""
-    trainer, args, model = run.trainer, run.trainer.args, run.trainer.model
-    trained, frozen = _count_parameters(model, True), _count_parameters(model, False)
-    lines = [f"  parameters      {trained.total() / 1e6:.2f} M trained, {frozen.total() / 1e6:.2f} M frozen"]
-    for counts, note in ((trained, ""), (frozen, " (frozen)")):
-        lines += [f"    {part:<20}{number / 1e6:.2f} M{note}" for part, number in counts.items()]
-    dataset = trainer.train_dataset
+def _describe_inputs(run: Run) -> list[str]:
+    """Parameters of each part, data and batch."""
+    args, dataset = run.trainer.args, run.trainer.train_dataset
+    counts = {True: Counter[str](), False: Counter[str]()}
+    for name, parameter in run.trainer.model.named_parameters():
+        counts[parameter.requires_grad][name.removeprefix("model.").split(".")[0]] += parameter.numel()
+    trained, frozen = (counts[is_trained].total() / 1e6 for is_trained in (True, False))
+    parts = [
+        f"    {part:<20}{number / 1e6:.2f} M{'' if is_trained else ' (frozen)'}"
+        for is_trained in (True, False)
+        for part, number in counts[is_trained].items()
+    ]
     images = f"{len(dataset)} images" if has_length(dataset) else "a stream of images"
     crops = " x ".join(str(side) for side in dataset.augmentation.crop_size)
     whole = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    lines += [
+    return [
+        f"  parameters      {trained:.2f} M trained, {frozen:.2f} M frozen",
+        *parts,
         f"  data            {images}, {len(run.data.class_names)} classes, crops of {crops}",
         f"  batch           {whole} = {args.train_batch_size} per device x {args.world_size} processes x "
         f"{args.gradient_accumulation_steps} accumulated, on {args.device.type}",
     ]
-    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def _describe_checkpoints(run: Run, number: int, output_dir: Path) -> str:
+    """Whether so many checkpoints have room."""
+    trained = sum(parameter.numel() for parameter in run.trainer.model.parameters() if parameter.requires_grad)
+    weights = sum(value.numel() * value.element_size() for value in run.trainer.model.state_dict().values())
     # AdamW keeps two moments of each trained weight; an average of the weights is one more.
-    size = (weights + 4 * trained.total() * (3 if args.ema_decay > 0 else 2)) / 2**20
-    number = (save_total_limit or 0) + 1
+    size = (weights + 4 * trained * (3 if run.trainer.averages else 2)) / 2**20
     existing = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free / 2**20
     enough = "" if free > number * size else ": NOT ENOUGH"
-    return [
-        *lines,
+    return (
         f"  checkpoint      {size:.0f} MiB each; {number} at once need {number * size:.0f} MiB, {free:.0f} MiB are "
-        f"free{enough}",
-    ]
-
-
-def _count_parameters(model: nn.Module, trained: bool) -> Counter[str]:
-    """Trained or frozen parameters of each part: the first two names in the path of a module."""
-    counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad == trained:
-            counts[name.removeprefix("model.").split(".")[0]] += parameter.numel()
-    return counts
+        f"free{enough}"
+    )
 
 
 def _evaluate_one(run: Run) -> float:
@@ -218,16 +207,15 @@ def _peak_memory(device: torch.device) -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB of the process"
 
 
-def _expected_time(run: Run, eval_steps: float, step_seconds: float, image_seconds: float) -> list[str]:
+def _expected_time(run: Run, eval_steps: float, step_seconds: float, image_seconds: float) -> Iterator[str]:
     """How long the whole run takes."""
     num_steps, images = run.trainer.state.max_steps, run.trainer.eval_dataset
-    lines = [f"  expected time   {num_steps} steps in {timedelta(seconds=round(num_steps * step_seconds))}"]
+    yield f"  expected time   {num_steps} steps in {timedelta(seconds=round(num_steps * step_seconds))}"
     if has_length(images):
         interval = (eval_steps if eval_steps >= 1 else eval_steps * num_steps) or num_steps
         times = 1 + int(num_steps // interval)
-        seconds = times * len(images) / run.trainer.args.world_size * image_seconds
-        lines.append(f"{'':18}and {times} evaluations of {len(images)} images in {timedelta(seconds=round(seconds))}")
-    return lines
+        seconds = round(times * len(images) / run.trainer.args.world_size * image_seconds)
+        yield f"{'':18}and {times} evaluations of {len(images)} images in {timedelta(seconds=seconds)}"
 
 
 __all__ = ["dry_run", "missing_data", "missing_weights"]

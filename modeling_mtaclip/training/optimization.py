@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers.utils import is_timm_available
 
 
 # Parameters without weight decay that are no norm's: learned queries, positions, levels and prompts, and what
@@ -29,19 +30,10 @@ UNDECAYED_NAMES = (
 BACKBONE = ("model.backbone.", "model.feature_pyramid.")
 
 
-def parameter_group(name: str, module: nn.Module) -> tuple[bool, bool]:
-    """Says how a parameter is trained.
-
-    Args:
-        name (`str`): the parameter's name in `MTAClipForSemanticSegmentation`.
-        module (`nn.Module`): the module that owns it.
-
-    Returns:
-        `tuple[bool, bool]`: whether it belongs to the backbone, and whether it decays.
-    """
+def _is_backbones_and_decays(name: str, module: nn.Module) -> tuple[bool, bool]:
+    """Whether a parameter, owned by a module, belongs to the backbone, and whether it decays."""
     is_norm = "norm" in type(module).__name__.lower()
-    decays = not is_norm and not any(part in name for part in UNDECAYED_NAMES)
-    return name.startswith(BACKBONE), decays
+    return name.startswith(BACKBONE), not is_norm and not any(part in name for part in UNDECAYED_NAMES)
 
 
 def parameter_groups(
@@ -71,7 +63,7 @@ def parameter_groups(
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
             if parameter.requires_grad:
-                group = groups[parameter_group(name, module)]
+                group = groups[_is_backbones_and_decays(name, module)]
                 group["params"].append(parameter)
                 group["param_names"].append(name)
     return [group for group in groups.values() if group["params"]]
@@ -149,4 +141,20 @@ def polynomial_schedule(
     return LambdaLR(optimizer, factor)
 
 
-__all__ = ["check_schedule", "create_schedule", "parameter_group", "parameter_groups", "polynomial_schedule"]
+def synchronize_batch_norms(backbone: nn.Module) -> None:
+    """Lets the batch norms of a backbone take their statistics over all processes, each on its GPU."""
+    if is_timm_available():
+        # Its batch norms have an activation in them, which PyTorch's function would lose.
+        from timm.layers import convert_sync_batchnorm
+    else:
+        convert_sync_batchnorm = nn.SyncBatchNorm.convert_sync_batchnorm
+    convert_sync_batchnorm(backbone)
+
+
+__all__ = [
+    "check_schedule",
+    "create_schedule",
+    "parameter_groups",
+    "polynomial_schedule",
+    "synchronize_batch_norms",
+]

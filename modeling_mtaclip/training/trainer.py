@@ -36,7 +36,7 @@ from .checkpoints import CheckpointLimitCallback, explained_disk_errors
 from .evaluated_images import ContextUsage, EvaluatedImage, align_masks
 from .evaluation import EvaluationCollator, SegmentationScores, whole_weights
 from .model_card import write_model_card
-from .optimization import create_schedule, parameter_groups
+from .optimization import create_schedule, parameter_groups, synchronize_batch_norms
 from .report import score_warnings
 
 
@@ -96,8 +96,8 @@ class MTAClipTrainer(Trainer):
         backbone = _without_adapters(self.model).model.backbone
         if self.args.freeze_backbone:
             backbone.requires_grad_(False)
-        elif self.args.sync_batch_norm and self.args.world_size > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+        elif self.args.sync_batch_norm and self.args.world_size > 1 and self.args.device.type != "cpu":
+            synchronize_batch_norms(backbone)
         if self.args.world_size > 1:
             for parameter in self.model.parameters():
                 if parameter.requires_grad and parameter.dim() == 4 and 1 in parameter.shape:
@@ -318,20 +318,13 @@ class MTAClipTrainer(Trainer):
                 self.tokenizer.save_pretrained(folder)
         super().save_model(output_dir, _internal_call)
 
-    def create_model_card(
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | Sequence[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        dataset: str | Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def create_model_card(self, model_name: str | None = None, **metadata: Any) -> None:
         """Writes the model card into the output folder; `push_to_hub` does so before it uploads the folder.
 
-        Arguments as for `transformers.Trainer.create_model_card`, of which `tasks`, `dataset_tags` and `dataset_args`
-        have no effect: the task is fixed, and the data set is the run's.
+        Args:
+            model_name (`str`, *optional*): by default that of the repository on the Hub or of the output folder.
+            metadata: as for `transformers.Trainer.create_model_card`, of which `tasks`, `dataset_tags` and
+                `dataset_args` have no effect: the task is fixed, and the data set is the run's.
         """
         if not self.is_world_process_zero():
             return
@@ -344,14 +337,13 @@ class MTAClipTrainer(Trainer):
             model_id=self.hub_model_id or self.args.hub_model_id or model_name or Path(self.args.output_dir).name,
             options=self.options,
             history=self.state.log_history,
-            data=getattr(getattr(self.train_dataset, "data", None), "info", None),
             num_images={name: len(images) for name, images in datasets.items() if has_length(images)},
             warnings=[] if self.scores is None else score_warnings(self.scores),
-            license=license or self.args.hub_license,
-            tags=tags,
-            language=language,
-            datasets=dataset,
-            base_model=finetuned_from,
+            license=metadata.get("license") or self.args.hub_license,
+            tags=metadata.get("tags"),
+            language=metadata.get("language"),
+            datasets=metadata.get("dataset"),
+            base_model=metadata.get("finetuned_from"),
         )
         if not is_written:
             logger.warning("%s is left as it is: it was not written by a training run.", path)

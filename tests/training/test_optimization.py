@@ -9,7 +9,7 @@ from transformers import TimmBackboneConfig
 from transformers.optimization import get_polynomial_decay_schedule_with_warmup
 
 from modeling_mtaclip.conversion import make_backbone_config
-from modeling_mtaclip.training.optimization import parameter_groups, polynomial_schedule
+from modeling_mtaclip.training.optimization import parameter_groups, polynomial_schedule, synchronize_batch_norms
 from tests.tiny import tiny_model
 
 
@@ -103,3 +103,17 @@ def test_schedule_without_start_share_is_that_of_transformers():
     ours = polynomial_schedule(optimizer, 3, 10, power=2.0, warmup_start_factor=0.0, lr_end=1e-3)
     theirs = get_polynomial_decay_schedule_with_warmup(other, 3, 10, lr_end=1e-3, power=2.0)
     torch.testing.assert_close(learning_rates(ours, optimizer, 12), learning_rates(theirs, other, 12))
+
+
+def test_synchronized_batch_norms_compute_what_plain_ones_do():
+    pytest.importorskip("timm")
+    for backbone in (TimmBackboneConfig(backbone="efficientnet_lite0", out_indices=[1, 2, 3, 4]), None):
+        model = tiny_model(**({} if backbone is None else {"backbone_config": backbone}))
+        pixel_values = torch.randn(1, 3, 64, 64)
+        with torch.no_grad():
+            expected = model(pixel_values=pixel_values).class_queries_logits
+            synchronize_batch_norms(model.model.backbone)
+            torch.testing.assert_close(model(pixel_values=pixel_values).class_queries_logits, expected)
+        kinds = {type(module) for module in model.model.backbone.modules()}
+        assert any(issubclass(kind, nn.SyncBatchNorm) for kind in kinds)
+        assert not kinds & {nn.BatchNorm2d}
