@@ -151,11 +151,11 @@ class MeanIoU(evaluate.Metric):
             )
         self.synchronize()
 
-    def _compute(self, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
-        """The figures of these images alone, whatever was added before."""
+    def _compute(self, predictions: Any, references: Any, *options: Any, **named_options: Any) -> dict[str, Any]:
+        """The figures of these images alone, whatever was added before; options in the constructor's order."""
         counts = PairCounts()
         _count(counts, predictions, references)
-        return self._figures(counts, options)
+        return self._figures(counts, dict(zip(self.options, options, strict=False)) | named_options)
 
     def confusion_matrix(self, **options: Any) -> Tensor:
         """Confusion matrix of the images so far, int64 `(K + 1, K + 1)` with a last row (references) and column

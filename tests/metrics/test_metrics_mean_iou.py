@@ -224,6 +224,7 @@ def test_takes_what_evaluate_takes():
     )
     assert_same_figures(of_these, expected)
     assert_same_figures(metric._compute(predictions, references), expected)
+    assert_same_figures(metric._compute(predictions, references, 2, 255), expected)
     assert metric.compute()["overall_accuracy"] == 1
     with pytest.raises(TypeError, match=r"Unknown options \['num_classes'\]"):
         metric.compute(predictions=predictions, references=references, num_classes=2)
