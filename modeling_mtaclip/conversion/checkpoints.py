@@ -46,8 +46,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         path (`str` or `Path`): the format is known from the content, not from the name.
 
     Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: a file that can't be read, like a truncated one, or without a state dict.
+        ValueError: no such file or folder, or one that can't be read, like a truncated one, or without a state dict.
     """
     file = _find_file(Path(path))
     content = _read_shards(file) if file.name.endswith(".index.json") else _read_file(file)
@@ -59,10 +58,10 @@ def _find_file(path: Path) -> Path:
     if path.is_dir():
         found = [path / name for name in FILE_NAMES if (path / name).is_file()]
         if not found:
-            raise FileNotFoundError(f"The folder {path} has no weights: expected one of {', '.join(FILE_NAMES)}.")
+            raise ValueError(f"The folder {path} has no weights: expected one of {', '.join(FILE_NAMES)}.")
         return found[0]
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}: expected weights, like .safetensors, .pth, .pt or .bin.")
+        raise ValueError(f"There is no file {path}: expected weights, like .safetensors, .pth, .pt or .bin.")
     return path
 
 

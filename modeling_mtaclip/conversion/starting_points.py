@@ -101,6 +101,8 @@ def from_pretrained_parts(
     Raises:
         ValueError: a source that is not there, does not fit, or has tensors that nobody knows.
     """
+    if isinstance(class_names, str):
+        raise ValueError(f"`class_names` must be a list of names, got the name {class_names!r}.")
     if original is not None:
         options = {"text_encoder": text_encoder, "backbone": backbone, "backbone_config": backbone_config}
         options |= {"mask2former": mask2former, "backbone_weights": backbone_weights, "text_positions": text_positions}
@@ -108,9 +110,11 @@ def from_pretrained_parts(
         if given:
             raise ValueError(f"`original` gives a whole model, but {given} would replace parts of it. Leave them out.")
         return build_original(load_checkpoint(original), class_names, tokenizer, **fields)
+    if backbone is None and backbone_weights == "pretrained":
+        raise ValueError("`backbone_weights='pretrained'` needs the name of a `backbone`, whose weights these are.")
     with_text = fields.get("text_branch", True)
     sources = _Sources(text_encoder if with_text else None, backbone, mask2former, backbone_weights)
-    class_names = list(class_names or sources.class_names())
+    class_names = class_names or sources.class_names()
     fields = sources.fields(backbone_config, text_positions) | fields
     if with_text or tokenizer is not None:
         tokenizer = _load_tokenizer(tokenizer, text_encoder)

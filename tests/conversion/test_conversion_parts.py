@@ -3,12 +3,20 @@
 """Models from CLIP, Mask2Former and the authors' checkpoints: their numbers, and the account of tensors."""
 
 import itertools
+import json
 import re
+import shutil
+from copy import deepcopy
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSemanticSegmentation, CLIPTextModelWithProjection
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    CLIPTextModelWithProjection,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 from transformers.image_utils import OPENAI_CLIP_MEAN
 
 from modeling_mtaclip.classes_mtaclip import match_classes
@@ -291,6 +299,52 @@ def test_mask2former_with_another_backbone(mask2former):
     assert parts.model(torch.randn(1, 3, 64, 64)).logits.shape == (1, 3, 16, 16)
 
 
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("resnet")
+    model = ResNetForImageClassification(ResNetConfig(**TINY_BACKBONE)).eval()
+    model.save_pretrained(folder)
+    return model, folder
+
+
+@pytest.mark.parametrize("weights", [None, "pretrained", "model.safetensors"])
+def test_backbone_of_a_folder_of_transformers_has_its_weights(resnet, weights):
+    model, folder = resnet
+    weights = str(folder / weights) if weights and "." in weights else weights
+    bundle = from_pretrained_parts(NAMES, text_branch=False, backbone=str(folder), backbone_weights=weights, **TINY)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.resnet(images, output_hidden_states=True).hidden_states[1:]
+        assert_same_maps(bundle.model.model.backbone(images).feature_maps, expected)
+    assert not [name for name in bundle.loading_report.new if name.startswith("model.backbone.")]
+    (left_out,) = bundle.loading_report.left_out.values()
+    assert sorted(left_out) == ["classifier.1.bias", "classifier.1.weight"]
+
+
+def test_backbone_of_another_depth_is_refused(resnet):
+    options = {"text_branch": False, "backbone": str(resnet[1]), **TINY}
+    for depths, problem in (([1, 1, 1, 2], "missing"), ([2, 1, 1, 1], "missing")):
+        with pytest.raises(ValueError, match=rf"no complete ResNetBackbone: \d+ {problem} tensors, e.g. \['encoder"):
+            from_pretrained_parts(NAMES, backbone_config={"depths": depths}, **options)
+    with pytest.raises(ValueError, match=r"mismatched tensors, e.g. .*'encoder.stages.3"):
+        from_pretrained_parts(NAMES, backbone_config={"hidden_sizes": [8, 8, 16, 32]}, **options)
+
+
+def test_sources_in_half_precision_give_models_in_float32(clip, mask2former, resnet, tmp_path):
+    for name, (model, _) in {"clip": clip, "mask2former": mask2former, "resnet": resnet}.items():
+        deepcopy(model).half().save_pretrained(tmp_path / name)
+    TOKENIZER.save_pretrained(tmp_path / "clip")
+    paths = {name: str(tmp_path / name) for name in ("clip", "mask2former", "resnet")}
+    for options in (
+        {"text_encoder": paths["clip"], "backbone": paths["clip"], **TINY},
+        {"text_encoder": paths["clip"], "mask2former": paths["mask2former"], "prompt_length": 4},
+        {"text_branch": False, "backbone": paths["resnet"], **TINY},
+    ):
+        model = from_pretrained_parts(NAMES, **options).model
+        assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("names", "source_names", "expected"),
     [
@@ -415,11 +469,24 @@ def test_what_cannot_be_explained_is_an_error(openai, clip, mask2former, origina
         from_pretrained_parts(original=path, tokenizer=ReferenceTokenizer())
 
 
+class SmallTokenizer(ReferenceTokenizer):
+    def __len__(self):
+        return 3
+
+
 def test_sources_that_do_not_fit_are_refused(openai, clip, original, tmp_path):
     with pytest.raises(ValueError, match="'nowhere' is no file, and no model of transformers"):
         from_pretrained_parts(NAMES, text_encoder="nowhere")
     with pytest.raises(ValueError, match="give `text_encoder`"):
         from_pretrained_parts(NAMES)
+    with pytest.raises(ValueError, match="list of names, got the name 'road'"):
+        from_pretrained_parts("road", text_encoder=clip[1])
+    with pytest.raises(ValueError, match="needs the name of a `backbone`"):
+        from_pretrained_parts(NAMES, text_branch=False, backbone_weights="pretrained")
+    with pytest.raises(ValueError, match=r"query_embed_decoder.weight is not for 9 mask queries"):
+        from_pretrained_parts(original=original[0], tokenizer=ReferenceTokenizer(), num_queries=9)
+    with pytest.raises(ValueError, match=f"has 3 tokens, but the text encoder of '{clip[1]}' knows {len(TOKENIZER)}"):
+        from_pretrained_parts(NAMES, text_encoder=clip[1], tokenizer=SmallTokenizer(), **RANDOM_RESNET, **TINY)
     with pytest.raises(ValueError, match="`class_names` is missing"):
         from_pretrained_parts(text_encoder=clip[1])
     with pytest.raises(ValueError, match=r"gives a whole model, but \['text_encoder'\]"):
@@ -438,3 +505,63 @@ def test_sources_that_do_not_fit_are_refused(openai, clip, original, tmp_path):
         from_pretrained_parts(NAMES, original=tmp_path / "other.pt", tokenizer=ReferenceTokenizer())
     with pytest.raises(ValueError, match="can't be read safely as safetensors, TorchScript or pickled"):
         from_pretrained_parts(NAMES, text_encoder=__file__, tokenizer=TOKENIZER)
+
+
+def _without_vocabulary(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def _truncate(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def _set(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "message"),
+    [
+        ("clip", _without_vocabulary, "has no vocabulary for plain English words"),
+        ("clip", _truncate, "No CLIPModel could be loaded"),
+        (
+            "clip",
+            lambda folder: _set(folder, lambda config: config["text_config"].update(intermediate_size=64)),
+            r"6 mismatched tensors, e.g. \[\('text_model.encoder.layers.0.mlp.fc1.bias'",
+        ),
+        ("mask2former", _truncate, "No Mask2FormerForUniversalSegmentation could be loaded"),
+        (
+            "mask2former",
+            lambda folder: _set(folder, lambda config: config.update(id2label={"0": "a", "2": "b", "5": "c"})),
+            r"class ids with gaps, \[0, 2, 5\]",
+        ),
+        (
+            "mask2former",
+            lambda folder: _set(folder, lambda config: config.update(model_type="maskformer")),
+            "type 'maskformer', but one of",
+        ),
+    ],
+)
+def test_damaged_folders_are_refused(clip, mask2former, tmp_path, kind, damage, message):
+    source = {"clip": clip, "mask2former": mask2former}[kind][1]
+    folder = shutil.copytree(source, tmp_path / kind)
+    damage(folder)
+    options = {
+        "clip": {"text_encoder": str(folder)},
+        "mask2former": {"mask2former": str(folder), "text_branch": False},
+    }
+    names = NAMES if kind == "clip" else None
+    with pytest.raises(ValueError, match=message):
+        from_pretrained_parts(names, **options[kind])
+
+
+@pytest.mark.parametrize(
+    "options", [{"text_encoder": "nobody/nothing"}, {"mask2former": "nobody/nothing"}, {"backbone": "nobody/nothing"}]
+)
+def test_names_that_are_not_there_without_the_hub_are_refused(options):
+    with pytest.raises(ValueError, match="'nobody/nothing' is no file, and no model of transformers"):
+        from_pretrained_parts(NAMES, text_branch="text_encoder" in options, **options)
