@@ -224,7 +224,8 @@ class _Findings:
             listed = "\n".join(f"- {problem}" for problem in self.problems)
             message = f"{len(self.problems)} unusable examples in {self.where}:\n{listed}"
             if len(self.problems) > allowed_bad(max_bad_share, len(self.problems) + len(self.sources)):
-                raise ValueError(message)
+                more = ", or allow more with `max_bad_share`" if self.split == "train" else ""
+                raise ValueError(f"{message}\nMend or remove these files{more}.")
             logger.warning("%s", message)
 
     def judge(self, strictly: bool) -> None:
