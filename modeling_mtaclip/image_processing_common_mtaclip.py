@@ -26,10 +26,12 @@ from transformers.image_utils import (
     make_flat_list_of_images,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import TensorType
+from transformers.utils import TensorType, logging
 
 from .postprocessing_mtaclip import semantic_labels, semantic_scores
 
+
+logger = logging.get_logger(__name__)
 
 # As transformers has them in an auto map: PIL's, then torchvision's.
 AUTO_IMAGE_PROCESSORS = (
@@ -137,6 +139,14 @@ class MTAClipImageProcessing:
             prepared = [image.to(device) for image in prepared]
         if not prepared:
             raise ValueError("No images were given.")
+        if (
+            as_given
+            and kwargs["do_rescale"]
+            and any(image.is_floating_point() and image.max() <= 1 for image in prepared)
+        ):
+            logger.warning_once(
+                "`do_rescale` is applied to images of floats in [0, 1]: `False` takes them as they are."
+            )
         maps = None if segmentation_maps is None else _prepare_maps(segmentation_maps, prepared)
         return BatchFeature(data=self._preprocess(prepared, maps=maps, **kwargs), tensor_type=return_tensors)
 
@@ -291,9 +301,7 @@ def read_image(
 
 def _decoded(image: Image.Image, to_rgb: bool) -> np.ndarray:
     """The upright image as an array; palettes and colors that are not RGB are resolved."""
-    # How the file has the values, as long as they are not loaded: Pillow makes 8 bits of the 16 of colors.
-    modes_in_file = [str(tile[3]) for tile in getattr(image, "tile", ())]
-    if image.mode in WIDE_PIL_MODES or any(";16" in mode for mode in modes_in_file):
+    if image.mode in WIDE_PIL_MODES or ";16" in _mode_in_file(image):
         raise ValueError(
             f"Images must have 8 bits per channel, got a PIL image of mode {image.mode!r} with more. Scale it first, "
             "e.g. `(numpy.asarray(image) / 256).astype(numpy.uint8)` for 16 bits."
@@ -304,6 +312,11 @@ def _decoded(image: Image.Image, to_rgb: bool) -> np.ndarray:
     if image.mode not in ("1", "L", "RGB", "RGBA") or (to_rgb and image.mode != "RGB"):
         image = image.convert("RGB")
     return np.array(image)
+
+
+def _mode_in_file(image: Image.Image) -> str:
+    """How the file of an image has the values, as long as Pillow has not loaded them and made 8 bits of them."""
+    return "".join(str(tile[3]) for tile in getattr(image, "tile", ())[:1])
 
 
 def _values(image: np.ndarray | Tensor, as_given: bool) -> Tensor:
@@ -390,6 +403,10 @@ def _prepare_maps(segmentation_maps: ImageInput, images: list[Tensor]) -> list[T
 
 def _label_map(label_map: Any, image: Tensor) -> Tensor:
     if isinstance(label_map, Image.Image):
+        if _mode_in_file(label_map) in ("L;2", "L;4"):
+            raise ValueError(
+                "Pillow stretches the values of a segmentation map in grey of 2 or 4 bits: write it with 8 bits."
+            )
         label_map = ImageOps.exif_transpose(label_map)
     labels = np.array(label_map.cpu() if isinstance(label_map, Tensor) else label_map)
     if labels.ndim != 2 or labels.dtype.kind not in "iub":

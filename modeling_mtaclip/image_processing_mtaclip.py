@@ -65,7 +65,7 @@ class MTAClipImageProcessorPil(MTAClipImageProcessing, PilBackend):
 
     def _preprocess(self, *args: Any, **kwargs: Any) -> dict[str, list]:
         data = super()._preprocess(*args, **kwargs)
-        return {name: [each.numpy() for each in tensors] for name, tensors in data.items()}
+        return {name: [each.cpu().numpy() for each in tensors] for name, tensors in data.items()}
 
 
 __all__ = ["MTAClipImageProcessor", "MTAClipImageProcessorPil"]

@@ -293,19 +293,28 @@ def test_options_without_effect_are_refused(kind, options, message):
         kind(**options)(np.zeros((8, 9, 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_files_of_16_bits_are_refused(mode, tmp_path):
-    """Pillow decodes them to 8 bits."""
-    channels = {"RGB": 3, "RGBA": 4, "LA": 2}[mode]
-    rows = np.full((4, 4, channels), 1000, dtype=">u2").tobytes()
-    scanlines = b"".join(b"\0" + rows[i : i + 8 * channels] for i in range(0, len(rows), 8 * channels))
-    header = struct.pack(">IIBBBBB", 4, 4, 16, {"RGB": 2, "RGBA": 6, "LA": 4}[mode], 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(scanlines)), (b"IEND", b"")]
+def write_png(path, color_type, bits, row):
+    """A PNG file of four equal rows, which Pillow can't write with other bits."""
+    header = struct.pack(">IIBBBBB", 4, 4, bits, color_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(4 * (b"\0" + row))), (b"IEND", b"")]
     file = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
-    (tmp_path / "wide.png").write_bytes(b"\x89PNG\r\n\x1a\n" + file)
-    for image in (Image.open(tmp_path / "wide.png"), str(tmp_path / "wide.png")):
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + file)
+    return path
+
+
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_files_of_16_bits_are_refused(color_type, channels, tmp_path):
+    """Pillow decodes them to 8 bits."""
+    path = write_png(tmp_path / "wide.png", color_type, 16, np.full(4 * channels, 1000, ">u2").tobytes())
+    for image in (Image.open(path), str(path)):
         with pytest.raises(ValueError, match="must have 8 bits per channel"):
             MTAClipImageProcessor()(image)
+
+
+def test_label_maps_that_pillow_stretches_are_refused(tmp_path):
+    labels = Image.open(write_png(tmp_path / "labels.png", 0, 4, b"\x12\x34"))
+    with pytest.raises(ValueError, match="2 or 4 bits: write it with 8 bits"):
+        MTAClipImageProcessor()(random_image(4, 4), segmentation_maps=labels, input_data_format="channels_last")
 
 
 def random_outputs(batch_size, height, width, num_labels=5, queries=7):
