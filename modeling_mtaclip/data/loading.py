@@ -100,7 +100,11 @@ def load_segmentation_dataset(
     elif (folder / "images").is_dir():
         splits, info = _load_files(folder, read_dataset_info(folder / "classes.json"))
     elif folder.is_dir() or source.count("/") == 1:
-        _refuse_remote_code(trust_remote_code)
+        if trust_remote_code:
+            raise ValueError(
+                f"`trust_remote_code`: datasets {datasets.__version__} runs no code of data sets. Use a revision "
+                "without code, often 'refs/convert/parquet'."
+            )
         loaded = _load_with_datasets(source, dataset_config_name, streaming, hub_options)
         splits = _with_known_columns(source, loaded, image_column_name, annotation_column_name)
         info = _info_beside(source, hub_options)
@@ -143,7 +147,8 @@ def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo
         raise ValueError(f"{root} is no folder of {info.title}: expected files like {info.splits['train'][0]}.")
     if info.train_ids is not None:
         ready = {
-            split: [(image, _renamed(mask, info.train_ids)) for image, mask in each] for split, each in pairs.items()
+            split: [(image, mask.with_name(mask.name.replace(*info.train_ids))) for image, mask in each]
+            for split, each in pairs.items()
         }
         if all(mask.is_file() for split, each in ready.items() if split != "test" for _, mask in each):
             pairs, info = ready, info.with_label_ids()
@@ -164,10 +169,6 @@ def _usual_splits(root: Path) -> dict[str, tuple[str, str]]:
             f"{root / 'images'} has no images for training or validation: expected folders train and val."
         )
     return splits
-
-
-def _renamed(path: Path, parts: Sequence[str]) -> Path:
-    return path.with_name(path.name.replace(*parts))
 
 
 def _pair_files(root: Path, image_pattern: str, annotation_pattern: str) -> list[FilePair]:
@@ -254,14 +255,6 @@ def _as_stream(dataset: Dataset | IterableDataset) -> IterableDataset:
         return dataset
     stream = dataset.with_format(None).to_iterable_dataset(num_shards=max(1, min(MAX_STREAM_SHARDS, len(dataset))))
     return stream.map(_draw_scene, remove_columns="seed") if "seed" in dataset.column_names else stream
-
-
-def _refuse_remote_code(trust_remote_code: bool) -> None:
-    if trust_remote_code:
-        raise ValueError(
-            f"`trust_remote_code`: datasets {datasets.__version__} runs no code of data sets. Use a revision without "
-            "code, often 'refs/convert/parquet'."
-        )
 
 
 def _load_with_datasets(
