@@ -26,7 +26,7 @@ RIGHT_COLOR = (200, 200, 200)
 WRONG_COLOR = (213, 94, 0)
 # From 0 to 1, from dark to light (five colors of matplotlib's viridis).
 CONFIDENCE_COLORS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37))
-FONT_SIZE = 14
+FONT_SIZE, MAX_FONT_SIZE = 14, 40
 MIN_LEGEND_WIDTH = 320
 
 
@@ -121,6 +121,8 @@ def legend_entries(
 ) -> tuple[list[str], list[Color], list[float]]:
     """Names, colors and shares of the pixels of the classes that occur in label maps, the most frequent first, and at
     the end "not annotated" if there are pixels without a class: what [`legend`] takes."""
+    if len(names) != len(palette):
+        raise ValueError(f"Each class needs a name and a color, got {len(names)} names and {len(palette)} colors.")
     counts = np.zeros(len(names) + 1, dtype=np.int64)
     for labels in label_maps:
         labels = _as_label_map(labels, len(names), ignore_index)
@@ -142,19 +144,20 @@ def compare(
 ) -> Image.Image:
     """Draws pictures side by side, each at its own size under its title (which may be empty), above a legend.
 
-    The legend has the [`legend_entries`] of `label_maps`, with their shares if `show_shares` is true, or, without
-    label maps, all classes.
+    Text grows with the pictures. The legend has the [`legend_entries`] of `label_maps`, with their shares if
+    `show_shares` is true, or, without label maps, all classes.
     """
     if not panels:
         raise ValueError("`compare` needs at least one panel.")
     shares = None
     if label_maps is not None:
         names, palette, shares = legend_entries(label_maps, names, palette, ignore_index)
-    font, gap = ImageFont.load_default(FONT_SIZE), FONT_SIZE // 2
+    font_size = min(max(FONT_SIZE, max(picture.width for _, picture in panels) // 45), MAX_FONT_SIZE)
+    font, gap = ImageFont.load_default(font_size), font_size // 2
     widths = [max(picture.width, int(font.getlength(title)) + 1) for title, picture in panels]
-    top = 2 * gap + FONT_SIZE if any(title for title, _ in panels) else 0
+    top = 2 * gap + font_size if any(title for title, _ in panels) else 0
     width, height = sum(widths) + gap * (len(panels) - 1), top + max(picture.height for _, picture in panels)
-    below = legend(names, palette, shares if show_shares else None, width)
+    below = legend(names, palette, shares if show_shares else None, width, font_size)
     whole = Image.new("RGB", (max(width, below.width), height + below.height), "white")
     draw, x = ImageDraw.Draw(whole), 0
     for (title, picture), panel_width in zip(panels, widths, strict=True):

@@ -76,6 +76,7 @@ def test_confidences_go_from_dark_to_light():
         (lambda: legend([], []), "at least one name"),
         (lambda: legend(["a"], PALETTE), "1 names, 2 colors"),
         (lambda: compare([], ["a"], PALETTE[:1]), "at least one panel"),
+        (lambda: compare([("", GRAY)], ["a"], PALETTE, [LABELS]), "got 1 names and 2 colors"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(draw, message):
@@ -117,11 +118,19 @@ def test_panels_stand_side_by_side_above_the_classes_that_occur():
     assert (1, 2, 3) not in colors
 
 
+@pytest.mark.parametrize(("width", "height"), [(500, 28 + 28), (900, 40 + 40), (4000, 80 + 80)])
+def test_text_grows_with_the_pictures(width, height):
+    picture = compare([("title", Image.new("RGB", (width, 10)))], ["road"], PALETTE[:1])
+    assert picture.size == (width, height + 10)
+
+
 def test_a_picture_alone_has_no_title_and_a_legend_of_shares(monkeypatch):
     drawn = {}
     monkeypatch.setattr(
         "modeling_mtaclip.visualization.legend",
-        lambda names, palette, shares, width: drawn.update(names=names, shares=shares) or Image.new("RGB", (320, 9)),
+        lambda names, palette, shares, width, font_size: (
+            drawn.update(names=names, shares=shares) or Image.new("RGB", (320, 9))
+        ),
     )
     picture = compare([("", GRAY)], ["a", "b"], PALETTE, label_maps=[LABELS], show_shares=True)
     assert picture.size == (320, 11)
