@@ -96,6 +96,12 @@ class MTAClipConfig(PreTrainedConfig):
             Weight of the masks' dice loss.
         contrastive_weight (`float`, defaults to 1.0):
             Weight of the mask-to-text contrastive loss.
+        class_mask_weight (`float`, defaults to 0.0):
+            Weight of the losses of class masks: masks that the text queries predict for their own classes, without
+            matching, as in textual object queries (arXiv 2407.09033). With 0 there are none, as in the authors' code.
+        class_mask_share (`float`, defaults to 0.0):
+            How much class masks add to the scores of a prediction, in [0, 1]: at 1, each counts like a mask query that
+            is certain of its class.
         no_object_weight (`float`, defaults to 0.1):
             Weight of "no object" queries in the classification and contrastive losses.
         match_class_weight (`float`, defaults to 2.0):
@@ -197,6 +203,8 @@ class MTAClipConfig(PreTrainedConfig):
     mask_weight: float | int = 5.0
     dice_weight: float | int = 5.0
     contrastive_weight: float | int = 1.0
+    class_mask_weight: float | int = 0.0
+    class_mask_share: float | int = 0.0
     no_object_weight: float | int = 0.1
     match_class_weight: float | int = 2.0
     match_mask_weight: float | int = 5.0
@@ -336,9 +344,16 @@ class MTAClipConfig(PreTrainedConfig):
         _require_choice(self, "ignored_pixels", IGNORED_PIXELS)
         _require_choice(self, "point_sampling", POINT_SAMPLINGS)
         _require_positive(self, "train_num_points", "contrastive_temperature", "no_object_weight")
-        for name in ("class", "mask", "dice", "contrastive", "match_class", "match_mask", "match_dice"):
+        for name in ("class", "mask", "dice", "contrastive", "class_mask", "match_class", "match_mask", "match_dice"):
             if getattr(self, f"{name}_weight") < 0:
                 raise ValueError(f"`{name}_weight` must not be negative, got {getattr(self, f'{name}_weight')}.")
+        if not 0 <= self.class_mask_share <= 1:
+            raise ValueError(f"`class_mask_share` must be between 0 and 1, got {self.class_mask_share}.")
+        if (self.class_mask_weight or self.class_mask_share) and not self.text_branch:
+            raise ValueError(
+                "`class_mask_weight` and `class_mask_share` are for masks of text queries, which a model without text "
+                "branch doesn't have. Leave them out, or set `text_branch=True`."
+            )
         if self.oversample_ratio < 1:
             raise ValueError(f"`oversample_ratio` must be at least 1, got {self.oversample_ratio}.")
         if not 0 <= self.importance_sample_ratio <= 1:

@@ -26,6 +26,8 @@ logger = logging.get_logger(__name__)
 
 # Stands for a cost that is not finite: larger than any real cost, small enough for float32 sums to stay exact.
 UNUSABLE_COST = 1e6
+# Weight of a class mask's cross-entropy where the image doesn't show the class, beside 1 where it does.
+ABSENT_CLASS_WEIGHT = 0.2
 # Marks the columns of costs that stand for no class; no real cost is minus infinity.
 NO_CLASS = float("-inf")
 
@@ -256,6 +258,7 @@ class MTAClipCriterion(nn.Module):
         image_classes: Tensor | None = None,
         normalizers: Tensor | None = None,
         point_seeds: Tensor | None = None,
+        class_mask_embeddings: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Computes the losses: mask logits in the queries' dtype, everything from there on in float32.
 
@@ -271,6 +274,8 @@ class MTAClipCriterion(nn.Module):
                 [`loss_normalizers`] of these images.
             point_seeds (`Tensor` of shape `(B,)`, *optional*): int64; makes each image's random points a function of
                 its seed alone, whatever else is in the batch.
+            class_mask_embeddings (`Tensor` of shape `(L, B, K, D)`, *optional*): of the class masks, one for each
+                class.
 
         Returns:
             `tuple[Tensor, dict[str, Tensor]]`: the weighted total, and the unweighted terms by name: those of the last
@@ -293,6 +298,8 @@ class MTAClipCriterion(nn.Module):
             queries = self._match(class_queries_logits, mask_embeddings, features, image_classes, for_matching)
             sums = self._query_losses(class_queries_logits, mask_text_similarity, queries, image_classes)
             sums |= self._mask_losses(mask_embeddings, features, queries, for_masks)
+            if class_mask_embeddings is not None:
+                sums |= self._class_mask_losses(class_mask_embeddings, features, labels)
 
             # Without any labelled pixel, the sums are 0 too.
             weight_sum, num_masks = (
@@ -304,6 +311,8 @@ class MTAClipCriterion(nn.Module):
                 "contrastive": (config.contrastive_weight, weight_sum),
                 "mask": (config.mask_weight, mask_divisor),
                 "dice": (config.dice_weight, mask_divisor),
+                "class_mask": (config.class_mask_weight * config.mask_weight, num_masks),
+                "class_dice": (config.class_mask_weight * config.dice_weight, num_masks),
             }
             terms = {name: losses / weights_and_divisors[name][1] for name, losses in sums.items()}
             total = sum(weights_and_divisors[name][0] * term.sum() for name, term in terms.items())
@@ -402,6 +411,24 @@ class MTAClipCriterion(nn.Module):
             samples = [values.gather(-1, chosen) for values in samples]
         losses = {"mask": mask_losses(*samples), "dice": dice_losses(*samples)}
         return {name: (values * (queries >= 0)).sum(dim=(0, 2)) for name, values in losses.items()}
+
+    def _class_mask_losses(self, embeddings: Tensor, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Sums of the losses of class masks, per layer, on every pixel of the mask features.
+
+        An image's classes are known, and each has its own mask: nothing is matched. The mask of a class that the image
+        doesn't show learns to be empty.
+        """
+        config = self.config
+        ignore_index = config.semantic_loss_ignore_index if config.ignored_pixels == "exclude" else None
+        classes = torch.arange(config.num_labels, device=labels.device).expand(len(labels), -1)
+        points = pixel_centers(tuple(features.shape[1:3]), labels.device).expand(len(labels), -1, -1)
+        targets, weights = interpolate_labels(labels, points, classes, ignore_index, torch.float32)
+        logits = _to_float32(embeddings @ features.flatten(1, 2).transpose(1, 2))  # (L, B, K, h * w)
+        samples = (logits, targets, weights[:, None])
+        present = targets.sum(dim=-1) > 0
+        shares = torch.where(present, 1.0, ABSENT_CLASS_WEIGHT)
+        losses = {"class_mask": mask_losses(*samples) * shares, "class_dice": dice_losses(*samples) * present}
+        return {name: values.sum(dim=(1, 2)) for name, values in losses.items()}
 
     def _choose_points(self, logits: Tensor, weights: Tensor) -> Tensor:
         """For each mask the most uncertain of the candidates (PointRend, arXiv 1912.08193) and all uniform points."""

@@ -7,6 +7,7 @@ frozen CLIP text encoder → text embeddings; mask queries and text queries toge
 "Sec." refers to the paper (arXiv 2407.21654).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
@@ -104,9 +105,10 @@ class MTAClipForSemanticSegmentationOutput(ModelOutput):
             Score of each class at each pixel: sum over the queries of class probability times mask probability. For the
             exact scores at a larger size use `MTAClipImageProcessor.post_process_semantic_segmentation`.
         class_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, num_labels + 1)`):
-            Class logits of each query; the last one is "no object".
+            Class logits of each query; the last one is "no object". With `class_mask_share`, the `num_labels` classes'
+            own queries follow.
         masks_queries_logits (`torch.FloatTensor` of shape `(batch_size, num_queries, height / 4, width / 4)`, *optional*):
-            Mask logits of each query.
+            Mask logits of each query, followed by the class masks with `class_mask_share`.
         mask_text_similarity (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_queries, num_labels + 1)`, *optional*):
             Cosine of each mask query with each class text, in every prompt context.
         text_embeddings (`torch.FloatTensor` of shape `(batch_size, num_prompt_contexts, num_labels + 1, projection_dim)`, *optional*):
@@ -732,12 +734,18 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
                 image_classes,
                 loss_normalizers,
                 point_seeds,
+                self._class_mask_embeddings(states[first:]) if self.config.class_mask_weight else None,
             )
 
-        masks, logits, auxiliary = None, None, None
+        masks, logits, auxiliary, final_class_logits = None, None, None, class_logits[-1]
         if output_logits:
             masks = _mask_logits(mask_embeddings[-1], outputs.mask_features)
-            logits = _semantic_scores(class_logits[-1], masks)
+            if self.config.class_mask_share:
+                class_masks = _mask_logits(self._class_mask_embeddings(states[-1]), outputs.mask_features)
+                masks = torch.cat((masks, class_masks), dim=1)
+                certain = self._class_mask_logits(final_class_logits).expand(len(masks), -1, -1)
+                final_class_logits = torch.cat((final_class_logits, certain), dim=1)
+            logits = _semantic_scores(final_class_logits, masks)
         if output_auxiliary_predictions:
             auxiliary = tuple(
                 MTAClipForSemanticSegmentationOutput(
@@ -750,7 +758,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         return MTAClipForSemanticSegmentationOutput(
             loss=loss,
             logits=logits,
-            class_queries_logits=class_logits[-1],
+            class_queries_logits=final_class_logits,
             masks_queries_logits=masks,
             mask_text_similarity=None if similarity is None else similarity[-1],
             text_embeddings=outputs.text_embeddings,
@@ -944,6 +952,20 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             with suppress(OSError, ValueError):
                 part = auto_class.from_pretrained(self.name_or_path, trust_remote_code=_is_remote_code(type(self)))
                 part.save_pretrained(save_directory)
+
+    def _class_mask_embeddings(self, states: Tensor) -> Tensor:
+        """Mask embeddings `(..., B, K, D)` of the classes' text queries, from states `(..., B, N, D)`."""
+        text_queries = states[..., self.config.num_queries :, :].unflatten(-2, self.text_head.text_shape)
+        return self.model.decoder.mask_embedder(text_queries.mean(dim=-3)[..., :-1, :])
+
+    def _class_mask_logits(self, class_queries_logits: Tensor) -> Tensor:
+        """Class logits `(K, K + 1)` of queries of which each gives `class_mask_share` to its own class, the rest to
+        "no object"."""
+        num_labels, tiny = self.config.num_labels, torch.finfo(torch.float16).tiny
+        logits = class_queries_logits.new_full((num_labels, num_labels + 1), math.log(tiny))
+        logits[:, -1] = math.log(max(1 - self.config.class_mask_share, tiny))
+        logits.diagonal().fill_(math.log(self.config.class_mask_share))
+        return logits
 
     def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """All heads on the `(L, B, N, D)` states of all layers at once."""

@@ -264,7 +264,7 @@ class Segmenter:
     def _views(self, image: PreparedImage) -> list[SlidingScores]:
         """The image at each scale, as it is and mirrored."""
         config, options = self.model.config, self.options
-        depth = max(config.num_labels, config.num_queries)
+        depth = max(config.num_labels, config.num_queries + bool(config.class_mask_share) * config.num_labels)
         views = []
         for pixel_values in image.pixel_values:
             size = tuple(pixel_values.shape[-2:])

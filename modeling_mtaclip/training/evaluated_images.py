@@ -137,8 +137,9 @@ class ContextUsage:
         """Counts the masks of a batch, from the model's outputs `(B, Q, K + 1)` and `(B, C, Q, K + 1)`."""
         if mask_text_similarity is None:
             return
-        _, num_contexts, _, num_texts = mask_text_similarity.shape
-        classes = class_queries_logits.argmax(dim=-1)
+        _, num_contexts, num_queries, num_texts = mask_text_similarity.shape
+        # Class masks, which may follow, are of text queries.
+        classes = class_queries_logits[:, :num_queries].argmax(dim=-1)
         own_similarity = mask_text_similarity.take_along_dim(classes[:, None, :, None], dim=-1)[..., 0]
         wins = F.one_hot(own_similarity.argmax(dim=1), num_contexts)
         agrees = mask_text_similarity.amax(dim=1).argmax(dim=-1) == classes
@@ -174,7 +175,8 @@ def align_masks(
         outputs = model(pixel_values=pixel_values.to(model.device))
     finally:
         hook.remove()
-    probabilities, classes = outputs.class_queries_logits[0].float().softmax(dim=-1).max(dim=-1)
+    class_logits = outputs.class_queries_logits[0, : model.config.num_queries]
+    probabilities, classes = class_logits.float().softmax(dim=-1).max(dim=-1)
     order = probabilities.argsort(descending=True)
     queries = order[classes[order] < model.config.num_labels]
     masks, texts = embeddings[0]  # of the last layer: (1, 1, Q, E), (1, 1, C, K + 1, E)

@@ -1,0 +1,148 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Masks that the text queries predict for their own classes: their losses and their share in predictions."""
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from modeling_mtaclip import MTAClipImageProcessor
+from modeling_mtaclip.inference import Segmenter
+from modeling_mtaclip.loss_mtaclip import MTAClipCriterion, classes_of_images, loss_normalizers
+from modeling_mtaclip.training.evaluated_images import ContextUsage, align_masks
+from tests.tiny import tiny_config, tiny_model
+
+
+def class_masks(model, pixel_values):
+    """Class masks `(K, h, w)` of one image, by the plain formula: the mean of the contexts' queries, embedded."""
+    config = model.config
+    outputs = model.model(pixel_values)
+    text_queries = outputs.last_hidden_state[0, config.num_queries :].view(config.num_prompt_contexts, -1, 32)
+    embeddings = torch.stack([model.model.decoder.mask_embedder(text_queries[:, k].mean(0)) for k in range(3)])
+    return torch.einsum("kd,dhw->khw", embeddings, outputs.mask_features[0])
+
+
+@torch.no_grad()
+def test_predictions_add_the_class_masks():
+    model = tiny_model(class_mask_share=0.4)
+    pixel_values = torch.randn(1, 3, 64, 96)
+    outputs = model(pixel_values)
+    masks = class_masks(model, pixel_values)
+    torch.testing.assert_close(outputs.masks_queries_logits[0, -3:], masks, rtol=1e-4, atol=1e-5)
+    model.config.class_mask_share = 0.0
+    without = model(pixel_values)
+    assert without.masks_queries_logits.shape[1] == model.config.num_queries
+    torch.testing.assert_close(outputs.logits[0], without.logits[0] + 0.4 * masks.sigmoid(), rtol=1e-4, atol=1e-5)
+    size = [(64, 96)]
+    post_process = MTAClipImageProcessor(do_resize=False).post_process_semantic_segmentation
+    scores = F.interpolate(masks[None], size=size[0], mode="bilinear")[0].sigmoid()
+    upsampled = F.interpolate(without.masks_queries_logits, size=size[0], mode="bilinear").sigmoid()[0]
+    probabilities = without.class_queries_logits[0].softmax(-1)[:, :-1]
+    expected = (torch.einsum("qk,qhw->khw", probabilities, upsampled) + 0.4 * scores).argmax(0)
+    assert (post_process(outputs, target_sizes=size)[0] == expected).double().mean() > 0.999
+
+
+def plain_class_losses(embeddings, features, labels):
+    """One layer, image and class at a time, at the pixels of the features, for label maps four times their size."""
+    mask_sum, dice_sum = torch.zeros(len(embeddings)), torch.zeros(len(embeddings))
+    for image, label_map in enumerate(labels):
+        counted = F.interpolate((label_map != 255).float()[None, None], scale_factor=0.25, mode="bilinear")[0, 0]
+        for k in range(3):
+            binary = (label_map == k).float()
+            target = F.interpolate(binary[None, None], scale_factor=0.25, mode="bilinear")[0, 0]
+            for layer in range(len(embeddings)):
+                logits = torch.einsum("d,dhw->hw", embeddings[layer, image, k], features[image])
+                cross_entropy = (counted * F.softplus(logits) - target * logits).sum() / counted.sum()
+                mask_sum[layer] += cross_entropy * (1 if binary.any() else 0.2)
+                if binary.any():
+                    p = logits.sigmoid()
+                    dice_sum[layer] += 1 - (2 * (p * target).sum() + 1) / ((p * counted).sum() + target.sum() + 1)
+    return mask_sum, dice_sum
+
+
+def criterion_inputs():
+    embeddings, features = torch.randn(2, 2, 3, 6), torch.randn(2, 6, 6, 8)
+    labels = torch.zeros(2, 24, 32, dtype=torch.long)
+    labels[0, :, 10:], labels[0, 16:] = 2, 255
+    labels[1, 4:9, 3:20] = 1
+    queries = {"class_queries_logits": torch.randn(2, 2, 5, 4), "mask_embeddings": torch.randn(2, 2, 5, 6)}
+    return queries, embeddings, features, labels
+
+
+def test_losses_are_the_plain_formula():
+    queries, embeddings, features, labels = criterion_inputs()
+    weights = dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "contrastive_weight"), 0.0)
+    config = tiny_config(
+        num_queries=5, **(weights | {"mask_weight": 5.0, "dice_weight": 3.0, "class_mask_weight": 0.5})
+    )
+    _, components = MTAClipCriterion(config)(
+        **queries, mask_features=features, mask_text_similarity=None, labels=labels, class_mask_embeddings=embeddings
+    )
+    mask, dice = (values / 4 for values in plain_class_losses(embeddings, features, labels))  # 4 classes are present
+    for name, expected in (("class_mask", mask), ("class_dice", dice)):
+        torch.testing.assert_close(torch.stack([components[f"{name}_0"], components[name]]), expected)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+    queries, embeddings, features, labels = criterion_inputs()
+    config = tiny_config(num_queries=5, class_mask_weight=1.0)
+    criterion = MTAClipCriterion(config)
+
+    def total(part):
+        normalizers = loss_normalizers(classes_of_images(labels, 3, 255), config)
+        inputs = {name: value[:, part] for name, value in queries.items()}
+        return criterion(
+            **inputs,
+            mask_features=features[part],
+            mask_text_similarity=None,
+            labels=labels[part],
+            normalizers=normalizers,
+            point_seeds=torch.tensor([1, 2])[part],
+            class_mask_embeddings=embeddings[:, part],
+        )[0]
+
+    torch.testing.assert_close(total(slice(0, 1)) + total(slice(1, 2)), total(slice(0, 2)))
+
+
+def test_training_reaches_the_class_queries_only_where_asked_for():
+    pixel_values, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+    names = {}
+    for weight in (0.0, 1.0):
+        model = tiny_model(class_mask_weight=weight).train()
+        outputs = model(pixel_values=pixel_values, labels=labels)
+        outputs.loss.backward()
+        names[weight] = set(outputs.loss_components)
+        assert all(value.grad is not None for value in model.parameters() if value.requires_grad)
+    added = names[1.0] - names[0.0]
+    assert {"class_mask", "class_dice"} <= added
+    assert all(name.startswith(("class_mask", "class_dice")) for name in added)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_mask_share": 1.5}, "between 0 and 1"),
+        ({"class_mask_weight": -1.0}, "must not be negative"),
+        ({"class_mask_weight": 1.0, "text_branch": False}, "without text branch"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**options)
+
+
+@torch.no_grad()
+def test_whatever_reads_predictions_takes_class_masks(tmp_path):
+    model, processor = tiny_model(class_mask_share=1.0), MTAClipImageProcessor(do_resize=False)
+    image = Image.fromarray(torch.randint(0, 256, (64, 96, 3), dtype=torch.uint8).numpy())
+    outputs = model(**processor(image, return_tensors="pt"))
+    expected = processor.post_process_semantic_segmentation(outputs, target_sizes=[(64, 96)])[0]
+    assert (Segmenter(model, processor)([image])[0] == expected).double().mean() > 0.999
+    usage = ContextUsage(num_labels=3)
+    usage.add(outputs.class_queries_logits, outputs.mask_text_similarity)
+    usage.gather()
+    alignment = align_masks(model, processor, image)
+    assert usage.counts.sum() == len(alignment.classes) <= model.config.num_queries
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path)(**processor(image, return_tensors="pt")), outputs)
