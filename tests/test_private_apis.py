@@ -72,6 +72,12 @@ PRIVATE_APIS = [
         "overridden for label maps; gets all positional arguments of `preprocess` and all settings",
         ["images", "args", "kwargs"],
     ),
+    (
+        "torchvision.transforms.v2.Transform._transformed_types",
+        "data/augmentation.py",
+        "the distortion changes images alone",
+        [],
+    ),
     ("evaluate.Metric._compute", "metrics/mean_iou.py", "overridden: scripts call it", ["predictions", "references"]),
     (
         "transformers.Trainer._get_grad_norm",

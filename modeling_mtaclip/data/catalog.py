@@ -56,6 +56,25 @@ class DatasetInfo:
     source: str = ""
     categories: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        names = self.class_names
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"Several classes have the same name: {twice}. Each needs a name of its own.")
+        if len(names) > IGNORE_INDEX:
+            raise ValueError(
+                f"There are {len(names)} classes: at most {IGNORE_INDEX} are possible, since the label id "
+                f"{IGNORE_INDEX} means 'no label'."
+            )
+        if len(set(self.values)) < len(names):
+            raise ValueError(f"Each class needs a value of its own, got {self.values}.")
+        for ignored in self.ignored_values:
+            if not isinstance(ignored, int) or isinstance(ignored, bool) or ignored in self.values:
+                raise ValueError(f"`ignore_index` must be a number that is no class, got {ignored!r}.")
+        if wrong := [value for value in (*self.values, *self.ignored_values) if not 0 <= value <= MAX_VALUE]:
+            raise ValueError(
+                f"Values such as `ignore_index` must be those of 16-bit pixels, not negative, got {wrong[0]}."
+            )
+
     @property
     def label_ids(self) -> dict[int, int]:
         """The values in the annotations and the label ids that they stand for."""
@@ -92,17 +111,14 @@ def read_dataset_info(path: Path) -> DatasetInfo:
             or an `ignore_index` that is a class or no pixel value.
     """
     content = _read_json(path)
-    if isinstance(content, dict) and isinstance(content.get("classes"), list):
-        try:
-            info = _full_info(**content)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: each of `classes` needs name, value and color; {error!r}; {EXPECTED}."
-            ) from error
-    else:
-        info = _info_of_names(content, path)
-    _check(info, path)
-    return info
+    try:
+        if isinstance(content, dict) and isinstance(content.get("classes"), list):
+            return _full_info(**content)
+        return _info_of_names(content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: each of `classes` needs name, value and color; {error!r}; {EXPECTED}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _full_info(
@@ -118,38 +134,18 @@ def _full_info(
     )
 
 
-def _info_of_names(content: Any, path: Path) -> DatasetInfo:
+def _info_of_names(content: Any) -> DatasetInfo:
     ignore_index = IGNORE_INDEX
     if isinstance(content, dict):
         ignore_index = content.get("ignore_index", IGNORE_INDEX)
         content = content.get("id2label", {key: name for key, name in content.items() if key != "ignore_index"})
     if isinstance(content, dict):
-        content = _in_order(content, path)
+        content = _in_order(content)
     if not isinstance(content, list) or not content or not all(isinstance(name, str) and name for name in content):
-        raise ValueError(f"{path} names no classes; {EXPECTED}.")
+        raise ValueError(f"It names no classes; {EXPECTED}.")
     values = tuple(range(len(content)))
     ignored = {IGNORE_INDEX}.difference(values) | {ignore_index}
     return DatasetInfo(tuple(content), tuple(generate_palette(len(content))), values, frozenset(ignored))
-
-
-def _check(info: DatasetInfo, path: Path) -> None:
-    names = info.class_names
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path} gives several classes the same name: {twice}. Each needs a name of its own.")
-    if len(names) > IGNORE_INDEX:
-        raise ValueError(
-            f"{path} names {len(names)} classes: at most {IGNORE_INDEX} are possible, since the label id "
-            f"{IGNORE_INDEX} means 'no label'."
-        )
-    if len(set(info.values)) < len(names):
-        raise ValueError(f"{path}: each class needs a value of its own, got {info.values}.")
-    for ignored in info.ignored_values:
-        if not isinstance(ignored, int) or isinstance(ignored, bool) or ignored in info.values:
-            raise ValueError(f"{path}: `ignore_index` must be a number that is no class, got {ignored!r}.")
-    if wrong := [value for value in (*info.values, *info.ignored_values) if not 0 <= value <= MAX_VALUE]:
-        raise ValueError(
-            f"{path}: values such as `ignore_index` must be those of 16-bit pixels, not negative, got {wrong[0]}."
-        )
 
 
 def _read_json(path: Path) -> Any:
@@ -161,11 +157,11 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON ({error}); {EXPECTED}.") from error
 
 
-def _in_order(names: dict[str, Any], path: Path) -> list[Any]:
+def _in_order(names: dict[str, Any]) -> list[Any]:
     by_id = {int(key): name for key, name in names.items() if key.isdecimal()}
     if len(by_id) < len(names) or sorted(by_id) != list(range(len(names))):
         raise ValueError(
-            f"{path} must name the label ids 0 … {len(names) - 1}, got {list(names)}; {EXPECTED}. If 0 is 'no label' "
+            f"It must name the label ids 0 … {len(names) - 1}, got {list(names)}; {EXPECTED}. If 0 is 'no label' "
             "in the annotations, list the others and set `do_reduce_labels`."
         )
     return [by_id[index] for index in range(len(names))]
