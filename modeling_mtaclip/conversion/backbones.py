@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backbones by name: their configuration, the images they expect, and their pretrained weights."""
 
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from importlib import metadata
@@ -175,14 +176,15 @@ def _match_transformers(weights: SourceWeights, tensors: Mapping[str, Tensor] | 
     model, found = load_pretrained(
         type(backbone),
         weights.source,
-        may_lack=rf"{NORMS_OF_MAPS}|.*num_batches_tracked",
+        may_lack=NORMS_OF_MAPS,
         may_leave_out=HEADS,
         config=deepcopy(backbone.config),
         state_dict=tensors,
     )
     for name, tensor in model.state_dict().items():
-        if name not in found["missing"]:
+        if name not in found["missing"] or not re.fullmatch(NORMS_OF_MAPS, name):
             weights.add(BACKBONE + name, tensor, name)
+    weights.mark_missing(found["missing"])
     weights.left_out = dict.fromkeys(found["unexpected"], "not a part of the backbone")
 
 

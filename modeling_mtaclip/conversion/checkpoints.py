@@ -25,6 +25,10 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 # What a folder's weights are called, the first that is there.
 FILE_NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+# Buffers that follow from the configuration, which some versions of transformers save and others don't, and a norm of
+# Swin behind all feature maps, which only newer versions have.
+BUFFERS = r"(.*\.)?(num_batches_tracked|position_ids|relative_position_index|relative_coords_table)"
+UNUSED_NORM = r"(.*\.)?swin\.layernorm\.(weight|bias)"
 # Under what keys files hold the weights beside other things, and what wrappers put in front of all names.
 WEIGHTS_KEYS, WRAPPER_PREFIXES = ("state_dict", "model"), ("module.", "_orig_mod.")
 
@@ -223,9 +227,9 @@ def load_pretrained(
     except Exception as error:  # every reader has its own kinds
         raise ValueError(f"No {model_class.__name__} could be loaded from {name_or_path!r}: {error}") from error
     found = {kind: sorted(info[f"{kind}_keys"]) for kind in ("missing", "unexpected", "mismatched")}
-    allowed = {"missing": may_lack, "unexpected": may_leave_out, "mismatched": ""}
+    allowed = {"missing": f"{BUFFERS}|{UNUSED_NORM}|{may_lack}", "unexpected": f"{BUFFERS}|{may_leave_out}"}
     for kind, names in found.items():
-        wrong = [name for name in names if not allowed[kind] or not re.fullmatch(allowed[kind], name)]
+        wrong = [name for name in names if kind == "mismatched" or not re.fullmatch(allowed[kind], name)]
         if wrong:
             raise ValueError(
                 f"{name_or_path!r} is no complete {model_class.__name__}: {len(wrong)} {kind} tensors, e.g. "

@@ -148,7 +148,7 @@ class _Sources:
         self.decoder: Mask2FormerForUniversalSegmentation | None = None
         if mask2former is not None:
             load_config(mask2former, "mask2former")
-            self.decoder, _ = load_pretrained(Mask2FormerForUniversalSegmentation, mask2former)
+            self.decoder, self.found = load_pretrained(Mask2FormerForUniversalSegmentation, mask2former)
 
     def class_names(self) -> list[str]:
         if self.decoder is None:
@@ -178,6 +178,7 @@ class _Sources:
             weights = convert_mask2former_state_dict(
                 self.decoder.state_dict(), self.mask2former, with_backbone=self.backbone is None
             )
+            weights.mark_missing(self.found["missing"])
             _give_classes(weights, model, self.class_names())
             sources.append(weights)
         if self.clip_visual is not None:

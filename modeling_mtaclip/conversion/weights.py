@@ -53,6 +53,12 @@ class SourceWeights:
         self.tensors[name] = tensor
         self.made_from.setdefault(name, []).append(made_from)
 
+    def mark_missing(self, missing: Sequence[str]) -> None:
+        """Notes which tensors are not the source's, because it may lack them."""
+        for name, originals in self.made_from.items():
+            if originals and set(originals) <= set(missing):
+                self.made_from[name], self.notes[name] = [], "not in the source; no prediction depends on it"
+
     def rename(self, original: Mapping[str, Tensor], names: Mapping[str, str], left_out: Mapping[str, str]) -> None:
         """Adds the tensors of a foreign state dict, the packed projections of attention split into three.
 

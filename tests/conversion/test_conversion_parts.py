@@ -10,7 +10,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForSemanticSegmentation,
     CLIPTextModelWithProjection,
@@ -267,6 +267,27 @@ def test_whole_mask2former_without_text_computes_the_same(mask2former):
     assert parts.loading_report.left_out == {
         source: {"criterion.empty_weight": "class weights of the loss, which the config holds"}
     }
+
+
+def test_mask2former_as_older_versions_of_transformers_saved_it(mask2former, tmp_path):
+    """Swin had no norm behind all feature maps, and its indices of positions were saved."""
+    folder = shutil.copytree(mask2former[1], tmp_path / "older")
+    tensors = {
+        name.replace(".encoder.swin.", ".encoder."): value
+        for name, value in load_file(folder / "model.safetensors").items()
+        if ".swin.layernorm." not in name
+    }
+    for name in [name for name in tensors if name.endswith("relative_position_bias_table")]:
+        tensors[name.replace("bias_table", "index")] = torch.zeros(16, 16, dtype=torch.int64)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    older, newer = (
+        from_pretrained_parts(mask2former=str(source), text_branch=False) for source in (folder, mask2former[1])
+    )
+    assert not older.loading_report.new
+    assert older.loading_report.loaded["model.backbone.swin.layernorm.bias"].names == ()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(older.model(images).logits, newer.model(images).logits, rtol=0, atol=1e-5)
 
 
 def test_mask2former_with_text_and_other_classes(mask2former, clip):
