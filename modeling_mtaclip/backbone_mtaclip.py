@@ -284,6 +284,9 @@ def copy_backbone_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return copied
 
 
+# Gradients show which parameters are used, also where models are built for inference.
+@torch.inference_mode(False)
+@torch.enable_grad()
 def build_backbone(config: PreTrainedConfig) -> tuple[nn.Module, FeatureMapShapes]:
     """Builds a backbone with new weights, and reads from one run without data what it returns.
 
@@ -313,11 +316,7 @@ def build_backbone(config: PreTrainedConfig) -> tuple[nn.Module, FeatureMapShape
             f"`out_features` or `out_indices` in `backbone_config`, among {list(backbone.stage_names)}."
         )
     image_divisor = 1 if size == ODD_IMAGE_SIZE and len(set(strides)) > 1 else max(strides)
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(
-            maps, list(parameters.values()), [torch.empty_like(each) for each in maps], allow_unused=True
-        )
-    unused = [key for key, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    unused = _unused_parameters(parameters, maps)
     return backbone.train(), FeatureMapShapes(channels, strides, channels_last, image_divisor, unused)
 
 
@@ -336,7 +335,6 @@ def _build(config: PreTrainedConfig) -> nn.Module:
     return AutoBackbone.from_config(config)
 
 
-@torch.enable_grad()
 def _probe(
     backbone: nn.Module, name: str, parameters: dict[str, Tensor]
 ) -> tuple[tuple[int, int], tuple[Tensor, ...]]:
@@ -353,6 +351,13 @@ def _probe(
         f"The backbone {name!r} can't be used: it fails on an image of {size} pixels ({reason}). A backbone must take "
         "images of any size."
     )
+
+
+def _unused_parameters(parameters: dict[str, Tensor], maps: tuple[Tensor, ...]) -> list[str]:
+    gradients = torch.autograd.grad(
+        maps, list(parameters.values()), [torch.empty_like(each) for each in maps], allow_unused=True
+    )
+    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
 def _without_data(tensor: Tensor) -> Tensor:

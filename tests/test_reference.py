@@ -102,7 +102,10 @@ def test_attention_masks(model, outputs, expected):
             features = F.interpolate(base.mask_features, maps.shape[-2:], mode="bilinear").flatten(2)
             states = decoder.layer_norm(expected[f"{stage}.hidden"])
             blocked = decoder._attention_mask(states, features)[:, 0] < 0
-            assert torch.equal(blocked, expected[f"layer{layer}.attn_mask_in"].bool())
+            # Elsewhere rounding chooses the side.
+            certain = (decoder.mask_embedder(states) @ features).abs() > 1e-4
+            assert certain.float().mean() > 0.99
+            assert torch.equal(blocked[certain], expected[f"layer{layer}.attn_mask_in"].bool()[certain])
 
 
 def test_scores(outputs, expected):
