@@ -28,10 +28,10 @@ def script(repository_dir: Path):
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     for split in ("train", "val"):
-        for kind, mode, colour in (("images", "RGB", (200, 30, 60)), ("annotations", "L", 1)):
+        for kind, mode, color in (("images", "RGB", (200, 30, 60)), ("annotations", "L", 1)):
             path = tmp_path / kind / split / "a.png"
             path.parent.mkdir(parents=True)
-            Image.new(mode, (48, 40), colour).save(path)
+            Image.new(mode, (48, 40), color).save(path)
     (tmp_path / "classes.json").write_text(json.dumps(["road", "sky"]))
     return tmp_path
 

@@ -3,7 +3,7 @@
 """Procedurally drawn street scenes with label maps: a data set that needs no download.
 
 Scenes are drawn from back to front: sky, buildings, trees, ground, and cars, people and signs on it, so that nearer
-things hide farther ones. Colors overlap between classes (grey buildings and roads, green cars and trees) and the
+things hide farther ones. Colors overlap between classes (gray buildings and roads, green cars and trees) and the
 light changes, so that a model has to look at texture, shape and place too.
 """
 
@@ -39,7 +39,7 @@ class _Canvas:
         return mask, ImageDraw.Draw(mask)
 
     def color(self, low: int, high: int, spread: int = 40) -> np.ndarray:
-        """A random color around a random grey in `[low, high]`."""
+        """A random color around a random gray in `[low, high]`."""
         return self.random.uniform(low, high) + self.random.uniform(-spread, spread, 3)
 
     def noise(self, scale: int, strength: float) -> np.ndarray:

@@ -95,7 +95,7 @@ def test_what_lies_outside_is_zero_and_255():
     assert (pixels[:, :, WIDTH:] == 0).all()
 
 
-def test_pixels_are_normalised():
+def test_pixels_are_normalized():
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     pixels, _ = augment(scale_range=(1, 1), crop_size=(HEIGHT, WIDTH), image_mean=mean, image_std=std)
     expected = (np.asarray(coded_example()[0]) / 255 - mean) / std
@@ -159,7 +159,7 @@ def hsv_changed(pixel: np.ndarray, saturation: float, hue: float) -> list[float]
 @pytest.mark.parametrize(("saturation", "hue"), [(0.5, 0), (0.9, 0.05), (1.5, -0.1), (1.0, 0.1)])
 def test_saturation_and_hue_are_those_of_hsv(saturation, hue):
     pixels = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-    # Black, white, grey, pure colours, and colours with two equal channels.
+    # Black, white, gray, pure colors, and colors with two equal channels.
     pixels[0, :, :] = np.random.default_rng(1).choice([0, 128, 255], (24, 3))
     expected = np.apply_along_axis(hsv_changed, 2, pixels, saturation, hue)
     np.testing.assert_allclose(distorted(pixels, saturation=saturation, hue=hue), expected, rtol=0, atol=1e-3)
@@ -182,7 +182,7 @@ def test_contrast_comes_before_or_after_saturation():
     np.testing.assert_allclose(after, np.minimum(np.array(hsv_changed(pixels[0, 0], 1.4, 0)) * 1.5, 255), atol=1e-3)
 
 
-def test_colours_vary_within_their_ranges():
+def test_colors_vary_within_their_ranges():
     distortion, draws = PhotometricDistortion(), []
     for seed in range(400):
         with random_choices(seed):
@@ -220,7 +220,7 @@ def test_steps_are_those_of_torchvision_in_the_order_of_the_paper():
 
 
 def plain_resize(image: Image.Image, labels: np.ndarray, size: Sequence[int]) -> tuple[torch.Tensor, np.ndarray]:
-    """Resized by Pillow, and each label by the one at the centre of its pixel."""
+    """Resized by Pillow, and each label by the one at the center of its pixel."""
     resized = np.array(image.resize(size[::-1], Image.Resampling.BILINEAR))
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size, labels.shape, strict=True)

@@ -1,6 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Drawn scenes and colours."""
+"""Drawn scenes and colors."""
 
 import numpy as np
 import pytest
@@ -33,11 +33,11 @@ def test_scenes_show_all_classes_and_ignore_only_borders(scenes):
     assert np.mean([len(np.unique(labels)) for labels in maps]) > 7
 
 
-def test_classes_cannot_be_told_by_colour_alone(scenes):
+def test_classes_cannot_be_told_by_color_alone(scenes):
     codes = np.stack([image // 32 @ np.array([64, 8, 1]) for image, _ in scenes])
     maps = np.stack([labels for _, labels in scenes])
     tables = np.stack([np.bincount(codes[maps == label], minlength=512) for label in range(len(SCENE_CLASSES))])
-    # Even with the best class for each of 512 colours, fitted on these very scenes, the intersections are small.
+    # Even with the best class for each of 512 colors, fitted on these very scenes, the intersections are small.
     best = tables.argmax(axis=0)
     hits = np.array([tables[label, best == label].sum() for label in range(len(tables))])
     unions = tables.sum(axis=1) + np.array([tables[:, best == label].sum() for label in range(len(tables))]) - hits
@@ -56,15 +56,15 @@ def test_scenes_are_a_data_set_whose_splits_differ():
 
 
 @pytest.mark.parametrize("number", [1, 8, 19, 150, 255])
-def test_palettes_have_distinct_colours(number):
+def test_palettes_have_distinct_colors(number):
     palette = generate_palette(number)
     assert len(palette) == len(set(palette)) == number
-    assert all(0 <= channel <= 255 and isinstance(channel, int) for colour in palette for channel in colour)
+    assert all(0 <= channel <= 255 and isinstance(channel, int) for color in palette for channel in color)
     assert (255, 255, 255) not in palette
     assert generate_palette(8) == palette[:8] or number < 8
 
 
-def test_palettes_keep_their_distance_for_the_colour_blind():
+def test_palettes_keep_their_distance_for_the_color_blind():
     palette = np.array(generate_palette(20)) / 255
     # Without red cones, red and green look alike: brightness and blue must differ (Viénot, Brettel, Mollon 1999).
     linear = palette**2.2
