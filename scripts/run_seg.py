@@ -38,7 +38,8 @@ def main() -> None:
             run.evaluate()
         run.save_results()
     except (TrainingStopped, BadExamplesError) as stop:
-        sys.exit(f"run_seg.py: {stop}")
+        # What a data loader's worker raises comes with the worker's traceback before it.
+        sys.exit(f"run_seg.py: {str(stop).rpartition('BadExamplesError: ')[2]}")
 
 
 if __name__ == "__main__":

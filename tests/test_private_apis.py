@@ -85,6 +85,7 @@ PRIVATE_APIS = [
         "overridden: no hook sees the norm by which broken steps are told",
         ["model", "grad_norm"],
     ),
+    ("transformers.Trainer._save_checkpoint", "training/trainer.py", "saves before an error", ["model", "trial"]),
     ("transformers.Trainer.save_model", "training/trainer.py", "is told not to push", ["_internal_call"]),
     ("evaluate.Metric._build_data_dir", "metrics/mean_iou.py", "overridden: nothing is stored", []),
 ]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations import get_available_reporting_integrations, is_tensorboard_available
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.image_files import MAX_PIXELS
@@ -367,6 +367,14 @@ class MTAClipTrainingArguments(TrainingArguments):
         if self.total_train_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation_steps()
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process would share {self.n_gpu} GPUs. Start one for each, with `accelerate launch "
+                f"--num_processes {self.n_gpu} scripts/run_seg.py`, or let it see one: CUDA_VISIBLE_DEVICES=0."
+            )
+        unknown = set(self.report_to) - {*get_available_reporting_integrations(), "azure_ml", "flyte"}
+        if unknown:
+            raise ValueError(f"`report_to` {sorted(unknown)} is not installed or not known.")
         if self.do_train:
             check_schedule(self)
         self.inference_options = InferenceOptions.from_arguments(

@@ -87,6 +87,10 @@ class FirstCheckpointCallback(TrainerCallback):
     def __init__(self) -> None:
         self._saved = False
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # A training that was resumed has one already.
+        self._saved = state.global_step > 0
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.eval_strategy == IntervalStrategy.STEPS:
             evaluates = state.global_step + 1 == state.eval_steps

@@ -115,7 +115,7 @@ class SegmentationScores:
     ) -> None:
         self.class_names = list(class_names)
         self.ignore_index = ignore_index
-        self.categories = _categories_of(self.class_names)
+        self.categories = categories_of(self.class_names)
         self.matrix: Tensor | None = None
         self.per_image = PerImageScores(len(self.class_names), ignore_index)
         self.best_and_worst = BestAndWorstImages()
@@ -192,7 +192,7 @@ class SegmentationScores:
         }
 
 
-def _categories_of(class_names: Sequence[str]) -> tuple[str, ...] | None:
+def categories_of(class_names: Sequence[str]) -> tuple[str, ...] | None:
     """The categories that the official metric of the data set with these classes scores too."""
     known = [info.categories for info in DATASETS.values() if info.class_names == tuple(class_names)]
     return (known[0] or None) if known else None
@@ -202,4 +202,4 @@ def _rank() -> int:
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
-__all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores", "whole_weights"]
+__all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores", "categories_of", "whole_weights"]

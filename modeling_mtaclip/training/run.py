@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
-from transformers import set_seed
+from transformers import Trainer, set_seed
 from transformers.trainer_utils import has_length
 
 from ..data import (
@@ -30,10 +30,18 @@ from ..data import (
     load_segmentation_dataset,
 )
 from ..metrics import json_ready
-from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, changed_options, num_cores
+from .arguments import (
+    CITYSCAPES_METRICS,
+    DataArguments,
+    ModelArguments,
+    MTAClipTrainingArguments,
+    changed_options,
+    num_cores,
+)
 from .building import ModelBundle, build_model, load_model
 from .checkpoints import checkpoint_to_resume
 from .evaluated_images import EvaluatedImage, save_pictures
+from .evaluation import categories_of
 from .report import score_warnings, write_report
 from .trainer import MTAClipTrainer
 
@@ -179,6 +187,9 @@ def prepare_run(
     set_seed(training_arguments.seed)
 
     data = _load_data(data_arguments, model_arguments.token, model_arguments.cache_dir)
+    wanted = (training_arguments.metric_for_best_model or "").removeprefix("eval_")
+    if wanted in CITYSCAPES_METRICS and not categories_of(data.class_names):
+        raise ValueError(f"`metric_for_best_model` {wanted} is for data sets with categories, like Cityscapes.")
     parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments)
     checked = _check_data(data, data_arguments, training_arguments)
     options = changed_options(model_arguments, data_arguments, training_arguments)
@@ -206,6 +217,11 @@ def _check_together(model: ModelArguments, data: DataArguments, training: MTACli
         )
     if not (training.do_train or model.names_whole_model):
         raise ValueError("Evaluation without training needs a trained model: give `--model_name_or_path`.")
+    if training.do_train:
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(training)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"`optim` {training.optim.value}: {error}") from error
     if data.streaming and training.do_train and training.max_steps <= 0:
         raise ValueError("`streaming` has no known number of images: give `--max_steps`, not `--num_train_epochs`.")
 

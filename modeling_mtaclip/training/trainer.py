@@ -17,9 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
 from transformers.utils import logging
 
+from ..data import BadExamplesError
 from ..inference import Segmenter
 from ..loss_mtaclip import classes_of_images, loss_normalizers
 from ..modeling_mtaclip import MTAClipForSemanticSegmentationOutput
@@ -293,11 +294,18 @@ class MTAClipTrainer(Trainer):
 
         Raises:
             TrainingStopped: the disk is full, or too many steps in a row were broken.
+            BadExamplesError: too many images are unusable; one process saves a checkpoint first.
         """
         if self.averages is not None and resume_from_checkpoint:
             self.averages.load(resume_from_checkpoint)
         with explained_disk_errors(Path(self.args.output_dir), lambda: self.state.global_step):
-            output = super().train(resume_from_checkpoint, **kwargs)
+            try:
+                output = super().train(resume_from_checkpoint, **kwargs)
+            except BadExamplesError:
+                # It comes between two steps; other processes don't know of it, and could not save with this one.
+                if self.state.global_step and self.args.world_size == 1 and self.args.save_strategy != SaveStrategy.NO:
+                    self._save_checkpoint(self.model_wrapped, trial=None)
+                raise
         if self.averages is not None:
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
                 self.averages.load(self.state.best_model_checkpoint)

@@ -150,6 +150,7 @@ def test_evaluation_alone_has_no_schedule(tmp_path):
         (["--metric_for_best_model", "boundary_iou"], "must be one of"),
         (["--lr_scheduler_kwargs", '{"lr_end": 1}'], "`lr_end` must be between 0 and the learning rate"),
         (["--learning_rate", "0", "--lr_scheduler_kwargs", '{"lr_end": 1e-6}'], "`lr_end` must be between 0"),
+        (["--report_to", "nowhere"], r"`report_to` \['nowhere'\] is not installed"),
         (["--learning_rate", "-1"], "`learning_rate` must not be negative"),
         (["--max_steps", "0"], "`max_steps` must be positive"),
         (["--num_threads", "0"], "`num_threads` must be positive"),

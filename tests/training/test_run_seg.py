@@ -20,6 +20,7 @@ from modeling_mtaclip.data.examples import logger as examples_logger
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from modeling_mtaclip.training.arguments import num_cores
+from modeling_mtaclip.training.checkpoints import is_complete
 from tests.conversion.sources import save_clip_folder, save_mask2former_folder
 from tests.training.conftest import draw_folder, options
 
@@ -126,6 +127,9 @@ def test_bad_data_is_refused_before_training(folder_data, tmp_path, spoil, messa
         ({"text_encoder": "nowhere"}, "'nowhere' is no file, and no model of transformers could be read from it"),
         ({"model_name_or_path": "nowhere"}, "No MTA-CLIP model could be loaded from 'nowhere'"),
         ({"resume_from_checkpoint": "last"}, "there is no checkpoint in"),
+        ({"metric_for_best_model": "category_iou"}, "is for data sets with categories"),
+        ({"optim": "adamw_bnb_8bit"}, "`optim` adamw_bnb_8bit: "),
+        ({"streaming": True, "max_steps": None, "num_train_epochs": 2}, "give `--max_steps`"),
         ({"hidden_size": 48}, r"`hidden_size` \(48\) must be a multiple"),
     ],
 )
@@ -259,9 +263,11 @@ def bad_images(data, number):
 
 def test_too_many_bad_images_end_the_run_with_a_message(folder_data, tmp_path):
     bad_images(folder_data, 3)
-    run = prepare(tmp_path, check_data="none", max_bad_share=0.3, max_steps=12)
+    run = prepare(tmp_path, check_data="none", max_bad_share=0.3, max_steps=12, seed=3)
     with pytest.raises(BadExamplesError, match=r"3 of 8 training examples can't be used, and 2 may be"):
         run.execute()
+    steps = run.trainer.state.global_step
+    assert steps == 0 or is_complete(tmp_path / "out" / f"checkpoint-{steps}")
 
 
 def test_checks_say_what_was_seen(folder_data, tmp_path):
