@@ -4,7 +4,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Dataset
 from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -264,35 +264,28 @@ class AveragedWeightsCallback(TrainerCallback):
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.names, self.parameters = list(trained), nn.ParameterList(trained.values())
         self.decay = decay
-        self._share = decay
-        self._average: AveragedModel | None = None
+        self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._averages: list[Tensor] = []
 
     @property
-    def averages(self) -> list[nn.Parameter]:
-        """The averages, in the order of `names`; those of the model's own weights before the first step."""
-        if self._average is None:
-            self._average = AveragedModel(self.parameters, multi_avg_fn=self._update)
-            self._average.update_parameters(self.parameters)
-        return list(self._average.module)
-
-    def _update(self, averages: Sequence[Tensor], values: Sequence[Tensor], _: Tensor) -> None:
-        torch._foreach_lerp_(averages, values, 1 - self._share)
+    def averages(self) -> dict[str, Tensor]:
+        """The averages by name; before the first step the model's own weights."""
+        if not self._averages:
+            self._averages = [value.detach().clone() for value in self._parameters.values()]
+        return dict(zip(self._parameters, self._averages, strict=True))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Nothing but `load` gives averages before a training.
         _ = self.averages
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._share = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        self._average.update_parameters(self.parameters)
+        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        # Not `AveragedModel`, which copies a number to the device in each step.
+        get_ema_multi_avg_fn(decay)(self._averages, list(self._parameters.values()), None)
 
     def save(self, folder: str | Path) -> None:
         """Writes the averages into a checkpoint."""
-        named = zip(self.names, self.averages, strict=True)
-        save_file({name: value.detach().contiguous() for name, value in named}, Path(folder) / EMA_FILE)
+        save_file({name: value.contiguous() for name, value in self.averages.items()}, Path(folder) / EMA_FILE)
 
     @torch.no_grad()
     def load(self, folder: str | Path) -> None:
@@ -305,25 +298,25 @@ class AveragedWeightsCallback(TrainerCallback):
         if not path.is_file():
             raise ValueError(f"{folder} has no averaged weights ({EMA_FILE}): it was saved without `--ema_decay`.")
         saved = load_file(path)
-        for name, average in zip(self.names, self.averages, strict=True):
+        for name, average in self.averages.items():
             average.copy_(saved[name])
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Gives the averages to the model, for good."""
-        for parameter, average in zip(self.parameters, self.averages, strict=True):
-            parameter.copy_(average)
+        for name, average in self.averages.items():
+            self._parameters[name].copy_(average)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Gives the averages to the model, and its own weights back afterwards."""
-        own = [parameter.detach().clone() for parameter in self.parameters]
+        own = [parameter.detach().clone() for parameter in self._parameters.values()]
         self.copy_to_model()
         try:
             yield
         finally:
             with torch.no_grad():
-                for parameter, value in zip(self.parameters, own, strict=True):
+                for parameter, value in zip(self._parameters.values(), own, strict=True):
                     parameter.copy_(value)
 
 

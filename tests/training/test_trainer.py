@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
 
 from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.data import TrainingCollator
@@ -132,6 +134,42 @@ def test_a_training_step_makes_no_logits(tmp_path):
     trainer(tmp_path, model, train_dataset=[example(0), example(1)], max_steps=1).train()
     assert outputs[0].logits is None
     assert outputs[0].masks_queries_logits is None
+
+
+class Questions(TorchDispatchMode):
+    """Counts operations for which a device would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return function(*args, **(kwargs or {}))
+
+
+class Steps(TrainerCallback):
+    """Counts the questions of each step from its first batch to its end, other callbacks' included."""
+
+    def __init__(self):
+        self.questions = []
+
+    def on_step_begin(self, *args, **kwargs):
+        self.mode = Questions()
+        self.mode.__enter__()
+
+    def on_step_end(self, *args, **kwargs):
+        self.mode.__exit__(None, None, None)
+        self.questions.append(self.mode.number)
+
+
+def test_steps_do_not_wait_for_the_device(tmp_path):
+    examples = {"train_dataset": [example(index) for index in range(8)], "data_collator": TrainingCollator(3)}
+    run = trainer(tmp_path, **examples, max_steps=5, logging_steps=4, ema_decay=0.9)
+    steps = Steps()
+    run.add_callback(steps)
+    run.train()
+    assert steps.questions == [0] * 5
 
 
 def test_evaluation_is_at_the_size_of_the_annotation_for_any_batch_size(tmp_path):
