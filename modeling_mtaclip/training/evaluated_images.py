@@ -152,13 +152,6 @@ class ContextUsage:
         if isinstance(total, np.ndarray):
             self.counts, self.agreeing = total[:-1, :-1], total[:-1, -1]
 
-    def entropies(self) -> np.ndarray:
-        """Entropy of each class's winning contexts in bits, `(K,)`; NaN for classes without masks."""
-        totals = self.counts.sum(axis=1)
-        shares = self.counts / np.maximum(totals, 1)[:, None]
-        entropies = -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(axis=1) + 0.0
-        return np.where(totals > 0, entropies, np.nan)
-
 
 @torch.no_grad()
 def align_masks(

@@ -8,6 +8,7 @@ The page is `templates/report.html.jinja`; this file computes what it shows.
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,19 +203,13 @@ def _confusion(scores: SegmentationScores) -> dict[str, Any] | None:
 def _contexts(usage: ContextUsage, names: Sequence[str], palette: Sequence[Color]) -> dict[str, Any] | None:
     if not usage.counts.sum():
         return None
-    totals, entropies = usage.counts.sum(axis=1), usage.entropies()
-    rows = [
-        {
-            "name": names[index],
-            "color": palette[index],
-            "masks": totals[index],
-            "shares": usage.counts[index] / totals[index],
-            "entropy": entropies[index],
-            "agrees": usage.agreeing[index] / totals[index],
-        }
-        for index in np.argsort(-totals, kind="stable")
-        if totals[index]
-    ]
+    totals = usage.counts.sum(axis=1)
+    rows = []
+    for index in np.argsort(-totals, kind="stable")[: np.count_nonzero(totals)].tolist():
+        shares = usage.counts[index] / totals[index]
+        row = {"name": names[index], "color": palette[index], "masks": totals[index], "shares": shares}
+        row["entropy"] = sum(-share * math.log2(share) for share in shares.tolist() if share)
+        rows.append(row | {"agrees": usage.agreeing[index] / totals[index]})
     return {"rows": rows, "shares": usage.counts.sum(axis=0) / totals.sum()}
 
 

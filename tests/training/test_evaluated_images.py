@@ -73,10 +73,6 @@ def test_winning_contexts_are_counted_as_written_out():
                 agreeing[label] += int(similarity[image, :, query].argmax()) % (num_labels + 1) == label
     assert np.array_equal(usage.counts, counts)
     assert np.array_equal(usage.agreeing, agreeing)
-    usage.counts = np.array([[4, 4], [0, 8], [1, 3], [0, 0]])
-    three_of_four = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
-    assert usage.entropies() == pytest.approx([1.0, 0.0, three_of_four, math.nan], nan_ok=True)
-    assert np.isnan(ContextUsage(2).entropies()).all()
 
 
 def test_evaluation_finds_images_and_contexts(tmp_path):
