@@ -266,7 +266,8 @@ NOTES = {
 
 
 def _line(row: Row) -> str:
-    figures = [f"{row[name]:.4g}" if row.get(name) is not None else "" for name in ("ours", "peer")]
+    form = ".0f" if row["metric"] == "count" else ".4g"
+    figures = [format(row[side], form) if side in row else "" for side in ("ours", "peer")]
     ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
     spreads = [_spread(row[f"{side}_runs"]) for side in ("ours", "peer") if f"{side}_runs" in row]
     notes = [f"{row[name]:.4g} {label}" for name, label in NOTES.items() if name in row]
