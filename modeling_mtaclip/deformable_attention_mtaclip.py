@@ -58,19 +58,9 @@ class GridSampledAttention(nn.Module):
         attention_weights: Tensor,
         im2col_step: int,
     ) -> Tensor:
-        """Attends.
+        """Attends as [`MultiScaleDeformableAttention`]; in `sampling_locations`, 0 and 1 are a level's edges.
 
-        Args:
-            value (`Tensor` of shape `(B, S, heads, d)`): pixels of all levels, level after level.
-            value_spatial_shapes, level_start_index (`Tensor`): sizes and starts of the levels, for the kernel.
-            value_spatial_shapes_list (`Sequence[tuple[int, int]]`): height and width of each level.
-            sampling_locations (`Tensor` of shape `(B, N, heads, levels, points, 2)`): (x, y), 0 and 1 are a level's
-                edges.
-            attention_weights (`Tensor` of shape `(B, N, heads, levels, points)`): weight of each point.
-            im2col_step (`int`): how many images the kernel works on at once.
-
-        Returns:
-            `Tensor` of shape `(B, N, heads * d)`.
+        The sizes and starts of the levels as tensors, and `im2col_step`, are for the kernel alone.
         """
         batch_size, _, num_heads, head_dim = value.shape
         # `grid_sample` has a level's edges at -1 and 1; (B * heads, N, levels, points, 2).
@@ -151,18 +141,15 @@ class _Table:
     Points are columns of length `heads * levels * points`, so that whatever depends on the level is one vector.
     """
 
-    def __init__(self, sizes: Sequence[int], num_heads: int, num_points: int) -> None:
-        self.spatial_shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
+    def __init__(self, lengths: Sequence[int], num_heads: int, num_points: int) -> None:
+        self.spatial_shapes = list(zip(lengths[::2], lengths[1::2], strict=True))
         self.num_heads = num_heads
         self.num_points = num_points
         self.widths = [width + MARGIN for _, width in self.spatial_shapes]
-        *self.starts, self.end = accumulate(
-            (
-                (height + 2 * MARGIN) * width
-                for (height, _), width in zip(self.spatial_shapes, self.widths, strict=True)
-            ),
-            initial=0,
-        )
+        sizes = [
+            (shape[0] + 2 * MARGIN) * width for shape, width in zip(self.spatial_shapes, self.widths, strict=True)
+        ]
+        *self.starts, self.end = accumulate(sizes, initial=0)
         # One row more than needed, so that wherever a point's top left pixel is, all four are in the table.
         self.num_pixels = self.end + max(self.widths) + MARGIN
 

@@ -301,21 +301,19 @@ class MTAClipCriterion(nn.Module):
             if class_mask_embeddings is not None:
                 sums |= self._class_mask_losses(class_mask_embeddings, features, labels)
 
-            # Without any labelled pixel, the sums are 0 too.
-            weight_sum, num_masks = (
-                normalizers.to(class_queries_logits.dtype).masked_fill(normalizers <= 0, 1).unbind()
-            )
-            mask_divisor = num_masks if config.mask_loss_normalizer == "num_masks" else weight_sum
-            weights_and_divisors = {
-                "cross_entropy": (config.class_weight, weight_sum),
-                "contrastive": (config.contrastive_weight, weight_sum),
-                "mask": (config.mask_weight, mask_divisor),
-                "dice": (config.dice_weight, mask_divisor),
-                "class_mask": (config.class_mask_weight * config.mask_weight, num_masks),
-                "class_dice": (config.class_mask_weight * config.dice_weight, num_masks),
-            }
-            terms = {name: losses / weights_and_divisors[name][1] for name, losses in sums.items()}
-            total = sum(weights_and_divisors[name][0] * term.sum() for name, term in terms.items())
+        # Without any labelled pixel, the sums are 0 too.
+        weight_sum, num_masks = normalizers.to(class_queries_logits.dtype).masked_fill(normalizers <= 0, 1)
+        mask_divisor = num_masks if config.mask_loss_normalizer == "num_masks" else weight_sum
+        weights_and_divisors = {
+            "cross_entropy": (config.class_weight, weight_sum),
+            "contrastive": (config.contrastive_weight, weight_sum),
+            "mask": (config.mask_weight, mask_divisor),
+            "dice": (config.dice_weight, mask_divisor),
+            "class_mask": (config.class_mask_weight * config.mask_weight, num_masks),
+            "class_dice": (config.class_mask_weight * config.dice_weight, num_masks),
+        }
+        terms = {name: losses / weights_and_divisors[name][1] for name, losses in sums.items()}
+        total = sum(weights_and_divisors[name][0] * term.sum() for name, term in terms.items())
         return total, _named_components(terms)
 
     def _label_points(
@@ -333,7 +331,8 @@ class MTAClipCriterion(nn.Module):
             points = pixel_centers(feature_size, labels.device).expand(len(labels), -1, -1)
             every_pixel = PointLabels(None, *interpolate_labels(labels, points, image_classes, ignore_index, dtype))
             return every_pixel, every_pixel
-        sizes = (config.train_num_points, self._num_uncertain_candidates() + self._num_uniform_points())
+        num_matched, num_candidates, num_uniform = self._num_points()
+        sizes = (num_matched, num_candidates + num_uniform)
         if point_seeds is None:
             points = torch.rand(len(labels), sum(sizes), 2, device=labels.device)
         else:
@@ -343,11 +342,11 @@ class MTAClipCriterion(nn.Module):
         for_matching, for_masks = (PointLabels(*parts) for parts in split)
         return for_matching, for_masks
 
-    def _num_uncertain_candidates(self) -> int:
-        return int(self.config.train_num_points * self.config.oversample_ratio)
-
-    def _num_uniform_points(self) -> int:
-        return self.config.train_num_points - int(self.config.importance_sample_ratio * self.config.train_num_points)
+    def _num_points(self) -> tuple[int, int, int]:
+        """Points to match on, candidates for uncertain points of the mask losses, and uniform points of these."""
+        number = self.config.train_num_points
+        num_uncertain = int(number * self.config.importance_sample_ratio)
+        return number, int(number * self.config.oversample_ratio), number - num_uncertain
 
     @torch.no_grad()
     def _match(
@@ -432,11 +431,10 @@ class MTAClipCriterion(nn.Module):
 
     def _choose_points(self, logits: Tensor, weights: Tensor) -> Tensor:
         """For each mask the most uncertain of the candidates (PointRend, arXiv 1912.08193) and all uniform points."""
-        num_candidates, num_uniform = self._num_uncertain_candidates(), self._num_uniform_points()
+        num_points, num_candidates, num_uniform = self._num_points()
         certainty = logits[..., :num_candidates].abs()
         certainty = certainty.masked_fill_(weights[:, None, None, :num_candidates] == 0, float("inf"))
-        num_uncertain = self.config.train_num_points - num_uniform
-        uncertain = certainty.topk(num_uncertain, dim=-1, largest=False, sorted=False).indices
+        uncertain = certainty.topk(num_points - num_uniform, dim=-1, largest=False, sorted=False).indices
         uniform = torch.arange(num_candidates, logits.shape[-1], device=logits.device)
         return torch.cat((uncertain, uniform.expand(*uncertain.shape[:-1], -1)), dim=-1)
 
@@ -463,7 +461,7 @@ def assign_queries(costs: Tensor) -> Tensor:
             int((host_costs != NO_CLASS).sum()),
         )
         host_costs = torch.where(unusable, UNUSABLE_COST, host_costs)
-    assigned = host_costs.new_full((*costs.shape[:2], costs.shape[-1]), -1, dtype=torch.long)
+    assigned = torch.full((*costs.shape[:2], costs.shape[-1]), -1)
     for layer, layer_costs in zip(assigned, host_costs.numpy(), strict=True):
         for queries, image_costs, number in zip(layer, layer_costs, num_classes, strict=True):
             rows, columns = linear_sum_assignment(image_costs[:, :number])
@@ -493,6 +491,7 @@ def _named_components(terms: dict[str, Tensor]) -> dict[str, Tensor]:
 
 __all__ = [
     "MTAClipCriterion",
+    "assign_queries",
     "classes_of_images",
     "classification_losses",
     "contrastive_losses",
