@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All metrics give the same figures in one process and in two with uneven shares of the images."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,7 @@ def metrics():
 
 
 def run_process(process_id, folder):
+    torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=process_id, world_size=NUM_PROCESSES
     )
@@ -72,9 +75,10 @@ def assert_same(actual, expected):
             np.testing.assert_allclose(actual[name], value, rtol=0, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.slow
 def test_two_processes_with_uneven_shares(tmp_path):
-    multiprocessing.spawn(run_process, args=(str(tmp_path),), nprocs=NUM_PROCESSES)
+    # Forked, as loader processes are, they need not import everything again.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    multiprocessing.start_processes(run_process, (str(tmp_path),), NUM_PROCESSES, start_method=method)
     everything, first_share = metrics(), metrics()
     add_images([*images_of_process(1), *images_of_process(0)], *everything)
     add_images(images_of_process(0), *first_share)
