@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,8 +72,8 @@ class EvaluatedImage:
 
 
 def make_thumbnail(image: Image.Image) -> Image.Image:
-    """The image in RGB, its longer side at most `THUMBNAIL_SIZE`."""
-    image = image.convert("RGB")
+    """The image upright and in RGB, its longer side at most `THUMBNAIL_SIZE`."""
+    image = ImageOps.exif_transpose(image).convert("RGB")
     image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), reducing_gap=2.0)
     return image
 

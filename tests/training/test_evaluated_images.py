@@ -55,6 +55,15 @@ def test_kept_label_maps_have_the_labels_at_the_centers():
     assert (image.prediction == 255).all()
 
 
+def test_kept_images_are_upright():
+    image = Image.new("RGB", (4, 2))
+    image.putpixel((0, 0), (255, 0, 0))
+    image.getexif()[0x0112] = 6
+    kept = EvaluatedImage("", image, np.zeros((4, 2), int), np.zeros((4, 2), int))
+    assert kept.image.size == (2, 4)
+    assert kept.image.getpixel((1, 0)) == (255, 0, 0)
+
+
 def test_winning_contexts_are_counted_as_written_out():
     num_contexts, num_labels = 3, 4
     class_logits = torch.randn(5, 7, num_labels + 1)
