@@ -466,8 +466,9 @@ def assign_queries(costs: Tensor) -> Tensor:
         for queries, image_costs, number in zip(layer, layer_costs, num_classes, strict=True):
             rows, columns = linear_sum_assignment(image_costs[:, :number])
             queries[columns] = torch.from_numpy(rows)
-    pinned = assigned.pin_memory() if costs.is_cuda else assigned
-    return pinned.to(costs.device, non_blocking=True)
+    if costs.is_cuda:
+        assigned = assigned.pin_memory()
+    return assigned.to(costs.device, non_blocking=costs.is_cuda)
 
 
 @assign_queries.register_fake
