@@ -246,11 +246,24 @@ class MTAClipConfig(PreTrainedConfig):
         self.validate_class_names()
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label":
+            self._refuse_another_order(value)
         super().__setattr__(name, value)
         if name == "id2label" and value is not None:
             # A name may stand for several classes, as "screen" does in ADE20K; it leads back to the first.
             label2id = {label: int(index) for index, label in sorted(value.items(), key=lambda item: -int(item[0]))}
             super().__setattr__("label2id", dict(sorted(label2id.items(), key=lambda item: item[1])))
+
+    def _refuse_another_order(self, id2label: Mapping[int, str] | None) -> None:
+        """Weights don't move with names: who names classes while loading a model would get others' scores."""
+        before, after = (
+            {int(key): name for key, name in (names or {}).items()} for names in (self.id2label, id2label)
+        )
+        if before != after and sorted(map(str, before.values())) == sorted(map(str, after.values())):
+            raise ValueError(
+                f"`id2label` has the classes of this configuration in another order, {after}, but the weights of a "
+                f"model keep theirs, {before}. Load it as it is, and use `model.with_classes(names)`."
+            )
 
     def _check_labels(self, num_labels: int | None) -> None:
         ids = sorted(int(index) for index in self.id2label)

@@ -884,6 +884,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         if self.config.stored_text_embeddings:
             raise ValueError(NO_TEXT_ENCODER)
         config = deepcopy(self.config)
+        config.id2label = None  # The names may be the same in another order: here weights move with them.
         config.id2label = dict(enumerate(class_names))
         if config.text_branch:
             missing = [name for name in class_names if name not in config.class_token_ids]

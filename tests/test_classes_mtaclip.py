@@ -20,7 +20,7 @@ from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.conversion import make_tokenizer
 from modeling_mtaclip.data.scenes import make_scene
 from modeling_mtaclip.metrics import MeanIoU
-from tests.tiny import assert_near, text_fields, tiny_model
+from tests.tiny import CLASS_NAMES, assert_near, text_fields, tiny_model
 
 
 OLD, NEW = ["road", "tree", "sky"], ["sky", "boat", "road", "water"]
@@ -73,12 +73,16 @@ def test_the_copy_is_where_the_model_is(folder):
     assert not any(module.training for module in copied.model.text_model.text_encoder.modules())
 
 
-def test_known_names_need_no_tokenizer():
-    model = tiny_model().with_classes(["swimming pool", "road"])
-    assert model.config.class_token_ids.keys() == {"swimming pool", "road", "none"}
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert model(images).logits.shape[1] == 2
+@pytest.mark.parametrize("order", [[2, 0], [2, 0, 1]])
+def test_known_names_need_no_tokenizer(order):
+    source, images = tiny_model(), torch.randn(1, 3, 64, 64)
+    names = [CLASS_NAMES[index] for index in order]
+    model = source.with_classes(names)
+    assert model.config.class_token_ids.keys() == {*names, "none"}
+    assert torch.equal(model.class_predictor.weight, source.class_predictor.weight[[*order, 3]])
+    if len(order) == 3:
+        with torch.no_grad():
+            assert_near(model(images).class_queries_logits[..., :3], source(images).class_queries_logits[..., order])
 
 
 def test_without_text_branch_classes_need_no_tokens():
@@ -97,13 +101,19 @@ def test_new_classes_are_saved(folder, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["arguments", "config"])
-def test_other_names_while_loading_are_refused_with_the_way_to_go(folder, way):
+@pytest.mark.parametrize(
+    ("names", "message"), [(NEW, r"No token ids for .*\['boat', 'water'\]"), (OLD[::-1], "in another order, ")]
+)
+def test_other_names_while_loading_are_refused_with_the_way_to_go(folder, way, names, message):
     """The two ways in which scripts name their classes, as transformers' examples do."""
-    options = {"id2label": dict(enumerate(NEW)), "label2id": {name: index for index, name in enumerate(NEW)}}
-    if way == "config":
-        options = {"config": AutoConfig.from_pretrained(folder, **options)}
-    with pytest.raises(ValueError, match=r"No token ids for .*\['boat', 'water'\].*`model.with_classes\(names\)`"):
-        AutoModelForSemanticSegmentation.from_pretrained(folder, ignore_mismatched_sizes=True, **options)
+    options = {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+
+    def load():
+        config = {"config": AutoConfig.from_pretrained(folder, **options)} if way == "config" else options
+        AutoModelForSemanticSegmentation.from_pretrained(folder, ignore_mismatched_sizes=True, **config)
+
+    with pytest.raises(ValueError, match=rf"{message}.*`model.with_classes\(names\)`"):
+        load()
 
 
 @pytest.mark.parametrize(
