@@ -49,6 +49,12 @@ OTHER_BACKBONE = {
     rf"{ENCODER}.+": "the model has another backbone",
     rf"{DECODER}(input_projections|adapter_1)\..+": "the model has another backbone to read",
 }
+# Fields of the configuration with the same name and meaning.
+SAME_FIELDS = (
+    *("num_queries", "mask_feature_size", "encoder_layers", "encoder_feedforward_dim"),
+    *("class_weight", "mask_weight", "dice_weight", "no_object_weight"),
+    *("train_num_points", "oversample_ratio", "importance_sample_ratio"),
+)
 # Of our names, for which a Mask2Former has nothing, or nothing that is used.
 TEXT_QUERIES = {
     r"model\.decoder\.(text_projection|query_layer_norm)\..+|model\.decoder\.text_query_positions": (
@@ -96,23 +102,12 @@ def fields_from_mask2former(original: Mask2FormerConfig) -> dict[str, Any]:
     }
 
 
-SAME_FIELDS = (
-    *("num_queries", "mask_feature_size", "encoder_layers", "encoder_feedforward_dim"),
-    *("class_weight", "mask_weight", "dice_weight", "no_object_weight"),
-    *("train_num_points", "oversample_ratio", "importance_sample_ratio"),
-)
-
-
 def convert_mask2former_state_dict(
     original: Mapping[str, Tensor], source: str = "Mask2Former", with_backbone: bool = True
 ) -> SourceWeights:
-    """Everything that a Mask2Former gives to a model; its class head is still for its own classes.
+    """What a Mask2Former's state dict gives to a model; its class head is still for its classes.
 
-    Args:
-        original (`Mapping[str, Tensor]`): its state dict.
-        source (`str`): its folder or Hub id.
-        with_backbone (`bool`): `False` where the model has another backbone; the layers that read the feature maps
-            of the backbone are then left out, too.
+    Where the model has another backbone, the layers that read the backbone's feature maps are left out, too.
     """
     covers = r"model\.(backbone|pixel_decoder|decoder)\..+|class_predictor\..+"
     if with_backbone:

@@ -155,7 +155,10 @@ class _Sources:
             raise ValueError("`class_names` is missing: only `mask2former` and `original` bring class names along.")
         id2label = self.decoder.config.id2label
         if sorted(id2label) != list(range(len(id2label))):
-            raise ValueError(f"{self.mask2former!r} has class ids with gaps, {sorted(id2label)}: give `class_names`.")
+            raise ValueError(
+                f"{self.mask2former!r} has class ids with gaps, {sorted(id2label)}: number its `id2label` without "
+                "gaps in config.json."
+            )
         return [id2label[index] for index in range(len(id2label))]
 
     def fields(self, backbone_config: Mapping[str, Any] | None, text_positions: int | None) -> dict[str, Any]:
@@ -226,15 +229,18 @@ def build_original(
 
 
 def _original_class_names(checkpoint: Checkpoint, class_names: Sequence[str] | None) -> Sequence[str]:
-    names = checkpoint.class_names or class_names
-    number = len(checkpoint.tensors.get("decode_head.cls_embed.bias", [])) - 1
-    if names is None or (number >= 0 and len(names) != number):
-        told = "does not name its classes" if checkpoint.class_names is None else f"names {len(names)} classes"
-        raise ValueError(
-            f"{checkpoint.source} has weights for {number} classes, but {told}: give the {number} `class_names` with "
-            "which it was trained. A converted model can be given other classes."
-        )
-    return names
+    """The classes with which a checkpoint was trained: as many as it has weights for."""
+    number = len(checkpoint.tensors.get("decode_head.cls_embed.bias", [0])) - 1
+    for names in (checkpoint.class_names, class_names):
+        if names is not None and len(names) == number:
+            return names
+    if number == 0:
+        return []  # it is another kind of checkpoint, which is refused by what it lacks
+    told = "does not name its classes" if checkpoint.class_names is None else f"names {len(checkpoint.class_names)}"
+    raise ValueError(
+        f"{checkpoint.source} has weights for {number} classes, but {told}: give the {number} `class_names` with "
+        "which it was trained. A converted model can be given other classes."
+    )
 
 
 def _bundle(

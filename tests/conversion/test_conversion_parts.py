@@ -448,6 +448,14 @@ def test_original_checkpoint_with_a_vision_transformer(original, tmp_path):
         assert_same_maps(parts.model.model._backbone_maps(images), expected)
 
 
+def test_names_of_a_checkpoint_that_are_too_few_are_replaced_by_given_ones(original, tmp_path):
+    path = save_mmengine(original[1], tmp_path / "few.pth", CLASS_NAMES[:2])
+    with pytest.raises(ValueError, match="has weights for 6 classes, but names 2: give the 6 `class_names`"):
+        from_pretrained_parts(original=path, tokenizer=ReferenceTokenizer())
+    bundle = from_pretrained_parts(CLASS_NAMES, original=path, tokenizer=ReferenceTokenizer())
+    assert not bundle.loading_report.new_classes
+
+
 def test_original_checkpoint_with_other_classes(original):
     path, weights, _, _ = original
     parts = from_pretrained_parts(["Sky", "pool", "wall"], original=path, tokenizer=ReferenceTokenizer())
