@@ -478,8 +478,8 @@ class _RunParser(HfArgumentParser):
         title = self._titles.get(names[0][2:])
         if title is None:
             return super().add_argument(*names, **(options | {"help": argparse.SUPPRESS}))
-        if title not in self._groups:
-            self._groups |= {title: self.add_argument_group(title)}
+        if not self._groups:
+            self._groups = {title: self.add_argument_group(title) for title in HELP_GROUPS}
         return self._groups[title].add_argument(*names, **options)
 
 

@@ -30,6 +30,7 @@ from ..data import (
     load_segmentation_dataset,
 )
 from ..metrics import json_ready
+from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .arguments import (
     CITYSCAPES_METRICS,
     DataArguments,
@@ -191,20 +192,21 @@ def prepare_run(
     if wanted in CITYSCAPES_METRICS and not categories_of(data.class_names):
         raise ValueError(f"`metric_for_best_model` {wanted} is for data sets with categories, like Cityscapes.")
     parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments)
+    train_dataset = _training_examples(data, data_arguments, training_arguments, parts)
+    if train_dataset is not None:
+        _check_batch_norms(parts.model, train_dataset, training_arguments)
     checked = _check_data(data, data_arguments, training_arguments)
     options = changed_options(model_arguments, data_arguments, training_arguments)
     trainer = MTAClipTrainer(
         model=parts.model,
         args=training_arguments,
-        train_dataset=_training_examples(data, data_arguments, training_arguments, parts),
+        train_dataset=train_dataset,
         eval_dataset=_evaluation_examples(data, data_arguments, training_arguments),
         data_collator=TrainingCollator(len(data.class_names)),
         processing_class=parts.image_processor,
         tokenizer=parts.tokenizer,
         options=options,
     )
-    if training_arguments.do_train:
-        _check_batch_norms(trainer)
     return Run(trainer, data, checkpoint, {"checked_pixels": checked})
 
 
@@ -322,20 +324,20 @@ def _evaluation_examples(
     return EvaluationExamples(*options)
 
 
-def _check_batch_norms(trainer: MTAClipTrainer) -> None:
+def _check_batch_norms(
+    model: MTAClipForSemanticSegmentation, examples: Dataset, arguments: MTAClipTrainingArguments
+) -> None:
     """Refuses batches of which a batch norm would see one value: an image whose map of stride 32 is one pixel."""
-    args, examples = trainer.args, trainer.train_dataset
-    has_batch_norms = (
-        any(isinstance(module, _BatchNorm) for module in trainer.model.model.backbone.modules())
-        and not args.freeze_backbone
-    )
-    rest = len(examples) % args.train_batch_size if has_length(examples) and not args.dataloader_drop_last else 0
-    smallest = 1 if args.train_batch_size == 1 or rest == 1 else args.train_batch_size
-    if has_batch_norms and smallest == 1 and list(examples.augmentation.crop_size) == [32, 32]:
+    if arguments.freeze_backbone or list(examples.augmentation.crop_size) != [32, 32]:
+        return
+    sizes = [arguments.per_device_train_batch_size]
+    if has_length(examples) and arguments.world_size == 1 and not arguments.dataloader_drop_last:
+        sizes.append(len(examples) % sizes[0])
+    if 1 in sizes and any(isinstance(module, _BatchNorm) for module in model.model.backbone.modules()):
         raise ValueError(
             "A batch norm can't train on a single value, which is what one crop of 32 x 32 leaves at the backbone's "
-            f"last level (`per_device_train_batch_size` {args.train_batch_size}, the last batch having {rest or 'as'} "
-            "many). Choose a larger `crop_size`, another batch size, or `--freeze_backbone`."
+            f"last level (`per_device_train_batch_size` {sizes[0]}; the last batch of a pass has what is left). Choose "
+            "a larger `crop_size`, another batch size, or `--freeze_backbone`."
         )
 
 
