@@ -336,8 +336,8 @@ def _check_batch_norms(
     if 1 in sizes and any(isinstance(module, _BatchNorm) for module in model.model.backbone.modules()):
         raise ValueError(
             "A batch norm can't train on a single value, which is what one crop of 32 x 32 leaves at the backbone's "
-            f"last level (`per_device_train_batch_size` {sizes[0]}; the last batch of a pass has what is left). Choose "
-            "a larger `crop_size`, another batch size, or `--freeze_backbone`."
+            f"last level (`per_device_train_batch_size` {sizes[0]}; the last batch of a pass has what is left). "
+            "Choose a larger `crop_size`, another batch size, or `--freeze_backbone`."
         )
 
 

@@ -184,7 +184,8 @@ class MTAClipTrainer(Trainer):
             self._terms.warn_of_broken(self.args.process_index)
             logs |= self._terms.means(self.accelerator)
         # JSON has no NaN; what is broken is said in words.
-        logs = {name: value for name, value in logs.items() if not _is_broken(value)}
+        for name in [name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
+            del logs[name]
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -416,10 +417,6 @@ def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
     if any(own != wanted and size > 1 for own, wanted, size in compared):
         return gradient
     return gradient.as_strided(gradient.shape, strides)
-
-
-def _is_broken(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:
