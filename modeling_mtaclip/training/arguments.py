@@ -381,6 +381,10 @@ class MTAClipTrainingArguments(TrainingArguments):
             self.inference_mode, self.window, self.stride, self.tta, self.per_device_eval_batch_size
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # `training_args.bin`, which is pushed to the Hub, is a pickle of these.
+        return {name: None if name.endswith("token") else value for name, value in vars(self).items()}
+
     def _check(self) -> None:
         """Refuses values and combinations that could not work, with what would."""
         for name in UNUSABLE:

@@ -343,7 +343,7 @@ class MTAClipTrainer(Trainer):
             path,
             model=self.accelerator.unwrap_model(self.model),
             image_processor=self.processing_class,
-            model_id=self.hub_model_id or self.args.hub_model_id or model_name or Path(self.args.output_dir).name,
+            model_id=self.hub_model_id or self.args.hub_model_id or model_name or path.absolute().parent.name,
             options=self.options,
             history=self.state.log_history,
             num_images={name: len(images) for name, images in datasets.items() if has_length(images)},

@@ -4,6 +4,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import pytest
 import torch
@@ -189,3 +190,12 @@ def test_options_without_effect_are_refused(name):
     if name in MTAClipTrainingArguments.__dataclass_fields__:
         with pytest.raises(ValueError, match=f"`{name}` must be "):
             MTAClipTrainingArguments(**{name: True}, report_to="none")
+
+
+def test_saved_arguments_hold_no_token():
+    arguments = MTAClipTrainingArguments(hub_token="hf_secret", report_to="none")
+    saved = pickle.dumps(arguments)
+    assert b"hf_secret" not in saved
+    assert arguments.hub_token == "hf_secret"
+    arguments.hub_token = None
+    assert pickle.loads(saved) == arguments

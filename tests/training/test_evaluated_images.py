@@ -44,6 +44,15 @@ def test_the_best_and_worst_images_are_kept(num_images):
     assert [image.name for image in kept.best] == [score.name for score in in_order[::-1][:num_best]]
 
 
+def test_images_of_one_name_and_score_are_told_apart():
+    kept, labels = BestAndWorstImages(number=1), torch.zeros(4, 6, dtype=torch.long)
+    for color in ("red", "blue"):
+        kept.add("1.png", 0.5, Image.new("RGB", (6, 4), color), labels, labels)
+    kept.gather()
+    colors = [image.image.getpixel((0, 0)) for image in (*kept.worst, *kept.best)]
+    assert sorted(colors) == [(0, 0, 255), (255, 0, 0)]
+
+
 def test_kept_label_maps_have_the_labels_at_the_centers():
     labels = np.arange(40).reshape(4, 10) % 256
     image = EvaluatedImage("", Image.new("L", (10, 4)), labels, labels)

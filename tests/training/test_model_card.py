@@ -80,6 +80,14 @@ def test_the_snippet_runs_where_the_package_is_not_installed(finished, tmp_path)
     assert set(re.findall(r"'(.*?)'", output)) <= set(SCENE_CLASSES)
 
 
+def test_a_card_in_the_working_folder_has_its_name(finished, monkeypatch):
+    trainer, folder = finished[0].trainer, finished[2]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(trainer.args, "output_dir", ".")
+    trainer.create_model_card()
+    assert ModelCard.load("README.md").data.model_name == "my_model"
+
+
 def test_pushing_goes_through_the_trainer_with_our_card(finished, monkeypatch):
     run, metrics, _ = finished
     calls = []
