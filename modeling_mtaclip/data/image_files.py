@@ -21,27 +21,17 @@ from typing import Any, BinaryIO
 
 import fsspec
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageMode, ImageOps, UnidentifiedImageError
 
 
-IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
-)
-# How files of these formats start.
-SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|RIFF.{4}WEBP|P[1-6]\s"
-    rb"|\0\0\0\x0cjP  |\xffO\xffQ|.{4}ftypavi[fs]",
-    re.DOTALL,
-)
+# Those that are found in folders; a file that is named may have any that Pillow knows.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
 # Above it, Pillow refuses an image unless it is told otherwise.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 # What Pillow's decoders raise on files that are no images, cut off, or broken.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error)
-HEADER_LENGTH = 4096
 UNNAMED = "that was given"
-PPM_HEADER = re.compile(rb"P[2356](?:\s+|#[^\n]*\n)+\d+\s+\d+\s+(\d+)")
-COLOR_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "L", "LA", "La", "P", "PA", "1", "CMYK", "YCbCr", "LAB", "HSV")
-LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 # Orientations that exchange width and height.
 SIDEWAYS = (5, 6, 7, 8)
 
@@ -91,23 +81,15 @@ def find_image_files(
     Returns:
         [`ImageFiles`]: what was found. Files and folders whose names begin with a dot are left out.
     """
-    root = Path(folder)
-    excluded = {os.path.realpath(each) for each in exclude} - {os.path.realpath(each) for each in _lineage(root)}
     suffixes = IMAGE_SUFFIXES | set(other_suffixes)
     paths, left_out = [], Counter()
-    for directory, names in _walk(root, recursive):
-        hidden = any(part.startswith(".") for part in directory.relative_to(root).parts)
-        is_excluded = any(os.path.realpath(each) in excluded for each in _lineage(directory)) if excluded else False
-        for name in names:
-            path = directory / name
-            if is_excluded:
-                left_out["in an excluded folder"] += 1
-            elif hidden or name.startswith("."):
-                left_out["hidden"] += 1
-            elif path.suffix.lower() in suffixes or _starts_like_an_image(path):
-                paths.append(path)
-            else:
-                left_out["not an image"] += 1
+    for path, reason in _walk(folder, recursive, {os.path.realpath(each) for each in exclude}):
+        if not reason and path.suffix.lower() not in suffixes and not _is_image(path):
+            reason = "not an image"
+        if reason:
+            left_out[reason] += 1
+        else:
+            paths.append(path)
     return ImageFiles(sorted(paths), dict(left_out))
 
 
@@ -129,17 +111,13 @@ def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: s
         ImageFileError: (a `ValueError`) a file that is missing, can't be decoded, is too large, holds several images,
             or has more than 8 bits per channel.
     """
-    name = name or name_of(source)
-    with _opened(source, max_pixels, name) as (image, bits):
-        _require_color(image, bits, name)
+    with _opened_color(source, max_pixels, name) as image:
         return _upright(image).convert("RGB")
 
 
 def image_size(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str | None = None) -> tuple[int, int]:
     """Width and height of the upright image, known from the start of its file; all else as for [`open_image`]."""
-    name = name or name_of(source)
-    with _opened(source, max_pixels, name) as (image, bits):
-        _require_color(image, bits, name)
+    with _opened_color(source, max_pixels, name) as image:
         # Pillow has turned the size of a TIFF file already; of PNG files, what follows the pixels is not looked at.
         has_exif = image.format != "TIFF" and ("exif" in image.info or image.format != "PNG")
         return image.size[::-1] if has_exif and _orientation(image) in SIDEWAYS else image.size
@@ -156,17 +134,17 @@ def open_label_map(source: ImageSource, max_pixels: int | None = MAX_PIXELS, nam
             fractions, or a lossy format.
     """
     name = name or name_of(source)
-    with _opened(source, max_pixels, name) as (image, bits):
+    with _opened(source, max_pixels, name) as image:
         if image.format in ("JPEG", "MPO"):
             raise ImageFileError(
                 f"The annotation {name} is a JPEG file, whose compression changes label ids. Export it again as PNG."
             )
-        if image.mode not in LABEL_MODES:
+        if len(image.getbands()) > 1 or image.mode == "F":
             raise ImageFileError(
                 f"The annotation {name} has the mode {image.mode!r}: expected one label id per pixel, as a gray or "
                 "palette image. Replace its colors by label ids."
             )
-        values = np.array(_upright(image))
+        bits, values = _bits_per_channel(image), np.array(_upright(image))
         if image.mode == "L" and bits in (2, 4):
             return values // (255 // (2**bits - 1))
         return values.astype(np.uint8) if values.dtype == bool else values
@@ -180,50 +158,60 @@ def name_of(source: ImageSource) -> str:
     return str(path) if path else UNNAMED
 
 
-def _walk(root: Path, recursive: bool) -> Iterator[tuple[Path, list[str]]]:
-    """Folders and the names of their files; a folder that links lead to again is not looked at twice."""
-    seen = set()
-    for directory, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in seen or not recursive:
-            folders.clear()
-        if real not in seen:
-            yield Path(directory), names
-        seen.add(real)
+def _walk(root: str | os.PathLike, recursive: bool, excluded: set[str]) -> Iterator[tuple[Path, str]]:
+    """All files, each with the reason to leave it out, or ""; folders that links lead to again are not entered."""
+    reasons, seen = {os.fspath(root): ""}, {os.path.realpath(root)}
+    for directory, folders, names in os.walk(os.fspath(root), followlinks=True):
+        reason = reasons[directory]
+        for name in names:
+            yield Path(directory, name), reason or ("hidden" if name.startswith(".") else "")
+        for name in folders[:]:
+            path = os.path.join(directory, name)
+            real = os.path.realpath(path)
+            if real in seen or not recursive:
+                folders.remove(name)
+            seen.add(real)
+            why = "in an excluded folder" if real in excluded else "hidden" if name.startswith(".") else ""
+            reasons[path] = reason or why
 
 
-def _lineage(path: Path) -> list[Path]:
-    path = path.absolute()
-    return [path, *path.parents]
-
-
-def _starts_like_an_image(path: Path) -> bool:
+def _is_image(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return SIGNATURE.match(file.read(32)) is not None
-    except OSError:
+            return bool(_open_of_any_size(file, [kind for kind in FORMATS if kind in Image.OPEN]))
+    except DECODING_ERRORS:
         return False
 
 
 @contextmanager
-def _opened(source: ImageSource, max_pixels: int | None, name: str) -> Iterator[tuple[Image.Image, int]]:
-    """An image that is not decoded yet, and the bits of its channels; errors of decoding name the file."""
+def _opened(source: ImageSource, max_pixels: int | None, name: str) -> Iterator[Image.Image]:
+    """An image that is not decoded yet; errors of decoding name the file."""
     try:
         if isinstance(source, Image.Image):
-            yield source, _bits_per_channel(source, b"")
+            yield source
         else:
             with _stream(source) as stream:
-                header = stream.read(HEADER_LENGTH)
-                stream.seek(0)
                 image = _open_of_any_size(stream)
                 _require_one_of_size(image, max_pixels, name)
-                yield image, _bits_per_channel(image, header)
+                yield image
     except ImageFileError:
         raise
     except DECODING_ERRORS as error:
         # Pillow names its stream here.
         reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else error
         raise ImageFileError(f"The file {name} can't be read: {reason}.") from error
+
+
+@contextmanager
+def _opened_color(source: ImageSource, max_pixels: int | None, name: str | None) -> Iterator[Image.Image]:
+    name = name or name_of(source)
+    with _opened(source, max_pixels, name) as image:
+        if (bits := _bits_per_channel(image)) > 8:
+            raise ImageFileError(
+                f"The image {name} has the mode {image.mode!r} and {bits} bits per channel: expected 8 bits. Convert "
+                "it first, in the way that keeps what matters in it."
+            )
+        yield image
 
 
 def _stream(source: str | os.PathLike | bytes | Mapping[str, Any]) -> AbstractContextManager[BinaryIO]:
@@ -236,11 +224,11 @@ def _stream(source: str | os.PathLike | bytes | Mapping[str, Any]) -> AbstractCo
     return open(source, "rb")
 
 
-def _open_of_any_size(stream: BinaryIO) -> Image.Image:
+def _open_of_any_size(stream: BinaryIO, formats: list[str] | None = None) -> Image.Image:
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(stream)
+            return Image.open(stream, formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
@@ -256,30 +244,21 @@ def _require_one_of_size(image: Image.Image, max_pixels: int | None, name: str) 
         raise ImageFileError(f"The file {name} holds {image.n_frames} images: expected one. Save each by itself.")
 
 
-def _require_color(image: Image.Image, bits: int, name: str) -> None:
-    if image.mode not in COLOR_MODES or bits > 8:
-        raise ImageFileError(
-            f"The image {name} has the mode {image.mode!r} and {bits} bits per channel: expected 8 bits. Convert it "
-            "first, in the way that keeps what matters in it."
-        )
-
-
-def _bits_per_channel(image: Image.Image, header: bytes) -> int:
-    """Bits of a channel, as the first bytes of the file say; without them or in other formats, as the mode says."""
-    if image.format == "PNG" and header:
-        return header[24]
-    # An image that was opened elsewhere and isn't decoded yet still has the format of its rows.
-    if image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile):
-        return 16
+def _bits_per_channel(image: Image.Image) -> int:
+    """Bits of a channel in the file, if the image isn't decoded yet, or else in memory."""
+    # What Pillow gives its decoder: of PNG files a description of their rows ("RGB;16B").
+    decoding = image.tile[0][3] if getattr(image, "tile", None) else None
+    if image.format == "PNG" and isinstance(decoding, str) and (found := re.search(r";(\d+)", decoding)):
+        return int(found[1])
+    if image.format == "PPM" and isinstance(decoding, tuple):
+        return int(decoding[1]).bit_length()
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
-    if image.format == "PPM" and (found := PPM_HEADER.match(header)):
-        return int(found[1]).bit_length()
-    if image.format == "JPEG2000" and (place := header.find(b"\xff\x51")) >= 0:
-        return (header[place + 40] & 127) + 1
-    if image.mode in COLOR_MODES:
-        return 8
-    return 16 if ";16" in image.mode else 32
+    if image.format == "JPEG2000" and decoding:
+        image.fp.seek(0)
+        header = image.fp.read(4096)
+        return (header[header.index(b"\xff\x51") + 40] & 127) + 1
+    return 8 * np.dtype(ImageMode.getmode(image.mode).typestr).itemsize
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ light changes, so that a model has to look at texture, shape and place too.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,6 +18,7 @@ from .catalog import DATASETS, IGNORE_INDEX
 
 SCENE_CLASSES = DATASETS["scenes"].class_names
 ROAD, SIDEWALK, BUILDING, SKY, TREE, CAR, PERSON, SIGN = range(len(SCENE_CLASSES))
+SIGN_COLORS = np.array(((215, 30, 30), (30, 70, 200), (235, 200, 20)))
 
 
 @dataclass
@@ -27,16 +29,17 @@ class _Canvas:
     labels: np.ndarray
     random: np.random.Generator
 
-    def paint(self, mask: Image.Image, label: int, color: np.ndarray, texture: np.ndarray | float = 0.0) -> None:
-        """Gives the pixels of a mask a label and a color, to which a texture `(H, W)` is added."""
-        inside = np.asarray(mask, dtype=bool)
-        shade = np.asarray(texture, dtype=np.float32)
-        self.image[inside] = color + (shade[inside][:, None] if shade.ndim else shade)
-        self.labels[inside] = label
-
-    def new_mask(self) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    def draw(
+        self, label: int, shapes: list[tuple[Any, ...]], color: np.ndarray, texture: np.ndarray | float = 0.0
+    ) -> None:
+        """Gives the pixels of shapes (a method of `ImageDraw` and its arguments) a label and a textured color."""
         mask = Image.new("1", self.labels.shape[::-1])
-        return mask, ImageDraw.Draw(mask)
+        for kind, *arguments in shapes:
+            getattr(ImageDraw.Draw(mask), kind)(*arguments, fill=1)
+        inside = np.asarray(mask, dtype=bool)
+        shade = np.broadcast_to(np.asarray(texture, dtype=np.float32), inside.shape)
+        self.image[inside] = color + shade[inside][:, None]
+        self.labels[inside] = label
 
     def color(self, low: int, high: int, spread: int = 40) -> np.ndarray:
         """A random color around a random gray in `[low, high]`."""
@@ -67,8 +70,18 @@ def make_scene(seed: int, height: int = 128, width: int = 160) -> tuple[Image.Im
     _draw_buildings(canvas, horizon)
     _draw_trees(canvas, horizon)
     road = _draw_ground(canvas, horizon)
-    _draw_things(canvas, horizon, road)
+    things = [_draw_car] * random.integers(1, 4) + [_draw_person] * random.integers(1, 4)
+    things += [_draw_sign] * random.integers(1, 3)
+    order = random.permutation(things)
+    # Farther things first, so that nearer ones hide them.
+    for draw_thing, share in zip(order, np.sort(random.uniform(0.12, 0.9, len(things))), strict=True):
+        left, right = (far + (near - far) * share for far, near in road)
+        draw_thing(canvas, horizon + (height - horizon) * share, 0.55 + 0.75 * share, left, right)
     return _photograph(canvas)
+
+
+def _around(x: float, half_width: float, top: float, bottom: float) -> tuple[float, float, float, float]:
+    return x - half_width, top, x + half_width, bottom
 
 
 def _draw_sky(canvas: _Canvas) -> None:
@@ -86,9 +99,8 @@ def _draw_buildings(canvas: _Canvas, horizon: int) -> None:
         right = left + random.integers(22, 50)
         if random.random() < 0.75:
             top = int(horizon * random.uniform(0.05, 0.75))
-            mask, draw = canvas.new_mask()
-            draw.rectangle((left, top, right, horizon + 8), fill=1)
-            canvas.paint(mask, BUILDING, canvas.color(70, 190, 30), canvas.noise(3, 5) + _windows(canvas))
+            color, texture = canvas.color(70, 190, 30), canvas.noise(3, 5) + _windows(canvas)
+            canvas.draw(BUILDING, [("rectangle", (left, top, right, horizon + 8))], color, texture)
         left = right + random.integers(0, 12)
 
 
@@ -105,75 +117,47 @@ def _draw_trees(canvas: _Canvas, horizon: int) -> None:
     for _ in range(random.integers(1, 5)):
         x, radius = random.uniform(0, width), random.uniform(9, 22)
         y = horizon - radius * random.uniform(0.4, 1.0)
-        mask, draw = canvas.new_mask()
-        draw.rectangle((x - 2, y, x + 2, horizon + 6), fill=1)
+        shapes = [("rectangle", _around(x, 2, y, horizon + 6))]
         for _ in range(9):
             dx, dy = random.normal(0, radius * 0.45, 2)
             r = radius * random.uniform(0.35, 0.65)
-            draw.ellipse((x + dx - r, y + dy - r, x + dx + r, y + dy + r), fill=1)
-        canvas.paint(mask, TREE, random.uniform((25, 60, 15), (85, 125, 60)), canvas.noise(2, 26))
+            shapes.append(("ellipse", _around(x + dx, r, y + dy - r, y + dy + r)))
+        canvas.draw(TREE, shapes, random.uniform((25, 60, 15), (85, 125, 60)), canvas.noise(2, 26))
 
 
-def _draw_ground(canvas: _Canvas, horizon: int) -> tuple[float, float, float, float]:
-    """Paints sidewalk and road; returns the road's left and right edges at the horizon and at the bottom."""
+def _draw_ground(canvas: _Canvas, horizon: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Draws sidewalk and road; returns where the road's left and right edges are at the horizon and at the bottom."""
     random, (height, width) = canvas.random, canvas.labels.shape
-    mask, draw = canvas.new_mask()
-    draw.rectangle((0, horizon, width, height), fill=1)
     y, x = np.arange(height)[:, None], np.arange(width)[None]
     tiles = (((x + 3 * (y // 6)) % random.integers(7, 11) == 0) | (y % 6 == 0)) * -28.0
-    canvas.paint(mask, SIDEWALK, canvas.color(120, 190, 15), tiles + canvas.noise(4, 6))
+    color, texture = canvas.color(120, 190, 15), tiles + canvas.noise(4, 6)
+    canvas.draw(SIDEWALK, [("rectangle", (0, horizon, width, height))], color, texture)
     middle = width * random.uniform(0.35, 0.65)
     near, far = width * random.uniform(0.3, 0.42), width * random.uniform(0.03, 0.09)
     shift = width * random.uniform(-0.15, 0.15)
-    edges = (middle - far, middle + far, middle + shift - near, middle + shift + near)
-    mask, draw = canvas.new_mask()
-    draw.polygon([(edges[0], horizon), (edges[1], horizon), (edges[3], height), (edges[2], height)], fill=1)
-    canvas.paint(mask, ROAD, canvas.color(60, 120, 8), canvas.noise(2, 7))
-    mask, draw = canvas.new_mask()
+    left, right = (middle - far, middle + shift - near), (middle + far, middle + shift + near)
+    corners = [(left[0], horizon), (right[0], horizon), (right[1], height), (left[1], height)]
+    canvas.draw(ROAD, [("polygon", corners)], canvas.color(60, 120, 8), canvas.noise(2, 7))
+    dashes = []
     for share in np.arange(random.uniform(0.1, 0.25), 1, 0.22):
-        line_x, line_y = middle + shift * share, horizon + (height - horizon) * share
-        draw.polygon(
-            [(line_x - 2 * share, line_y), (line_x + 2 * share, line_y), (line_x, line_y + 9 * share)], fill=1
-        )
-    canvas.paint(mask, ROAD, canvas.color(190, 230, 10))
-    return edges
-
-
-def _draw_things(canvas: _Canvas, horizon: int, road: tuple[float, float, float, float]) -> None:
-    random, height = canvas.random, canvas.labels.shape[0]
-    things = [_draw_car] * random.integers(1, 4) + [_draw_person] * random.integers(1, 4)
-    things += [_draw_sign] * random.integers(1, 3)
-    # Farther things first, so that nearer ones hide them.
-    for draw_thing, share in zip(
-        random.permutation(things), np.sort(random.uniform(0.12, 0.9, len(things))), strict=True
-    ):
-        left, right = (far + (near - far) * share for far, near in ((road[0], road[2]), (road[1], road[3])))
-        draw_thing(canvas, horizon + (height - horizon) * share, 0.55 + 0.75 * share, left, right)
+        x, y = middle + shift * share, horizon + (height - horizon) * share
+        dashes.append(("polygon", [(x - 2 * share, y), (x + 2 * share, y), (x, y + 9 * share)]))
+    canvas.draw(ROAD, dashes, canvas.color(190, 230, 10))
+    return left, right
 
 
 def _draw_car(canvas: _Canvas, ground: float, size: float, left: float, right: float) -> None:
-    random = canvas.random
-    x, half, tall = random.uniform(left, right), 15 * size, 11 * size
-    body, draw = canvas.new_mask()
-    draw.rounded_rectangle((x - half, ground - tall, x + half, ground - 2 * size), radius=3 * size, fill=1)
-    draw.polygon(
-        [
-            (x - 0.7 * half, ground - tall),
-            (x - 0.4 * half, ground - 1.7 * tall),
-            (x + 0.4 * half, ground - 1.7 * tall),
-            (x + 0.7 * half, ground - tall),
-        ],
-        fill=1,
-    )
-    canvas.paint(body, CAR, canvas.color(40, 210, 70), canvas.noise(12, 9))
-    window, draw = canvas.new_mask()
-    draw.rectangle((x - 0.4 * half, ground - 1.55 * tall, x + 0.4 * half, ground - 1.05 * tall), fill=1)
-    canvas.paint(window, CAR, canvas.color(25, 70, 10))
-    wheels, draw = canvas.new_mask()
-    for side in (-0.6, 0.6):
-        wheel = x + side * half
-        draw.ellipse((wheel - 3.2 * size, ground - 5 * size, wheel + 3.2 * size, ground + 1.4 * size), fill=1)
-    canvas.paint(wheels, CAR, np.full(3, 20.0))
+    x, half, tall = canvas.random.uniform(left, right), 15 * size, 11 * size
+    roof = [(x + side * half, ground - up * tall) for side, up in ((-0.7, 1), (-0.4, 1.7), (0.4, 1.7), (0.7, 1))]
+    body = [("rounded_rectangle", _around(x, half, ground - tall, ground - 2 * size), 3 * size), ("polygon", roof)]
+    window = [("rectangle", _around(x, 0.4 * half, ground - 1.55 * tall, ground - 1.05 * tall))]
+    wheels = [
+        ("ellipse", _around(x + side * half, 3.2 * size, ground - 5 * size, ground + 1.4 * size))
+        for side in (-0.6, 0.6)
+    ]
+    canvas.draw(CAR, body, canvas.color(40, 210, 70), canvas.noise(12, 9))
+    canvas.draw(CAR, window, canvas.color(25, 70, 10))
+    canvas.draw(CAR, wheels, np.full(3, 20.0))
 
 
 def _draw_person(canvas: _Canvas, ground: float, size: float, left: float, right: float) -> None:
@@ -181,36 +165,23 @@ def _draw_person(canvas: _Canvas, ground: float, size: float, left: float, right
     beside = [span for span in ((0, left - 4), (right + 4, width)) if span[1] - span[0] > 6]
     x = random.uniform(*beside[random.integers(len(beside))]) if beside else random.uniform(0, width)
     tall, half = 27 * size, 4.6 * size
-    for top, bottom, narrow, color in (
-        (0.22, 0.62, 1.0, canvas.color(40, 220, 90)),
-        (0.58, 1.0, 0.75, canvas.color(25, 120, 40)),
-    ):
-        mask, draw = canvas.new_mask()
-        box = (x - half * narrow, ground - tall * (1 - top), x + half * narrow, ground - tall * (1 - bottom))
-        draw.rounded_rectangle(box, radius=1.5 * size, fill=1)
-        canvas.paint(mask, PERSON, color, canvas.noise(3, 6))
-    head, draw = canvas.new_mask()
-    draw.ellipse((x - 3.4 * size, ground - tall, x + 3.4 * size, ground - tall * 0.76), fill=1)
-    canvas.paint(head, PERSON, random.uniform((110, 70, 50), (235, 190, 165)))
+    clothes = (0.22, 0.62, 1.0, canvas.color(40, 220, 90)), (0.58, 1.0, 0.75, canvas.color(25, 120, 40))
+    for top, bottom, narrow, color in clothes:
+        box = _around(x, half * narrow, ground - tall * (1 - top), ground - tall * (1 - bottom))
+        canvas.draw(PERSON, [("rounded_rectangle", box, 1.5 * size)], color, canvas.noise(3, 6))
+    head = [("ellipse", _around(x, 3.4 * size, ground - tall, ground - tall * 0.76))]
+    canvas.draw(PERSON, head, random.uniform((110, 70, 50), (235, 190, 165)))
 
 
 def _draw_sign(canvas: _Canvas, ground: float, size: float, left: float, right: float) -> None:
     random = canvas.random
     x = (left - 7 * size) if random.random() < 0.5 else (right + 7 * size)
-    tall, radius = 34 * size, 6.5 * size
-    mask, draw = canvas.new_mask()
-    draw.rectangle((x - 1.4 * size, ground - tall, x + 1.4 * size, ground), fill=1)
-    canvas.paint(mask, SIGN, canvas.color(120, 170, 5))
-    mask, draw = canvas.new_mask()
-    box = (x - radius, ground - tall - radius, x + radius, ground - tall + radius)
-    draw.ellipse(box, fill=1)
-    bright = np.array(((215, 30, 30), (30, 70, 200), (235, 200, 20))[random.integers(3)]) + random.uniform(-20, 20, 3)
-    canvas.paint(mask, SIGN, bright)
-    mask, draw = canvas.new_mask()
-    draw.rectangle(
-        (x - 0.6 * radius, ground - tall - 0.2 * radius, x + 0.6 * radius, ground - tall + 0.2 * radius), fill=1
-    )
-    canvas.paint(mask, SIGN, np.full(3, 235.0))
+    radius, middle = 6.5 * size, ground - 34 * size
+    canvas.draw(SIGN, [("rectangle", _around(x, 1.4 * size, middle, ground))], canvas.color(120, 170, 5))
+    color = SIGN_COLORS[random.integers(3)] + random.uniform(-20, 20, 3)
+    canvas.draw(SIGN, [("ellipse", _around(x, radius, middle - radius, middle + radius))], color)
+    bar = _around(x, 0.6 * radius, middle - 0.2 * radius, middle + 0.2 * radius)
+    canvas.draw(SIGN, [("rectangle", bar)], np.full(3, 235.0))
 
 
 def _photograph(canvas: _Canvas) -> tuple[Image.Image, Image.Image]:
