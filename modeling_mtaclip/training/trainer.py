@@ -261,14 +261,18 @@ class MTAClipTrainer(Trainer):
         return scores
 
     def _segmenter(self, contexts: ContextUsage | None = None) -> Segmenter:
-        """Predicts as the arguments say, in the precision of training."""
+        """Predicts as the arguments say, in the precision of training; the first batch encodes the class names."""
         model = self._segmentation_model().to(self.args.device)
         if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
             model = model.to(torch.bfloat16 if self.args.bf16_full_eval else torch.float16)
+        text_embeddings = None
 
         def forward(pixel_values: Tensor) -> MTAClipForSemanticSegmentationOutput:
+            nonlocal text_embeddings
             with self.accelerator.autocast():
-                outputs = model(pixel_values=pixel_values)
+                outputs = model(pixel_values=pixel_values, text_embeddings=text_embeddings)
+            if outputs.text_embeddings is not None:
+                text_embeddings = outputs.text_embeddings[0]
             if contexts is not None:
                 contexts.add(outputs.class_queries_logits, outputs.mask_text_similarity)
             return outputs
