@@ -82,6 +82,14 @@ def export_onnx_file(arguments: argparse.Namespace, model: MTAClipForSemanticSeg
 
 def main() -> int:
     arguments = parse_arguments()
+    try:
+        return export_and_check(arguments)
+    except (ValueError, ImportError) as error:
+        print(f"export.py: {error}", file=sys.stderr)
+        return 2
+
+
+def export_and_check(arguments: argparse.Namespace) -> int:
     model = MTAClipForSemanticSegmentation.from_pretrained(arguments.model_name_or_path)
     processor = MTAClipImageProcessor.from_pretrained(arguments.model_name_or_path)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)

@@ -253,6 +253,13 @@ def test_output_folder_that_holds_the_input_or_is_it(model_dir, images, tmp_path
         assert predict([str(images / "part0"), *options, str(images)]) == 0
         assert sorted(path.name for path in images.glob("*.png")) == ["0.png", "2.png", "4.png"]
     assert "0 images predicted, 3 were there already" in capsys.readouterr().out
+    photos, among = str(images / "part0" / "*.jpg"), str(images / "part0")
+    assert predict([photos, *options, among, "--format", "overlay", "json"]) == 0
+    capsys.readouterr()
+    assert predict([among, *options, among, "--format", "overlay", "json"]) == 0
+    output = capsys.readouterr().out
+    assert "2 an earlier result" in output
+    assert "1 images predicted, 2 were there already" in output
     before = (images / "part0" / "4.png").read_bytes()
     assert predict([str(images / "part0"), *options, str(images / "part0"), "--overwrite"]) == 2
     assert "part0/4.png is an input: choose another --output_dir" in capsys.readouterr().err
@@ -439,6 +446,24 @@ def test_video(model_dir, tmp_path, capsys, monkeypatch):
     segmenter = Segmenter(varied_model(4), MTAClipImageProcessor.from_pretrained(model_dir))
     for index, labels in enumerate(results_of(out).values()):
         assert (labels == segmenter([random_image(index, 64, 96)])[0].numpy()).mean() > 0.999
+
+    arguments += ["--format", "video"]
+    for report in ("0 images predicted, 5 were there already, 0 left out",) * 2:
+        assert predict(arguments) == 0
+        assert report in capsys.readouterr().out
+        written = (out / "drive_overlay.mp4").stat().st_mtime_ns
+    palette = np.array(Image.open(out / "drive_000000.png").getpalette()[:9]).reshape(3, 3)
+    with av.open(str(out / "drive_overlay.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+    assert len(frames) == 5
+    for index, (frame, labels) in enumerate(zip(frames, results_of(out).values(), strict=True)):
+        expected = (np.array(random_image(index, 64, 96)).astype(int) + palette[labels]) / 2
+        assert np.abs(frame - expected).mean() < 25  # colors are halved in both directions
+    assert predict(arguments) == 0
+    assert (out / "drive_overlay.mp4").stat().st_mtime_ns == written
+    (out / "drive_overlay.mp4").write_bytes(b"mine")
+    assert predict(arguments) == 2
+    assert "drive_overlay.mp4 is there already" in capsys.readouterr().err
 
     path.write_bytes(path.read_bytes()[:40])
     assert predict([str(path), "--model_name_or_path", str(model_dir), "--output_dir", str(tmp_path / "other")]) == 1

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.image_files import MAX_PIXELS, find_image_files, name_without_suffix, open_image
+from .result_formats import fingerprint_of
 
 
 VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"))
@@ -95,7 +96,8 @@ def find_media(
     Args:
         inputs (`Sequence[str]`): images, videos, folders (with all images and videos below them) and globs (`**`
             stands for any folders). Hidden files are meant only if they are named.
-        exclude (`Path`, *optional*): a folder of which nothing is meant, that of the results.
+        exclude (`Path`, *optional*): the folder of the results. Nothing in it is meant, or only what is no result if it
+            is or holds an input.
         max_pixels (`int`, *optional*): as in [`MediaFile`].
 
     Returns:
@@ -116,6 +118,9 @@ def find_media(
                 f"{f': its files are left out ({reasons})' if reasons else ''}."
             )
         for path in paths:
+            if exclude and exclude.resolve() in path.resolve().parents and fingerprint_of(path):
+                others["an earlier result"] = others.get("an earlier result", 0) + 1
+                continue
             name = path.relative_to(root)
             name = name.with_suffix("") if name.suffix.lower() in VIDEO_SUFFIXES else name_without_suffix(name)
             found.setdefault(os.path.abspath(path), MediaFile(path, name, max_pixels))
@@ -184,9 +189,10 @@ def write_video(path: Path, images: Iterable[Image.Image], like: Path, comment: 
             container.metadata["comment"] = comment
             stream = container.add_stream("mpeg4", rate=rate)
             stream.pix_fmt, stream.bit_rate = "yuv420p", 8_000_000
-            for image in images:
-                # The format halves colors in both directions.
-                stream.width, stream.height = (length - length % 2 for length in image.size)
+            for number, image in enumerate(images):
+                if number == 0:
+                    # The format halves colors in both directions.
+                    stream.width, stream.height = (length - length % 2 for length in image.size)
                 frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())

@@ -21,19 +21,15 @@ from ..visualization import compare, overlay
 ADE20K, CITYSCAPES = DATASETS["ade20k"], DATASETS["cityscapes"]
 OVERLAY_QUALITY = 92
 CITYSCAPES_NAME = re.compile(r"[^_]+_\d{6}_\d{6}")
-# The entry of PNG and JSON files that holds the fingerprint; in JPEG files it is the comment.
-FINGERPRINT = "fingerprint"
+# Stands in a text chunk of PNG files, the comment of JPEG files and the first entry of JSON files.
+FINGERPRINT = re.compile(rb"fingerprint\W+([0-9a-f]{32}:[0-9a-f]+(?:-\d+)?)")
 
 
 def fingerprint_of(path: Path) -> str | None:
     """The fingerprint of a file that [`ResultFormat.save`] wrote; `None` for others."""
-    try:
-        if path.suffix == ".json":
-            return json.loads(path.read_text())[FINGERPRINT]
-        with Image.open(path) as image:
-            return image.info.get(FINGERPRINT) or image.info["comment"].decode()
-    except (OSError, ValueError, KeyError, TypeError, SyntaxError, AttributeError):
-        return None
+    with path.open("rb") as file:
+        found = FINGERPRINT.search(file.read(4096))
+    return found and found[1].decode()
 
 
 class ResultFormat:
@@ -73,7 +69,7 @@ class ResultFormat:
             fingerprint (`str`): of what the result was made.
         """
         about = PngImagePlugin.PngInfo()
-        about.add_text(FINGERPRINT, fingerprint)
+        about.add_text("fingerprint", fingerprint)
         self.encode(labels).save(path, "PNG", pnginfo=about)
 
     def encode(self, labels: np.ndarray) -> Image.Image:
@@ -113,7 +109,7 @@ class OverlayFormat(ResultFormat):
         palette = palette_of(self.class_names)
         tinted = overlay(image, labels, palette, ignore_index=-1)
         picture = compare([("", tinted)], self.class_names, palette, [labels], show_shares=True, ignore_index=-1)
-        picture.save(path, "JPEG", quality=OVERLAY_QUALITY, comment=fingerprint)
+        picture.save(path, "JPEG", quality=OVERLAY_QUALITY, comment=f"fingerprint {fingerprint}")
 
 
 class AreasFormat(ResultFormat):
@@ -129,8 +125,8 @@ class AreasFormat(ResultFormat):
             for index, count in sorted(enumerate(counts.tolist()), key=lambda each: -each[1])
             if count
         ]
-        content = {"image": source, "height": labels.shape[0], "width": labels.shape[1], "classes": classes}
-        path.write_text(json.dumps(content | {FINGERPRINT: fingerprint}, indent=2, ensure_ascii=False), "utf-8")
+        content = {"fingerprint": fingerprint, "image": source, "height": labels.shape[0], "width": labels.shape[1]}
+        path.write_text(json.dumps(content | {"classes": classes}, indent=2, ensure_ascii=False), "utf-8")
 
 
 class CityscapesFormat(ResultFormat):
