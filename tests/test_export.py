@@ -116,11 +116,11 @@ def test_program_of_labels(model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*CONFIGS, "channels"])
-def test_every_family_of_backbones(name, tmp_path):
-    """The same numbers for any size, or with shifted windows for one."""
-    config = CONFIGS["resnet" if name == "channels" else name]()
-    if name == "channels":
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("resnet", "clip_vit_patch16")])
+def test_every_family_of_backbones(name):
+    """The same numbers for any size, or with shifted windows for one; also for other numbers of channels."""
+    config = CONFIGS[name]()
+    if name == "clip_resnet":
         config.num_channels = 5
     model = trained_like(tiny_model(backbone_config=config, encoder_layers=1, decoder_layers=1))
     if name != "swin":
@@ -137,7 +137,7 @@ def test_every_family_of_backbones(name, tmp_path):
 
 @pytest.mark.slow
 def test_onnx_file_of_one_size(tmp_path):
-    """Of a vision transformer whose patches don't divide the size."""
+    """Of a vision transformer whose patches don't divide it."""
     model = tiny_model(backbone_config=CONFIGS["clip_vit_patch14"](), encoder_layers=1, decoder_layers=1)
     export_onnx(model, tmp_path / "model.onnx", image_size=(64, 96))
     exported = OnnxModel(tmp_path / "model.onnx", num_threads=1)

@@ -58,15 +58,15 @@ class ExportableModel(nn.Module):
         predicted = self.model(nn.functional.pad(pixel_values, (0, padding[1], 0, padding[0])))
         if self.outputs == "queries":
             return {name: predicted[name] for name in OUTPUTS["queries"]}
+        padded = (height + padding[0], width + padding[1])
         masks = nn.functional.interpolate(
-            predicted.masks_queries_logits,
-            size=(height + padding[0], width + padding[1]),
-            mode="bilinear",
-            align_corners=False,
+            predicted.masks_queries_logits, size=padded, mode="bilinear", align_corners=False
         )
-        probabilities = masks[..., :height, :width].sigmoid().flatten(2)
         classes = predicted.class_queries_logits.softmax(dim=-1)[..., :-1].transpose(1, 2)
-        return {"labels": (classes @ probabilities).argmax(dim=1).unflatten(-1, (height, width))}
+        labels = (classes @ masks.sigmoid().flatten(2)).argmax(dim=1).unflatten(-1, padded)
+        # Not by slices: whether they are one piece of memory depends on the size.
+        rows, columns = (torch.arange(length, device=labels.device) for length in (height, width))
+        return {"labels": labels.index_select(1, rows).index_select(2, columns)}
 
 
 def export_program(

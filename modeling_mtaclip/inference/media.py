@@ -96,8 +96,8 @@ def find_media(
     Args:
         inputs (`Sequence[str]`): images, videos, folders (with all images and videos below them) and globs (`**`
             stands for any folders). Hidden files are meant only if they are named.
-        exclude (`Path`, *optional*): the folder of the results. Nothing in it is meant, or only what is no result if it
-            is or holds an input.
+        exclude (`Path`, *optional*): the folder of the results. Nothing in it is meant, or only what is no earlier
+            result if it is or holds an input.
         max_pixels (`int`, *optional*): as in [`MediaFile`].
 
     Returns:
