@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from torch import Tensor, distributed
 
 from .confusion import PairCounts, as_label_pair, class_or_other, gathered, iou_figures, mean_over_present
 
@@ -58,35 +57,29 @@ class BoundaryScores:
             )
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.iou_ratio, self.f_score_ratio = iou_ratio, f_score_ratio
-        self.band_counts = PairCounts(self.num_labels + 1)
+        self.band_counts = PairCounts()
         # Sum of the F-scores of each class, and the number of images they are from.
         self._f_scores = np.zeros((2, self.num_labels))
 
     def add(self, *, prediction: Any, reference: Any) -> None:
-        """Adds one image: two integer arrays or tensors `(height, width)` of class indices.
-
-        Raises:
-            ValueError: if these are no label maps of one size.
-        """
+        """Adds one image: two integer arrays or tensors `(height, width)` of class indices; a ValueError if they are
+        no label maps of one size."""
         reference, prediction = as_label_pair(reference, prediction)
         if reference.dim() != 2:
             raise ValueError(f"Label maps of one size (height, width) are needed, got {tuple(reference.shape)}.")
         if not reference.numel():
             return
-        void = np.zeros(reference.shape, bool) if self.ignore_index is None else _array(reference == self.ignore_index)
-        maps = [_array(class_or_other(labels.long(), self.num_labels)) for labels in (reference, prediction)]
+        # No label equals `None`.
+        void = reference.cpu().numpy() == self.ignore_index
+        maps = [class_or_other(labels.long(), self.num_labels).cpu().numpy() for labels in (reference, prediction)]
         diagonal = float(np.hypot(*void.shape))
         radius = max(1, round(self.iou_ratio * diagonal))
         bands = [near_other_class(labels, void, radius, border=True) for labels in maps]
         self.band_counts.add(*(np.where(*each, self.num_labels) for each in zip(bands, maps, strict=True)))
-        contours = [near_other_class(labels, void, 1, border=False) for labels in maps]
-        self._add_contours(contours, maps, self.f_score_ratio * diagonal)
+        contours = [near_other_class(labels, void, 1, border=False) & (labels < self.num_labels) for labels in maps]
+        self._add_contours(*map(_points, contours, maps), tolerance=self.f_score_ratio * diagonal)
 
-    def _add_contours(self, contours: list[np.ndarray], maps: list[np.ndarray], tolerance: float) -> None:
-        annotated, predicted = (
-            np.column_stack([*contour.nonzero(), labels[contour]])[labels[contour] < self.num_labels]
-            for contour, labels in zip(contours, maps, strict=True)
-        )
+    def _add_contours(self, annotated: np.ndarray, predicted: np.ndarray, tolerance: float) -> None:
         recall = self._share_of_matches(annotated, predicted, tolerance)
         precision = self._share_of_matches(predicted, annotated, tolerance)
         with np.errstate(invalid="ignore"):
@@ -95,34 +88,25 @@ class BoundaryScores:
         self._f_scores += scores, occurs[0] | occurs[1]
 
     def _share_of_matches(self, points: np.ndarray, others: np.ndarray, tolerance: float) -> np.ndarray:
-        """Share of the points (row, column, class) of each class that have another of the class within the tolerance;
-        0 for classes without points."""
+        """Share of the points of each class that have another of the class within the tolerance; 0 without points."""
         if not len(points) or not len(others):
             return np.zeros(self.num_labels)
         # Classes are a third dimension in which they are out of each other's reach.
         scale = np.array([1, 1, 2 * tolerance + 2])
         bound = np.nextafter(tolerance, np.inf)
         distances, _ = cKDTree(others * scale).query(points * scale, distance_upper_bound=bound)
-        close, all_points = (
-            np.bincount(classes, minlength=self.num_labels)
-            for classes in (points[np.isfinite(distances), 2], points[:, 2])
-        )
-        return close / np.maximum(all_points, 1)
+        close = np.bincount(points[np.isfinite(distances), 2], minlength=self.num_labels)
+        return close / np.maximum(np.bincount(points[:, 2], minlength=self.num_labels), 1)
 
-    def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Adds up the images of all processes of the group, which must all call this, once, before `compute`; all get
-        the sums. Those of F-scores are of floats: they may differ by rounding (1e-15) from those of one process."""
-        self.band_counts.synchronize(group)
-        self._f_scores = np.sum(gathered(self._f_scores, group), axis=0)
+    def synchronize(self) -> None:
+        """Adds up the images of all processes, which must all call this once, before `compute`. Sums of F-scores may
+        differ by rounding (1e-15) from those of one process."""
+        self.band_counts.synchronize()
+        self._f_scores = np.sum(gathered(self._f_scores), axis=0)
 
     def compute(self) -> dict[str, np.ndarray | np.float64]:
-        """The figures of all images.
-
-        Returns:
-            `dict[str, np.ndarray | np.float64]`: `boundary_iou` and `boundary_f_score`, means over the classes that
-            occur, and `per_category_boundary_iou` and `per_category_boundary_f_score` of shape `(K,)`, with NaN for
-            classes without boundary.
-        """
+        """The figures of all images: `boundary_iou` and `boundary_f_score`, means over the classes that occur, and
+        `per_category_boundary_iou` and `per_category_boundary_f_score` `(K,)`, NaN for classes without boundary."""
         iou = iou_figures(self.band_counts.confusion_matrix(self.num_labels, ignore_index=None))
         sums, images = self._f_scores
         with np.errstate(invalid="ignore"):
@@ -135,6 +119,11 @@ class BoundaryScores:
         }
 
 
+def _points(contour: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Row, column and class of the pixels of a contour, `(n, 3)`."""
+    return np.column_stack([*contour.nonzero(), labels[contour]])
+
+
 def near_other_class(labels: np.ndarray, void: np.ndarray, radius: int, border: bool) -> np.ndarray:
     """Which pixels `(height, width)` have one of another class within a square of `2 * radius + 1` pixels; `void` ones
     belong to no class and are never near, and outside of the image is another class if `border`."""
@@ -144,10 +133,6 @@ def near_other_class(labels: np.ndarray, void: np.ndarray, radius: int, border: 
     outside = lowest if border else highest
     smallest = ndimage.minimum_filter(np.where(void, highest, labels), cval=outside, **window)
     return ~void & ((smallest != labels) | (largest != labels))
-
-
-def _array(labels: Tensor) -> np.ndarray:
-    return labels.cpu().numpy()
 
 
 __all__ = ["BOUNDARY_F_SCORE_RATIO", "BOUNDARY_IOU_RATIO", "CITYSCAPES_BOUNDARY_IOU_RATIO", "BoundaryScores"]

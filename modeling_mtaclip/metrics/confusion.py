@@ -15,20 +15,31 @@ import torch
 from torch import Tensor, distributed
 
 
-# Values 0 to 255, those of 8-bit label maps, have a place in the table from the start; the largest takes 128 MiB.
+# The table of counts starts with room for 8-bit label maps; the largest takes 128 MiB.
 MIN_TABLE_SIZE, MAX_TABLE_SIZE = 256, 4096
 # So many pixels at a time stay in a processor's cache, and batches of any size take the same memory.
 PIXELS_AT_A_TIME = 2**17
 
 
-def as_labels(labels: Any, name: str) -> Tensor:
-    """Label maps (an array, tensor, PIL image or nested list) as an integer tensor on their device; `name` is what an
-    error calls them, if they are not whole numbers."""
+def as_label_pair(reference: Any, prediction: Any) -> tuple[Tensor, Tensor]:
+    """Label maps (arrays, tensors, PIL images or nested lists) as integer tensors on the device of the prediction; a
+    ValueError if their shapes differ or values are not whole numbers."""
+    prediction = _as_labels(prediction, "predictions")
+    reference = _as_labels(reference, "references").to(prediction.device)
+    if reference.shape != prediction.shape:
+        raise ValueError(
+            f"A prediction of shape {tuple(prediction.shape)} does not match its reference of shape "
+            f"{tuple(reference.shape)}: resize predictions to the size of the annotation first."
+        )
+    return reference, prediction
+
+
+def _as_labels(labels: Any, name: str) -> Tensor:
     if not isinstance(labels, Tensor):
-        array = np.asarray(labels)
+        array = np.array(labels, order="C")
         if array.dtype.kind not in "biuf":
             raise ValueError(f"{name} must be numbers in an array of one shape, but got an array of {array.dtype}.")
-        labels = torch.from_numpy(np.require(array, requirements=["C", "W"]))
+        labels = torch.from_numpy(array)
     if labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
         return labels
     whole = labels.to(torch.int64)
@@ -40,29 +51,17 @@ def as_labels(labels: Any, name: str) -> Tensor:
     return whole
 
 
-def as_label_pair(reference: Any, prediction: Any) -> tuple[Tensor, Tensor]:
-    """Both as [`as_labels`] on the device of the prediction; an error if their shapes differ."""
-    prediction = as_labels(prediction, "predictions")
-    reference = as_labels(reference, "references").to(prediction.device)
-    if reference.shape != prediction.shape:
-        raise ValueError(
-            f"A prediction of shape {tuple(prediction.shape)} does not match its reference of shape "
-            f"{tuple(reference.shape)}: resize predictions to the size of the annotation first."
-        )
-    return reference, prediction
-
-
 def class_or_other(values: Tensor, num_labels: int) -> Tensor:
     """The values, with `num_labels` in place of all that are no class."""
     return torch.where((values >= 0) & (values < num_labels), values, num_labels)
 
 
-def gathered(value: Any, group: distributed.ProcessGroup | None = None) -> list[Any]:
-    """The values of all processes of the group, which must all call this; only one's own where there is one."""
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes, which must all call this; only one's own where there is one."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
-    values = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(values, value, group=group)
+    values = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
     return values
 
 
@@ -73,27 +72,25 @@ class PairCounts:
     afterwards. Values from 0 to 4095 are counted in a table, which grows as needed; pairs with others in a dictionary.
     """
 
-    def __init__(self, num_values: int = MIN_TABLE_SIZE) -> None:
-        self.table = np.zeros((0, 0), dtype=np.int64)
+    def __init__(self) -> None:
+        self.table = np.zeros((MIN_TABLE_SIZE, MIN_TABLE_SIZE), dtype=np.int64)
         self.others: Counter[tuple[int, int]] = Counter()
-        self._grow(max(num_values, MIN_TABLE_SIZE))
-
-    def _grow(self, num_values: int) -> None:
-        if num_values > MAX_TABLE_SIZE:
-            raise ValueError(f"At most {MAX_TABLE_SIZE} label values can be counted, but got {num_values}.")
-        missing = (1 << (int(num_values) - 1).bit_length()) - len(self.table)
-        if missing > 0:
-            self.table = np.pad(self.table, (0, missing))
 
     def add(self, reference: Any, prediction: Any) -> None:
-        """Counts the pixels of one image, or of images of one size: integer arrays or tensors of one shape, on any
-        device. A ValueError if shapes differ, values are not whole numbers, or too many to be labels."""
+        """Counts the pixels of label maps of any one shape; a ValueError as of [`as_label_pair`], or if there are too
+        many values to be labels."""
         reference, prediction = (labels.flatten() for labels in as_label_pair(reference, prediction))
         pixels = PIXELS_AT_A_TIME if reference.device.type == "cpu" else max(1, len(reference))
         for rows, columns in zip(reference.split(pixels), prediction.split(pixels), strict=True):
-            if not (_all_below(rows, len(self.table)) and _all_below(columns, len(self.table))):
+            if not (self._has_room(rows) and self._has_room(columns)):
                 rows, columns = self._make_room(torch.stack([rows.long(), columns.long()]))
             self.table += _count_pairs(rows, columns, len(self.table))
+
+    def _has_room(self, values: Tensor) -> bool:
+        if values.dtype == torch.uint8 or not len(values):
+            return True
+        low, high = values.aminmax()
+        return int(low) >= 0 and int(high) < len(self.table)
 
     def _make_room(self, pairs: Tensor) -> Tensor:
         """Counts the pairs `(2, n)` that never have a place in the table, and returns the others, which now have."""
@@ -106,15 +103,20 @@ class PairCounts:
                 f"as {int(others.max())}: pass class indices, not scores."
             )
         pairs = pairs[:, inside]
-        self._grow(int(pairs.max()) + 1 if pairs.numel() else 1)
+        self._grow(int(pairs.max()) + 1 if pairs.numel() else 0)
         return pairs
 
-    def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Adds up the counts of all processes of the group, exactly; they must all call this, and all get the sum."""
-        shares = gathered((self.table, self.others), group)
+    def _grow(self, num_values: int) -> None:
+        if num_values > len(self.table):
+            size = 1 << (num_values - 1).bit_length()
+            self.table = np.pad(self.table, (0, size - len(self.table)))
+
+    def synchronize(self) -> None:
+        """Adds up the counts of all processes exactly; they must all call this, and all get the sum."""
+        shares = gathered((self.table, self.others))
+        self._grow(max(len(table) for table, _ in shares))
         self.table, self.others = np.zeros_like(self.table), Counter()
         for table, others in shares:
-            self._grow(len(table))
             self.table[: len(table), : len(table)] += table
             self.others.update(others)
 
@@ -142,26 +144,11 @@ class PairCounts:
         return matrix.index_put_(places, numbers, accumulate=True)
 
 
-def _all_below(values: Tensor, limit: int) -> bool:
-    """Whether all values are in `0 .. limit - 1`; the limit is a power of two, at least 256."""
-    if values.dtype == torch.uint8 or not len(values):
-        return True
-    if values.device.type == "cpu":
-        # A value that is too large has a higher bit, and so has a negative one; this takes half the time of extremes.
-        return 0 <= int(np.bitwise_or.reduce(values.numpy())) < limit
-    low, high = values.aminmax()
-    return int(low) >= 0 and int(high) < limit
-
-
 def _count_pairs(rows: Tensor, columns: Tensor, size: int) -> np.ndarray:
     """How often each pair of a row and a column, integers between 0 and `size - 1`, occurs: int64 `(size, size)`."""
     if rows.device.type == "cpu":
-        # NumPy's one thread: PyTorch's are no faster at this, and where other processes keep the cores busy, waiting
-        # for all of them takes many times as long. 32 bits, since the time is that of moving them.
-        pairs = rows.numpy().astype(np.int32)
-        pairs *= size
-        pairs += columns.numpy().astype(np.int32, copy=False)
-        pairs = torch.from_numpy(pairs)
+        # NumPy's one thread: PyTorch's many are no faster, and slow where other processes keep the cores busy.
+        pairs = torch.from_numpy(rows.numpy().astype(np.int32) * np.int32(size) + columns.numpy().astype(np.int32))
     else:
         pairs = torch.add(columns.to(torch.int32), rows.to(torch.int32), alpha=size)
     return torch.bincount(pairs, minlength=size * size).cpu().numpy().reshape(size, size)
@@ -187,12 +174,11 @@ def mean_over_present(values: np.ndarray) -> np.float64:
 
 
 def iou_figures(confusion_matrix: Tensor) -> dict[str, np.ndarray | np.float64]:
-    """The figures of `evaluate`'s `mean_iou`.
+    """The figures of `evaluate`'s `mean_iou`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `per_category_iou` and
+    `per_category_accuracy`.
 
-    Returns:
-        `dict[str, np.ndarray | np.float64]`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `per_category_iou` and
-        `per_category_accuracy`. A class that is neither predicted nor in the ground truth has an IoU of NaN, one
-        without pixels in the ground truth has an accuracy of NaN; the means are over the others, and NaN without any.
+    A class that is neither predicted nor in the ground truth has an IoU of NaN, one without pixels in the ground truth
+    has an accuracy of NaN; the means are over the others, and NaN without any.
     """
     areas = areas_of(confusion_matrix)
     intersection, _, annotated = areas
@@ -212,12 +198,8 @@ def category_iou(confusion_matrix: Tensor, categories: Sequence[str]) -> dict[st
     """IoU of groups of classes, where taking a class for another of its group is no error: the category score of the
     Cityscapes benchmark (Cordts et al., CVPR 2016, arXiv 1604.01685).
 
-    Args:
-        confusion_matrix (`Tensor` of shape `(K + 1, K + 1)`): see the module.
-        categories (`Sequence[str]`): the category of each of the K classes; another number is a ValueError.
-
-    Returns:
-        `dict[str, float]`: IoU by category, in order of appearance; NaN for those that do not occur.
+    `categories` has the category of each class; another number of them is a ValueError. The IoUs are in the order in
+    which categories appear, with NaN for those that do not occur.
     """
     num_labels = len(confusion_matrix) - 1
     if len(categories) != num_labels:
@@ -240,18 +222,10 @@ def constant_prediction(confusion_matrix: Tensor) -> Tensor:
 def summary_figures(confusion_matrix: Tensor, categories: Sequence[str] | None = None) -> dict[str, float | int]:
     """The single figures of an evaluation, with the number of classes that they rest on.
 
-    A mean is one over the classes that occur: show it as one over `num_annotated_classes` "of" `num_classes`, and call
-    it no success where classes are missing. `json_ready` makes NaN, a mean over nothing, `None`.
-
-    Args:
-        confusion_matrix (`Tensor` of shape `(K + 1, K + 1)`): see the module.
-        categories (`Sequence[str]`, *optional*): the category of each class.
-
-    Returns:
-        `dict[str, float | int]`: `mean_iou`, `mean_accuracy`, `overall_accuracy`; `frequency_weighted_iou`, the IoU
-        weighted by pixels of the ground truth (Long et al., CVPR 2015, arXiv 1411.4038); `constant_mean_iou`, that of
-        [`constant_prediction`]; with categories `category_iou`, the mean over them (all of these are NaN if no pixel
-        counts); `num_annotated_classes` and `num_classes`.
+    These are `mean_iou`, `mean_accuracy`, `overall_accuracy`; `frequency_weighted_iou`, the IoU weighted by pixels of
+    the ground truth (Long et al., CVPR 2015, arXiv 1411.4038); `constant_mean_iou`, that of [`constant_prediction`];
+    with the classes' categories `category_iou`, the mean over [`category_iou`] (all of these are NaN if no pixel
+    counts); `num_annotated_classes` and `num_classes`.
     """
     figures = iou_figures(confusion_matrix)
     summary = {name: float(figures[name]) for name in ("mean_iou", "mean_accuracy", "overall_accuracy")}

@@ -24,11 +24,9 @@ class MeanIoU(evaluate.Metric):
     classes that occur (Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010).
 
     `add`, `add_batch`, `compute` and `_compute` take the arguments of `evaluate.load("mean_iou")` and give its
-    figures; options may be given here or to `compute`. Images may be of any sizes, on any device.
-
-    In a run of several processes, let each add the images it owns, and call [`MeanIoU.synchronize`] on all of them
-    before `compute` (which does so by itself if `num_process` is above 1). Counts travel by `torch.distributed`, and
-    unlike in `evaluate` every process gets the figures.
+    figures; options may be given here or to `compute`. Of several processes, each adds the images it owns, and all
+    call [`MeanIoU.synchronize`] before `compute` (which does so by itself if `num_process` is above 1): counts travel
+    by `torch.distributed`, and unlike in `evaluate` every process gets the figures.
 
     Args:
         config_name (`str`, *optional*): as in `evaluate`.
@@ -77,15 +75,9 @@ class MeanIoU(evaluate.Metric):
         """Nothing is stored, so no folder is made."""
         return self._data_dir_root
 
-    def __len__(self) -> int:
-        return self.num_images
-
     def reset(self) -> None:
         """Forgets all images."""
-        num_labels = self.options["num_labels"]
-        self.counts = PairCounts() if num_labels is None else PairCounts(_checked_num_labels(num_labels))
-        self.num_images = 0
-        self._synchronized = False
+        self.counts, self._synchronized = PairCounts(), False
 
     def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Adds one image: two label maps `(height, width)`, which `evaluate` also takes under their plural names."""
@@ -97,25 +89,18 @@ class MeanIoU(evaluate.Metric):
 
         Args:
             predictions, references (lists of label maps `(height, width)`, such as arrays, tensors on any device or
-                PIL images; or arrays of shape `(batch, height, width)`): predicted and annotated class indices.
-
-        Raises:
-            ValueError: if one is missing, numbers or sizes of images differ, or values are not whole numbers.
+                PIL images; or arrays of shape `(batch, height, width)`): predicted and annotated class indices; a
+                ValueError if numbers or sizes of images differ, or values are not whole numbers.
         """
         if self._synchronized:
             raise ValueError("Images cannot be added after `synchronize`: call `compute` or `reset` first.")
         _count(self.counts, predictions, references)
-        self.num_images += len(predictions)
 
-    def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Adds up the counts of all processes exactly; a second call before `compute` does nothing.
-
-        Args:
-            group (`torch.distributed.ProcessGroup`, *optional*): the processes, which must all call this, even those
-                without images; all by default.
-        """
+    def synchronize(self) -> None:
+        """Adds up the counts of all processes exactly, which must all call this, even those without
+        images; a second call before `compute` does nothing."""
         if not self._synchronized:
-            self.counts.synchronize(group)
+            self.counts.synchronize()
             self._synchronized = True
 
     def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any]:
@@ -123,7 +108,7 @@ class MeanIoU(evaluate.Metric):
 
         Args:
             predictions, references: images to add before.
-            options: in place of the constructor's.
+            options: in place of the constructor's; a TypeError if there is none of that name.
 
         Returns:
             `dict[str, np.ndarray | np.float64]`: see [`iou_figures`].
@@ -131,31 +116,29 @@ class MeanIoU(evaluate.Metric):
         Raises:
             ValueError: an unknown number of classes, images that don't fit each other, or processes (`num_process`)
                 that `torch.distributed` does not connect.
-            TypeError: an unknown option.
         """
-        self._checked(options)
+        options = self._checked(options)
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if self.num_process > 1:
-            self._synchronize_all()
-        figures = self._figures(self.counts, options)
+            self._check_processes()
+            self.synchronize()
+        figures = _figures(self.counts, **options)
         self.reset()
         return figures
 
-    def _synchronize_all(self) -> None:
+    def _check_processes(self) -> None:
         connected = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
         if connected != self.num_process:
             raise ValueError(
                 f"`num_process` is {self.num_process}, but torch.distributed connects {connected}: initialize it in "
                 "all processes, or let one process add all images."
             )
-        self.synchronize()
 
     def _compute(self, predictions: Any, references: Any, *options: Any, **named_options: Any) -> dict[str, Any]:
         """The figures of these images alone, whatever was added before; options in the constructor's order."""
-        counts = PairCounts()
-        _count(counts, predictions, references)
-        return self._figures(counts, dict(zip(self.options, options, strict=False)) | named_options)
+        options = self._checked(dict(zip(self.options, options, strict=False)) | named_options)
+        return _figures(_count(PairCounts(), predictions, references), **options)
 
     def confusion_matrix(self, **options: Any) -> Tensor:
         """Confusion matrix of the images so far, int64 `(K + 1, K + 1)` with a last row (references) and column
@@ -164,45 +147,42 @@ class MeanIoU(evaluate.Metric):
         del options["nan_to_num"]
         return self.counts.confusion_matrix(**options)
 
-    def _figures(self, counts: PairCounts, options: dict[str, Any]) -> dict[str, Any]:
-        options = self._checked(options)
-        nan_to_num = options.pop("nan_to_num")
-        matrix = counts.confusion_matrix(**options)
-        if strangers := int(matrix[-1].sum()):
-            logger.warning(
-                f"{strangers} pixels of the references are neither a class nor `ignore_index` "
-                f"({options['ignore_index']}): as in evaluate, they count against the classes predicted there."
-            )
-        figures = iou_figures(matrix)
-        if nan_to_num is None:
-            return figures
-        return {name: np.nan_to_num(value, nan=nan_to_num) for name, value in figures.items()}
-
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options, with the constructor's for those that are not given."""
         if unknown := options.keys() - self.options.keys():
             raise TypeError(f"Unknown options {sorted(unknown)}: expected some of {list(self.options)}.")
         options = self.options | options
-        return options | {"num_labels": _checked_num_labels(options["num_labels"])}
+        num_labels = options["num_labels"]
+        if num_labels is None:
+            raise ValueError("The number of classes is unknown: give `num_labels` to MeanIoU(...) or to compute(...).")
+        if isinstance(num_labels, bool) or int(num_labels) != num_labels or num_labels < 1:
+            raise ValueError(f"`num_labels` must be a positive whole number, but got {num_labels!r}.")
+        return options | {"num_labels": int(num_labels)}
 
 
-def _count(counts: PairCounts, predictions: Any, references: Any) -> None:
+def _count(counts: PairCounts, predictions: Any, references: Any) -> PairCounts:
     if predictions is None or references is None:
         raise ValueError("Both `predictions` and `references` are needed.")
     if len(predictions) != len(references):
         raise ValueError(f"Got {len(predictions)} predictions for {len(references)} references.")
     if all(isinstance(images, Tensor | np.ndarray) for images in (predictions, references)):
-        counts.add(references, predictions)
-        return
+        predictions, references = [predictions], [references]
     for prediction, reference in zip(predictions, references, strict=True):
         counts.add(reference, prediction)
+    return counts
 
 
-def _checked_num_labels(num_labels: Any) -> int:
-    if num_labels is None:
-        raise ValueError("The number of classes is unknown: give `num_labels` to MeanIoU(...) or to compute(...).")
-    if isinstance(num_labels, bool) or int(num_labels) != num_labels or num_labels < 1:
-        raise ValueError(f"`num_labels` must be a positive whole number, but got {num_labels!r}.")
-    return int(num_labels)
+def _figures(counts: PairCounts, nan_to_num: float | None, **options: Any) -> dict[str, Any]:
+    matrix = counts.confusion_matrix(**options)
+    if strangers := int(matrix[-1].sum()):
+        logger.warning(
+            f"{strangers} pixels of the references are neither a class nor `ignore_index` "
+            f"({options['ignore_index']}): as in evaluate, they count against the classes predicted there."
+        )
+    figures = iou_figures(matrix)
+    if nan_to_num is None:
+        return figures
+    return {name: np.nan_to_num(value, nan=nan_to_num) for name, value in figures.items()}
 
 
 __all__ = ["MeanIoU"]

@@ -7,20 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed
 
 from .confusion import PairCounts, areas_of, gathered, iou_of, mean_over_present
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """How well one image is segmented.
-
-    Attributes:
-        name (`str`): of the image.
-        mean_iou (`float`): over the classes that are annotated or predicted in the image; NaN if there is none.
-        worst_class (`int`, *optional*): class with the lowest IoU in the image, the first of equals.
-    """
+    """How well one image is segmented: its mean IoU over the classes that are annotated or predicted in it, NaN if
+    there is none, and the class with the lowest IoU, the first of equals."""
 
     name: str
     mean_iou: float
@@ -55,16 +49,16 @@ class PerImageScores:
     def add(self, *, prediction: Any, reference: Any, name: str) -> ImageScore:
         """Adds one image, two integer arrays or tensors `(height, width)` of class indices, and returns its score; a
         ValueError if they are no label maps of one size."""
-        counts = PairCounts(self.num_labels)
+        counts = PairCounts()
         counts.add(reference, prediction)
         matrix = counts.confusion_matrix(self.num_labels, self.ignore_index)
         self.confusion_matrix += matrix
         self._areas.append((name, areas_of(matrix)))
         return _score(*self._areas[-1])
 
-    def synchronize(self, group: distributed.ProcessGroup | None = None) -> None:
-        """Brings the images of all processes of the group together, which must all call this; each then has all."""
-        shares = gathered((self.confusion_matrix, self._areas), group)
+    def synchronize(self) -> None:
+        """Brings the images of all processes together, which must all call this; each then has all."""
+        shares = gathered((self.confusion_matrix, self._areas))
         self.confusion_matrix = torch.stack([matrix for matrix, _ in shares]).sum(dim=0)
         self._areas = [image for _, areas in shares for image in areas]
 
@@ -78,26 +72,15 @@ class PerImageScores:
     ) -> tuple[float, float]:
         """Confidence interval of the mean IoU of all images, by the percentiles of resampled sets of images.
 
-        Images are drawn with replacement, as many as there are, and the mean IoU of the drawn set follows from its
-        summed areas (Efron, "Bootstrap Methods: Another Look at the Jackknife", 1979). The interval says how far the
-        figure depends on which images there happen to be, not on the seed of the training.
+        Images are drawn with replacement, as many as there are (Efron, "Bootstrap Methods: Another Look at the
+        Jackknife", 1979). The interval says how far the figure depends on which images there happen to be, not on the
+        seed of the training.
 
-        Args:
-            confidence (`float`, defaults to 0.95): share of resamples within the interval.
-            num_resamples (`int`, defaults to 1000): how many sets of images are drawn.
-            seed (`int`, defaults to 0): of the draws.
-
-        Returns:
-            `tuple[float, float]`: lower and upper end; NaN without annotated or predicted pixels.
-
-        Raises:
-            ValueError: if `confidence` is not between 0 and 1 or there are no resamples.
+        `confidence` is the share of the `num_resamples` drawn sets that lie within the interval. Its ends are NaN
+        without annotated or predicted pixels.
         """
-        if not 0 < confidence < 1 or num_resamples < 1:
-            raise ValueError(
-                "`confidence` must lie between 0 and 1 and `num_resamples` must be at least 1, but got "
-                f"{confidence} and {num_resamples}."
-            )
+        if not 0 < confidence < 1:
+            raise ValueError(f"`confidence` must lie between 0 and 1, but got {confidence}.")
         if not self._areas:
             return float("nan"), float("nan")
         # In one order, so that no figure depends on that of the images or on the processes.

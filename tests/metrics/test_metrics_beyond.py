@@ -43,16 +43,18 @@ def test_confusion_matrix_rows_are_references():
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 1], [0, 0, 0]]
 
 
-def test_frequency_weighted_iou_by_hand():
-    # Class 0: 3 annotated, IoU 2/3; class 1: 1 annotated, IoU 1/2; class 2 does not occur.
-    matrix = confusion_matrix([[0, 0, 1, 1]], [[0, 0, 0, 1]], num_labels=3)
-    assert summary_figures(matrix)["frequency_weighted_iou"] == pytest.approx(3 / 4 * 2 / 3 + 1 / 4 * 1 / 2)
-
-
-def test_scores_over_few_classes_say_so():
-    """A mask of 0 and 255 for two classes: what is left to score is the background, which is right everywhere."""
-    one_class = summary_figures(confusion_matrix([[0, 0, 0]], [[0, 0, 255]], num_labels=2))
-    assert (one_class["mean_iou"], one_class["num_annotated_classes"], one_class["num_classes"]) == (1, 1, 2)
+@pytest.mark.parametrize(
+    ("prediction", "reference", "num_labels", "expected"),
+    [
+        # Class 0: 3 annotated, IoU 2/3; class 1: 1 annotated, IoU 1/2; class 2 does not occur.
+        ([[0, 0, 1, 1]], [[0, 0, 0, 1]], 3, {"frequency_weighted_iou": 3 / 4 * 2 / 3 + 1 / 4 * 1 / 2}),
+        # A mask of 0 and 255: what is left to score is the background, which is right everywhere.
+        ([[0, 0, 0]], [[0, 0, 255]], 2, {"mean_iou": 1, "num_annotated_classes": 1, "num_classes": 2}),
+    ],
+)
+def test_summary_by_hand(prediction, reference, num_labels, expected):
+    summary = summary_figures(confusion_matrix(prediction, reference, num_labels))
+    assert summary == pytest.approx(summary | expected, nan_ok=True)
 
 
 def test_nothing_to_score_is_no_figure():
@@ -82,22 +84,19 @@ def test_category_iou_is_that_of_merged_labels():
         category_iou(confusion_matrix(prediction, reference, 6), ["a"])
 
 
-def plain_band(mask, radius):
-    """Band of a binary mask: itself without its erosion by a 3 x 3 square, `radius` times, outside being empty."""
-    return mask & ~ndimage.binary_erosion(mask, np.ones((3, 3)), iterations=radius, border_value=0)
-
-
 @pytest.mark.parametrize(("size", "ratio"), [((40, 56), 0.02), ((40, 56), 0.06), ((5, 7), 0.5), ((1, 1), 0.02)])
 def test_boundary_iou_is_that_of_eroded_masks(size, ratio):
+    """The band of a mask is itself without its erosion by a 3 x 3 square, `radius` times, outside being empty."""
     generator = np.random.default_rng(0)
     num_labels, areas = 4, np.zeros((2, 5))
     scores = BoundaryScores(num_labels + 1, iou_ratio=ratio)
+    radius = max(1, round(ratio * np.hypot(*size)))
+    erosion = {"structure": np.ones((3, 3)), "iterations": radius, "border_value": 0}
     for _ in range(3):
-        prediction, reference = blobs(generator, size, num_labels), blobs(generator, size, num_labels)
-        scores.add(prediction=prediction, reference=torch.from_numpy(reference))
-        radius = max(1, round(ratio * np.sqrt(size[0] ** 2 + size[1] ** 2)))
+        maps = [blobs(generator, size, num_labels) for _ in range(2)]
+        scores.add(prediction=maps[0], reference=torch.from_numpy(maps[1]))
         for label in range(num_labels):
-            bands = [plain_band(labels == label, radius) for labels in (prediction, reference)]
+            bands = [(each == label) & ~ndimage.binary_erosion(each == label, **erosion) for each in maps]
             areas[:, label] += (bands[0] & bands[1]).sum(), (bands[0] | bands[1]).sum()
     with np.errstate(invalid="ignore"):
         expected = areas[0] / areas[1]
@@ -145,46 +144,48 @@ def test_boundary_f_score_is_that_of_distance_transforms(ratio):
     assert figures["boundary_f_score"] == pytest.approx(expected.mean(), abs=1e-12)
 
 
+def boundary_scores(prediction, reference, **options):
+    scores = BoundaryScores(5, **options)
+    scores.add(prediction=prediction, reference=reference)
+    return scores
+
+
 def test_boundary_scores_of_equal_maps_are_one_and_fall_with_a_shift():
     reference = blobs(np.random.default_rng(2), (64, 64), 5)
-    results = []
-    for shift in (0, 1, 4, 16):
-        scores = BoundaryScores(5)
-        scores.add(prediction=np.roll(reference, shift, axis=1), reference=reference)
-        figures = scores.compute()
-        results.append((figures["boundary_iou"], figures["boundary_f_score"]))
+    figures = [boundary_scores(np.roll(reference, shift, axis=1), reference).compute() for shift in (0, 1, 4, 16)]
+    results = [(each["boundary_iou"], each["boundary_f_score"]) for each in figures]
     assert results[0] == (1, 1)
     assert results == sorted(results, reverse=True)
     assert results[3][0] < results[1][0] < 1
 
 
-def test_ignored_pixels_have_no_influence_on_boundary_scores():
+@pytest.mark.parametrize("filler", [0, 1, 2, 77])
+def test_ignored_pixels_have_no_influence_on_boundary_scores(filler):
     generator = np.random.default_rng(3)
     prediction, reference = blobs(generator, (32, 48), 3), blobs(generator, (32, 48), 3, ignored_share=0.3)
-    results = []
-    for filler in (0, 1, 2, 77):
-        scores = BoundaryScores(3, iou_ratio=0.05)
-        scores.add(prediction=np.where(reference == 255, filler, prediction), reference=reference)
-        results.append(scores.compute())
-    for result in results[1:]:
-        for name, value in result.items():
-            np.testing.assert_array_equal(value, results[0][name])
+    expected = boundary_scores(prediction, reference, iou_ratio=0.05).compute()
+    filled = boundary_scores(np.where(reference == 255, filler, prediction), reference, iou_ratio=0.05).compute()
+    for name, value in filled.items():
+        np.testing.assert_array_equal(value, expected[name])
 
 
 def test_border_to_ignored_pixels_is_no_boundary():
     reference = np.zeros((30, 30), dtype=np.uint8)
     reference[10:20, 10:20] = 255
-    scores = BoundaryScores(1, iou_ratio=0.01)
-    scores.add(prediction=np.zeros_like(reference), reference=reference)
+    scores = boundary_scores(np.zeros_like(reference), reference, iou_ratio=0.01)
     assert scores.band_counts.confusion_matrix(1, None)[0, 0] == 30 * 4 - 4
     assert np.isnan(scores.compute()["boundary_f_score"])
+    kept = boundary_scores(np.zeros_like(reference), reference, iou_ratio=0.01, ignore_index=None)
+    assert kept.compute()["boundary_f_score"] == 0
 
 
-def test_boundary_scores_reject_what_is_no_label_map():
-    with pytest.raises(ValueError, match="does not match its reference"):
-        BoundaryScores(3).add(prediction=[[0, 1]], reference=[[0], [1]])
-    with pytest.raises(ValueError, match="must be above 0"):
-        BoundaryScores(3, iou_ratio=0)
+@pytest.mark.parametrize(
+    ("prediction", "options", "message"),
+    [([[0, 1]], {}, "does not match its reference"), ([[0], [1]], {"iou_ratio": 0}, "must be above 0")],
+)
+def test_boundary_scores_reject(prediction, options, message):
+    with pytest.raises(ValueError, match=message):
+        boundary_scores(prediction, [[0], [1]], **options)
 
 
 def per_image_scores(num_images=5, num_labels=4):
