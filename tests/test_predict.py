@@ -383,7 +383,7 @@ def start(repository_dir, *arguments, launcher="python"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
 def test_script_on_processes_that_share_the_images(repository_dir, model_dir, images, tmp_path, launcher):
     out = tmp_path / "out"
     arguments = [images, "--model_name_or_path", model_dir, "--output_dir", out]
