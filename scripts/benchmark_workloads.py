@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation, MTAClipImageProcessor, MTAClipModel
 from modeling_mtaclip.conversion import config_from_mask2former
-from modeling_mtaclip.data import Augmentation, TrainingExamples, load_segmentation_dataset
+from modeling_mtaclip.data import Augmentation, SegmentationExamples, load_segmentation_dataset
 from modeling_mtaclip.loss_mtaclip import classes_of_images
 from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
 
@@ -238,7 +238,8 @@ def data(options: argparse.Namespace, side: str) -> Run:
     if side == "ours":
         size = {"shortest_edge": DATA_SHORTEST_EDGE, "longest_edge": 4 * DATA_SHORTEST_EDGE}
         read = load_segmentation_dataset(folder.name)
-        dataset = TrainingExamples(read, "train", Augmentation((options.size, options.size), size), seed=options.seed)
+        augmentation = Augmentation((options.size, options.size), size)
+        dataset = SegmentationExamples(read, "train", augmentation, options.seed)
     else:
         dataset = PlainExamples(Path(folder.name), options.size)
     workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}

@@ -20,9 +20,8 @@ from PIL import Image
 
 from modeling_mtaclip.data import (
     Augmentation,
-    EvaluationExamples,
     SegmentationData,
-    TrainingExamples,
+    SegmentationExamples,
     load_segmentation_dataset,
 )
 from modeling_mtaclip.training import parse_run_arguments
@@ -76,7 +75,8 @@ def draw_examples(data: SegmentationData, augmentation: Augmentation, num_exampl
         num_examples (`int`): examples to draw, spread over the split.
         seed (`int`): of the run.
     """
-    plain, augmented = EvaluationExamples(data, "train"), TrainingExamples(data, "train", augmentation, seed)
+    plain = SegmentationExamples(data, "train")
+    augmented = SegmentationExamples(data, "train", augmentation, seed)
     rows = []
     for index in np.linspace(0, len(plain) - 1, min(num_examples, len(plain))).astype(int).tolist():
         example = plain[index]

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from modeling_mtaclip import MTAClipImageProcessor
-from modeling_mtaclip.data import DATASETS, EvaluationExamples, load_segmentation_dataset
+from modeling_mtaclip.data import DATASETS, SegmentationExamples, load_segmentation_dataset
 from modeling_mtaclip.inference import InferenceOptions, Segmenter
 from modeling_mtaclip.inference.predict import predict
 from modeling_mtaclip.metrics import MeanIoU
@@ -555,7 +555,7 @@ def test_cityscapes_own_evaluation_gives_our_figures(named_model, shared_dir, tm
     data = load_segmentation_dataset("cityscapes", root)
     segmenter = Segmenter(type(varied_model(4)).from_pretrained(model), MTAClipImageProcessor.from_pretrained(model))
     metric = MeanIoU(num_labels=19, ignore_index=data.ignore_index)
-    for example in EvaluationExamples(data, "validation"):
+    for example in SegmentationExamples(data, "validation"):
         labels = segmenter([example["image"]])[0]
         prediction = np.array([CITYSCAPES_CLASSES.index(name) for name in names])[labels]
         metric.add(prediction=prediction, reference=example["annotation"])

@@ -6,15 +6,13 @@ from .augmentation import Augmentation
 from .catalog import DATASETS, IGNORE_INDEX, DatasetInfo, generate_palette, palette_of
 from .examples import (
     BadExamplesError,
-    EvaluationExamples,
-    EvaluationStream,
+    SegmentationData,
+    SegmentationExamples,
+    SegmentationStream,
     TrainingCollator,
-    TrainingExamples,
-    TrainingStream,
 )
 from .image_files import ImageFiles, find_image_files, open_image
 from .loading import load_segmentation_dataset
-from .reading import SegmentationData
 from .scenes import make_scene
 
 
@@ -24,13 +22,11 @@ __all__ = [
     "Augmentation",
     "BadExamplesError",
     "DatasetInfo",
-    "EvaluationExamples",
-    "EvaluationStream",
     "ImageFiles",
     "SegmentationData",
+    "SegmentationExamples",
+    "SegmentationStream",
     "TrainingCollator",
-    "TrainingExamples",
-    "TrainingStream",
     "find_image_files",
     "generate_palette",
     "load_segmentation_dataset",

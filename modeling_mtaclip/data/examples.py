@@ -1,17 +1,19 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What the model trains on and is evaluated on: examples of a split, read and prepared one by one.
+"""A segmentation data set's way from files to batches: examples are read, checked, augmented and collated.
 
-Splits are lists, or streams, of which each process reads its own share. A file that can't be used is named in a
-warning and counted.
+Splits are lists, or streams of which each process reads its own share. Files that can't be used are named and counted.
 """
 
 import hashlib
+import os
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
+from functools import cached_property, partial
+from itertools import count, islice
 from typing import Any
 
 import datasets
@@ -23,21 +25,208 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
+from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..loss_mtaclip import classes_of_images
 from .augmentation import Augmentation, random_choices
-from .catalog import IGNORE_INDEX
-from .reading import SegmentationData, allowed_bad
+from .catalog import IGNORE_INDEX, MAX_VALUE, DatasetInfo
+from .image_files import MAX_PIXELS, UNNAMED, image_size, name_of, open_image, open_label_map
 
 
 logger = logging.get_logger(__name__)
 
+# How many examples are looked at of a part of a split, by how it is checked.
+SAMPLE_SIZES = {"sample": 50, "full": None, "none": 8}
+MAX_NAMES = 20
+MAX_CHECK_THREADS = 8
 # A stream is allowed so many unusable examples before their share counts.
 MIN_STREAM_LENGTH = 1000
 SHUFFLE_BUFFER = 256
 # Unusable examples of a stream are remembered by a hash of their name; of 1000, fewer than one shares its place.
 NUM_HASHES = 2**20
+
+Split = datasets.Dataset | datasets.IterableDataset
+
+
+@dataclass
+class SegmentationData:
+    """A data set and how to read it.
+
+    Attributes:
+        splits (`DatasetDict` or `IterableDatasetDict`): "train", "validation" and "test", as far as there are any,
+            with the columns `image`, `annotation` and `name`.
+        info ([`DatasetInfo`]): its classes, and what the values in the annotations stand for.
+        max_pixels (`int`, *optional*): larger images are refused; `None`: none are.
+    """
+
+    splits: datasets.DatasetDict | datasets.IterableDatasetDict
+    info: DatasetInfo
+    max_pixels: int | None = MAX_PIXELS
+
+    ignore_index = IGNORE_INDEX
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their label ids."""
+        return list(self.info.class_names)
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        """A color for each class."""
+        return list(self.info.palette)
+
+    @cached_property
+    def label_table(self) -> np.ndarray:
+        """Label id of each value in the annotations, int64; -1 for values that must not occur, and as the last one."""
+        table = np.full(MAX_VALUE + 2, -1, dtype=np.int64)
+        table[list(self.info.ignored_values)] = IGNORE_INDEX
+        table[list(self.info.values)] = np.arange(len(self.info.values))
+        return table
+
+    def split(self, name: str, max_samples: int | None = None) -> Split:
+        """The first examples of a split, or all, with files in place of decoded images.
+
+        Raises:
+            ValueError: the split is absent or empty.
+        """
+        if name not in self.splits:
+            advice = " Or split some images off the training set: `train_val_split`." if name == "validation" else ""
+            raise ValueError(f"The data set has no {name} split, only {sorted(self.splits)}.{advice}")
+        dataset = undecoded(self.splits[name])
+        if isinstance(dataset, datasets.IterableDataset):
+            return dataset if max_samples is None else dataset.take(max_samples)
+        if len(dataset) == 0:
+            raise ValueError(f"The {name} split is empty.")
+        return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+
+    def read(self, example: Mapping[str, Any]) -> tuple[Image.Image, np.ndarray]:
+        """Reads an example.
+
+        Args:
+            example (`Mapping[str, Any]`): of one of the splits, decoded or not.
+
+        Returns:
+            `tuple[PIL.Image.Image, np.ndarray]`: the RGB image, upright as its EXIF data say, and the int64 label map
+            `(height, width)` with label ids and 255.
+
+        Raises:
+            ValueError: a file that is missing or can't be decoded, no annotation, an annotation of another size than
+                the image, or with a value that stands for no class; the message names file and value.
+        """
+        image, annotation = self.read_image(example), self._read_annotation(example)
+        _require_one_size(example, annotation, image.size)
+        return image, self._to_label_ids(annotation, _source(example, "annotation"))
+
+    def read_image(self, example: Mapping[str, Any]) -> Image.Image:
+        """Reads the image of an example, as [`~SegmentationData.read`] does, whether or not it has an annotation."""
+        return open_image(example["image"], self.max_pixels, _source(example, "image"))
+
+    def _read_annotation(self, example: Mapping[str, Any]) -> np.ndarray:
+        if example["annotation"] is None:
+            raise ValueError(
+                f"The image {_source(example, 'image')} has no annotation: it can neither be trained on nor evaluated."
+            )
+        return open_label_map(example["annotation"], self.max_pixels, _source(example, "annotation"))
+
+    def _to_label_ids(self, annotation: np.ndarray, source: str) -> np.ndarray:
+        # Values of one or two bytes are in the table.
+        labels = self.label_table[annotation if annotation.itemsize < 4 else annotation.clip(-1, MAX_VALUE + 1)]
+        if labels.min(initial=0) < 0:
+            wrong, found = np.unique(annotation[labels < 0]).tolist(), np.unique(annotation)
+            values = sorted(self.info.values)
+            looks_gray = len(found) > len(values) + len(self.info.ignored_values)
+            raise ValueError(
+                f"The annotation {source} has the values {wrong[:10]}, but the data set has {len(values)} classes: "
+                f"expected values from {values[0]} to {values[-1]}, or {sorted(self.info.ignored_values)} for pixels "
+                "to ignore. Mend the file or the list of classes."
+                + (f" With {len(found)} different values it looks like a gray picture." if looks_gray else "")
+            )
+        return labels
+
+    def check(
+        self, split: str, how: str = "sample", max_bad_share: float = 0.0, max_samples: int | None = None
+    ) -> np.ndarray:
+        """Reads examples of a split, and reports all that are unusable and what looks wrong in them together.
+
+        Args:
+            split (`str`): name of the split.
+            how (`str`): `"sample"` reads the annotations and the beginnings of all images, of the training split and
+                of streams 50 examples; `"full"` reads all. `"none"` only judges the labels of a few.
+            max_bad_share (`float`): share of the examples that may be unusable.
+            max_samples (`int`, *optional*): the first so many examples only.
+
+        Returns:
+            `np.ndarray`: number of pixels of each class in what was read, int64; zeros for `"none"`.
+
+        Raises:
+            ValueError: an absent split, an unknown `how`, more unusable examples than allowed, each with the reason,
+                or labels that can only be a mistake: none at all, or nothing but 0 and 255.
+        """
+        if how not in SAMPLE_SIZES:
+            raise ValueError(f"`how` must be 'sample', 'full' or 'none', got {how!r}.")
+        dataset, where, headers_only = self._sample(split, how, max_samples)
+        look = partial(self._look, headers_only=headers_only)
+        files, problems = [], []
+        rows = iter(tqdm(dataset, desc=f"Checking {split}", leave=False))
+        with ThreadPoolExecutor(min(MAX_CHECK_THREADS, os.cpu_count() or 1)) as pool:
+            # Not all at once: rows may hold the content of their files.
+            while some := list(islice(rows, 8 * MAX_CHECK_THREADS)):
+                for source, found in pool.map(look, some):
+                    problems.append(found) if isinstance(found, str) else files.append((source, found))
+        if how != "none":
+            max_bad = allowed_bad(max_bad_share, len(problems) + len(files))
+            _report_unusable(problems, where, max_bad, ", or allow more with `max_bad_share`" * (split == "train"))
+        pixels = Counter()
+        for _, found in files:
+            pixels.update(found)
+        mistake, remarks = _judge(files, pixels, self.info, where) if files else ("", [])
+        if mistake and how != "none":
+            raise ValueError(mistake)
+        for remark in [mistake] if mistake else remarks:
+            logger.warning("%s", remark)
+        return np.array([pixels[value] * (how != "none") for value in self.info.values], dtype=np.int64)
+
+    def _sample(self, split: str, how: str, max_samples: int | None) -> tuple[Split, str, bool]:
+        """Which examples are checked, what they are called, and whether only the headers of their images are read."""
+        dataset, where = self.split(split, max_samples), f"the {split} split"
+        is_stream = isinstance(dataset, datasets.IterableDataset)
+        headers_only = how == "sample" and split != "train" and not is_stream
+        number = None if headers_only else SAMPLE_SIZES[how]
+        if number is not None and is_stream:
+            return dataset.take(number), f"the first {number} examples of {where}", headers_only
+        if number is not None and number < len(dataset):
+            where = f"{number} of {len(dataset)} examples of {where}"
+            dataset = dataset.select(np.linspace(0, len(dataset) - 1, number).astype(int))
+        return dataset, where, headers_only
+
+    def _look(self, example: Mapping[str, Any], headers_only: bool) -> tuple[str, dict[int, int] | str]:
+        """The annotation of an example, and how many pixels have each value, or what is wrong."""
+        source, name = _source(example, "annotation"), _source(example, "image")
+        try:
+            annotation = self._read_annotation(example)
+            header = image_size(example["image"], self.max_pixels, name) if headers_only else None
+            # What turns an image may stand after its pixels, where headers don't tell.
+            if header != annotation.shape[::-1]:
+                _require_one_size(example, annotation, self.read_image(example).size)
+            values, pixels = _histogram(annotation)
+            self._to_label_ids(values, source)
+        except ValueError as error:
+            return source, str(error)
+        return source, dict(zip(values.tolist(), pixels.tolist(), strict=True))
+
+
+def undecoded(dataset: Split) -> Split:
+    """The same data set with files instead of decoded images, for [`SegmentationData.read`]."""
+    for column in ("image", "annotation"):
+        if isinstance((dataset.features or {}).get(column), datasets.Image):
+            dataset = dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+def allowed_bad(max_bad_share: float, number: int) -> int:
+    """How many of so many examples may be unusable: at least one, unless none is asked for."""
+    return max(1, int(max_bad_share * number)) if max_bad_share > 0 else 0
 
 
 def seed_of(*parts: int | str) -> int:
@@ -51,65 +240,81 @@ class BadExamplesError(RuntimeError):
 
 
 class _Examples:
-    """Examples of a split, and which of them turned out to be unusable in any worker of this process.
-
-    Args:
-        data ([`SegmentationData`]): the data set.
-        split (`str`): name of the split.
-        max_samples (`int`, *optional*): uses the first so many examples only.
-        rank, world_size (`int`): of streams: which process of how many this is; each reads its own share.
-
-    Attributes:
-        bad (`Tensor`): bool, with a place for each example; those of streams have a place by a hash of their name.
-
-    Raises:
-        ValueError: the split is absent or empty.
-    """
+    """What lists and streams of examples have in common; arguments as of [`SegmentationExamples`]."""
 
     def __init__(
-        self, data: SegmentationData, split: str, max_samples: int | None = None, rank: int = 0, world_size: int = 1
+        self,
+        data: SegmentationData,
+        split: str,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        max_samples: int | None = None,
+        max_bad_share: float = 0.01,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        self.data, self.dataset = data, data.split(split, max_samples)
-        self.share = partial(_share, rank=rank, world_size=world_size, is_limited=max_samples is not None)
-        # Shared with the workers of a data loader, which outlive an epoch.
+        self.data, self.dataset, self.is_limited = data, data.split(split, max_samples), max_samples is not None
+        self.augmentation, self.seed = augmentation, seed
+        self.max_bad_share = 1.0 if augmentation is None else max_bad_share
+        self.rank, self.world_size = rank, world_size
         number = NUM_HASHES if isinstance(self.dataset, datasets.IterableDataset) else len(self.dataset)
+        # Shared with the workers of a data loader, which outlive an epoch.
         self.bad = torch.zeros(number, dtype=torch.bool).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     @property
     def num_bad(self) -> int:
         """Number of examples that turned out to be unusable."""
         return int(self.bad.sum())
 
+    def _read(self, example: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        image, labels = self.data.read(example)
+        if self.augmentation is None:
+            return {"image": image, "annotation": labels, "name": example["name"]}
+        # Label ids and 255 fit into a byte, which is quicker to move about.
+        mask = tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8))[None])
+        with random_choices(seed):
+            pixel_values, mask = self.augmentation(F.to_image(image), mask)
+        return {
+            "pixel_values": pixel_values.as_subclass(Tensor).contiguous(),
+            "labels": mask.as_subclass(Tensor)[0],
+            "point_seeds": torch.tensor(seed),
+            "names": example["name"],
+        }
+
     def _report(self, place: int, remedy: str, error: ValueError) -> None:
         if not self.bad[place]:
             logger.warning("An unusable example was %s: %s", remedy, error)
         self.bad[place] = True
 
+    def _require_few(self, num_bad: int, number: int, allowed: int, error: ValueError) -> None:
+        if num_bad > allowed:
+            raise BadExamplesError(
+                f"{num_bad} of {number} training examples can't be used, and {allowed} may be (`max_bad_share`). The "
+                f"last one: {error}"
+            ) from error
 
-class TrainingExamples(_Examples, Dataset):
-    """Augmented examples of a split, for arguments as in [`EvaluationExamples`].
 
-    A file that can't be used is replaced by another of the split, with a warning; too many of them are an error.
+class SegmentationExamples(_Examples, Dataset):
+    """Examples of a split: to train on with an augmentation, else as they are in the files.
+
+    With one, an example that can't be used is replaced by another, with a warning. Without, it is an error when it is
+    asked for by its index, and data loaders leave it out of their batches, with a warning.
 
     Args:
-        augmentation ([`Augmentation`]): what happens to each image.
+        data ([`SegmentationData`]): the data set.
+        split (`str`): name of the split.
+        augmentation ([`Augmentation`], *optional*): what happens to each image.
         seed (`int`): of all random choices.
-        max_bad_share (`float`): share of the examples that may be unusable; at least one, unless it is 0.
-    """
+        max_samples (`int`, *optional*): uses the first so many examples only.
+        max_bad_share (`float`): share of the training examples that may be unusable; at least one, unless it is 0.
 
-    def __init__(
-        self,
-        data: SegmentationData,
-        split: str,
-        augmentation: Augmentation,
-        seed: int = 0,
-        max_samples: int | None = None,
-        max_bad_share: float = 0.01,
-    ) -> None:
-        super().__init__(data, split, max_samples)
-        self.augmentation, self.seed = augmentation, seed
-        self.max_bad = allowed_bad(max_bad_share, len(self.dataset))
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+    Attributes:
+        bad (`Tensor`): bool, which examples turned out to be unusable in any worker of this process.
+
+    Raises:
+        ValueError: the split is absent or empty.
+    """
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -118,110 +323,26 @@ class TrainingExamples(_Examples, Dataset):
         """Chooses the random choices of an epoch."""
         self._epoch[0] = epoch
 
-    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
-        """An example: `pixel_values` `(3, h, w)` float32, `labels` `(h, w)` int64, `point_seeds` `()` int64, `names`.
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example: `image` (PIL, RGB), `annotation` `(h, w)` int64 and `name`; or, augmented, `pixel_values`
+        `(3, h, w)` float32, `labels` `(h, w)` int64, `point_seeds` `()` int64 and `names`.
 
         Raises:
-            BadExamplesError: more unusable files than allowed.
+            ValueError: without augmentation, an unusable example.
+            BadExamplesError: with it, more unusable examples than allowed.
         """
+        if self.augmentation is None:
+            return self._read(self.dataset[index])
         seed = seed_of(self.seed, int(self._epoch[0]), index)
         replacements = random.Random(seed)
         while True:
-            example = self.dataset[index]
             try:
-                return _augmented(self.augmentation, *self.data.read(example), seed, example["name"])
+                return self._read(self.dataset[index], seed)
             except ValueError as error:
                 self._report(index, "replaced by another", error)
-                if self.num_bad > self.max_bad or self.num_bad == len(self.dataset):
-                    raise BadExamplesError(
-                        f"{self.num_bad} of {len(self.dataset)} training examples can't be used, and {self.max_bad} "
-                        f"may be (`max_bad_share`). The last one: {error}"
-                    ) from error
-                index = replacements.randrange(len(self.dataset))
-
-
-class TrainingStream(_Examples, IterableDataset):
-    """Augmented examples of a split that is read while training, over and over again.
-
-    Arguments as for [`TrainingExamples`] and [`EvaluationStream`]. An example's random choices depend on the seed, on
-    how often all were read, and on its name. Examples are shuffled within a buffer, their order being a function of
-    the seed and of the numbers of processes and workers. One that can't be used is left out, with a warning.
-    """
-
-    def __init__(
-        self,
-        data: SegmentationData,
-        split: str,
-        augmentation: Augmentation,
-        seed: int = 0,
-        max_samples: int | None = None,
-        max_bad_share: float = 0.01,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(data, split, max_samples, rank, world_size)
-        self.augmentation, self.seed, self.max_bad_share = augmentation, seed, max_bad_share
-
-    def __iter__(self) -> Iterator[dict[str, Tensor | str]]:
-        """Examples as [`TrainingExamples`] gives them, without end.
-
-        Raises:
-            BadExamplesError: more unusable files than allowed.
-        """
-        repetition, is_empty = 0, False
-        while not is_empty:
-            is_empty = True
-            for example in self._read_once(repetition):
-                is_empty = False
-                yield example
-            repetition += 1
-
-    def _read_once(self, repetition: int) -> Iterator[dict[str, Tensor | str]]:
-        number, num_bad, order = 0, 0, seed_of(self.seed, repetition) % 2**32
-        shuffled = self.dataset.shuffle(order, buffer_size=SHUFFLE_BUFFER)
-        for number, example in enumerate(self.share(shuffled), start=1):
-            seed = seed_of(self.seed, repetition, example["name"])
-            try:
-                augmented = _augmented(self.augmentation, *self.data.read(example), seed, example["name"])
-            except ValueError as error:
-                num_bad += 1
-                self._report(seed_of(example["name"]) % NUM_HASHES, "left out", error)
-                if num_bad > allowed_bad(self.max_bad_share, max(number, MIN_STREAM_LENGTH)):
-                    raise BadExamplesError(
-                        f"{num_bad} of {number} training examples can't be used: more than the share of "
-                        f"{self.max_bad_share} (`max_bad_share`). The last one: {error}"
-                    ) from error
-                continue
-            yield augmented
-        if num_bad and num_bad == number:
-            raise BadExamplesError(f"None of {number} training examples can be used; warnings name them.")
-
-
-class EvaluationExamples(_Examples, Dataset):
-    """Examples of a split as they are.
-
-    One that can't be used is an error when it is asked for by its index; data loaders leave it out of their batches,
-    with a warning.
-
-    Args:
-        data ([`SegmentationData`]): the data set.
-        split (`str`): name of the split.
-        max_samples (`int`, *optional*): uses the first so many examples only.
-
-    Raises:
-        ValueError: the split is absent or empty.
-    """
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """An example: `image` (PIL, RGB), `annotation` `(h, w)` int64 and `name`.
-
-        Raises:
-            ValueError: an unusable example.
-        """
-        return _as_it_is(self.data, self.dataset[index])
+                allowed = min(allowed_bad(self.max_bad_share, len(self)), len(self) - 1)
+                self._require_few(self.num_bad, len(self), allowed, error)
+            index = replacements.randrange(len(self))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The usable ones of several examples, as data loaders ask for them."""
@@ -230,27 +351,58 @@ class EvaluationExamples(_Examples, Dataset):
             try:
                 examples.append(self[index])
             except ValueError as error:
-                self._report(index, "left out of the evaluation", error)
+                self._report(index, "left out", error)
         return examples
 
 
-class EvaluationStream(_Examples, IterableDataset):
-    """Examples of a split that is read while evaluating, as the data loaders of [`EvaluationExamples`] give them.
+class SegmentationStream(_Examples, IterableDataset):
+    """Examples of a split that is read while they are used; those that can't be are left out, with a warning.
 
-    Args as there, and `rank` and `world_size`: which process of how many this is; each reads its own share.
+    Arguments and examples as of [`SegmentationExamples`], and `rank` and `world_size`: which process of how many this
+    is; each reads its own share. With an augmentation, examples come over and over again, shuffled within a buffer, in
+    an order that depends on the seed and the numbers of processes and workers. The random choices for an example
+    depend on the seed, on how often all were read, and on its name.
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for example in self.share(self.dataset):
-            try:
-                yield _as_it_is(self.data, example)
-            except ValueError as error:
-                self._report(seed_of(example["name"]) % NUM_HASHES, "left out of the evaluation", error)
+        """Examples.
+
+        Raises:
+            BadExamplesError: more unusable training examples than allowed.
+        """
+        for repetition in count():
+            number, num_bad = 0, 0
+            for number, example in enumerate(self._share(repetition), start=1):
+                try:
+                    yield self._read(example, seed_of(self.seed, repetition, example["name"]))
+                except ValueError as error:
+                    num_bad, last_error = num_bad + 1, error
+                    self._report(seed_of(example["name"]) % NUM_HASHES, "left out", error)
+                    allowed = allowed_bad(self.max_bad_share, max(number, MIN_STREAM_LENGTH))
+                    self._require_few(num_bad, number, allowed, error)
+            if self.augmentation is None or number == 0:
+                return
+            if num_bad == number:
+                self._require_few(num_bad, number, number - 1, last_error)
+
+    def _share(self, repetition: int) -> Iterator[dict[str, Any]]:
+        """The part of the stream that this worker of this process reads: some of its files, if all are wanted."""
+        dataset = self.dataset
+        if self.augmentation is not None:
+            dataset = dataset.shuffle(seed_of(self.seed, repetition) % 2**32, buffer_size=SHUFFLE_BUFFER)
+        if not self.is_limited:
+            yield from split_dataset_by_node(dataset, self.rank, self.world_size)
+            return
+        worker = get_worker_info()
+        number, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        # `iter`, unlike `__iter__`, does not deal the examples out to workers.
+        rows = ({name: value[0] for name, value in batch.items()} for batch in dataset.iter(batch_size=1))
+        yield from islice(rows, self.rank * number + index, None, self.world_size * number)
 
 
 @dataclass
 class TrainingCollator:
-    """Makes a batch of what examples of [`TrainingExamples`] have, and of the classes that occur in each.
+    """Makes a batch of augmented examples, and of the classes that occur in each.
 
     Attributes:
         num_labels (`int`): number of classes.
@@ -267,46 +419,91 @@ class TrainingCollator:
         return batch | {"image_classes": classes_of_images(batch["labels"], self.num_labels, self.ignore_index)}
 
 
-def _share(
-    dataset: datasets.IterableDataset, rank: int, world_size: int, is_limited: bool
-) -> Iterator[dict[str, Any]]:
-    """The part of a stream that this worker of this process reads: some of its files, if it may read all of them."""
-    if not is_limited:
-        yield from split_dataset_by_node(dataset, rank, world_size)
+def _report_unusable(problems: Sequence[str], where: str, max_bad: int, more: str) -> None:
+    if problems:
+        message = "\n- ".join([f"{len(problems)} unusable examples in {where}:", *problems])
+        if len(problems) > max_bad:
+            raise ValueError(f"{message}\nMend or remove these files{more}.")
+        logger.warning("%s", message)
+
+
+def _judge(
+    files: Sequence[tuple[str, Mapping[int, int]]], pixels: Mapping[int, int], info: DatasetInfo, where: str
+) -> tuple[str, list[str]]:
+    """A mistake in the values of all files together, or else what may be one."""
+    names, example = info.class_names, files[0][0]
+    present = [name for name, value in zip(names, info.values, strict=True) if pixels[value]]
+    absent = [name for name in names if name not in present]
+    unlabeled = [source for source, found in files if found.keys() <= info.ignored_values]
+    if not present:
+        mistake = (
+            f"No pixel of {where} is labeled, e.g. in {example}: the values {sorted(pixels)} all stand for 'no "
+            "label'. Give each class its id, or choose another `ignore_index` in classes.json."
+        )
+        return mistake, []
+    if pixels.keys() == {0, IGNORE_INDEX} and info.values[:2] == (0, 1):
+        mistake = (
+            f"The annotations of {where} hold only the values 0 and 255, e.g. {example}: 255 stands for 'no label', "
+            f"so that no pixel of {names[1]!r} would be trained on or scored. If 255 is meant to be {names[1]!r}, "
+            "write 1 in its place: `mask[mask == 255] = 1`."
+        )
+        return mistake, []
+    remarks = []
+    if unlabeled:
+        what = f"{len(unlabeled)} files of {where} have no labeled pixel, and add nothing"
+        remarks.append(f"{what}: {_listed(unlabeled)}.")
+    if absent:
+        remarks.append(f"Classes that don't occur in {where}: {_listed(absent)}.")
+    if absent and len(present) == 1:
+        remarks.append(
+            f"Every labeled pixel of {where} is {present[0]!r}: a model that always answers {present[0]!r} would "
+            f"score perfectly. Check the values in the annotations, e.g. {example}."
+        )
+    return "", remarks
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMES]) + (f" … ({len(names)})" if len(names) > MAX_NAMES else "")
+
+
+def _histogram(annotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values in an annotation and the number of pixels of each."""
+    if annotation.dtype != np.uint8:
+        return np.unique(annotation, return_counts=True)
+    pixels = np.bincount(annotation.ravel(), minlength=256)
+    values = np.flatnonzero(pixels)
+    return values, pixels[values]
+
+
+def _require_one_size(example: Mapping[str, Any], annotation: np.ndarray, size: tuple[int, int]) -> None:
+    height, width = annotation.shape
+    if (width, height) == size:
         return
-    worker = get_worker_info()
-    number, index = (1, 0) if worker is None else (worker.num_workers, worker.id)
-    # `iter`, unlike `__iter__`, does not deal the examples out to workers.
-    rows = ({name: value[0] for name, value in batch.items()} for batch in dataset.iter(batch_size=1))
-    yield from islice(rows, rank * number + index, None, world_size * number)
+    advice = "Mend the annotation, or move both away."
+    if (height, width) == size:
+        advice = (
+            "Width and height are exchanged: turn the annotation. Images are turned as their EXIF orientation says, "
+            "and annotations belong to the upright image."
+        )
+    raise ValueError(
+        f"The annotation {_source(example, 'annotation')} has the size {width} x {height}, but its image {size[0]} x "
+        f"{size[1]}. {advice}"
+    )
 
 
-def _augmented(
-    augmentation: Augmentation, image: Image.Image, labels: np.ndarray, seed: int, name: str
-) -> dict[str, Tensor | str]:
-    # Label ids and 255 fit into a byte, which is quicker to move about.
-    mask = tv_tensors.Mask(torch.from_numpy(labels.astype(np.uint8))[None])
-    with random_choices(seed):
-        pixel_values, mask = augmentation(F.to_image(image), mask)
-    return {
-        "pixel_values": pixel_values.as_subclass(Tensor).contiguous(),
-        "labels": mask.as_subclass(Tensor)[0],
-        "point_seeds": torch.tensor(seed),
-        "names": name,
-    }
-
-
-def _as_it_is(data: SegmentationData, example: Mapping[str, Any]) -> dict[str, Any]:
-    image, annotation = data.read(example)
-    return {"image": image, "annotation": annotation, "name": example["name"]}
+def _source(example: Mapping[str, Any], column: str) -> str:
+    """The file of an image, or the name of its example."""
+    name = name_of(example[column])
+    return f"of {example['name']}" if name == UNNAMED else name
 
 
 __all__ = [
     "BadExamplesError",
-    "EvaluationExamples",
-    "EvaluationStream",
+    "SegmentationData",
+    "SegmentationExamples",
+    "SegmentationStream",
     "TrainingCollator",
-    "TrainingExamples",
-    "TrainingStream",
+    "allowed_bad",
     "seed_of",
+    "undecoded",
 ]

@@ -30,8 +30,8 @@ from PIL import Image as PILImage
 from transformers.utils import logging
 
 from .catalog import DATASETS, DatasetInfo, read_dataset_info
+from .examples import SegmentationData, undecoded
 from .image_files import MAX_PIXELS, find_image_files, name_without_suffix
-from .reading import SegmentationData, undecoded
 from .scenes import make_scene
 
 

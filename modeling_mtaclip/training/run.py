@@ -21,12 +21,10 @@ from transformers.trainer_utils import has_length
 
 from ..data import (
     Augmentation,
-    EvaluationExamples,
-    EvaluationStream,
     SegmentationData,
+    SegmentationExamples,
+    SegmentationStream,
     TrainingCollator,
-    TrainingExamples,
-    TrainingStream,
     load_segmentation_dataset,
 )
 from ..metrics import json_ready
@@ -309,8 +307,10 @@ def _training_examples(
     seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
     options = (data, "train", augmentation, seed, arguments.max_train_samples, arguments.max_bad_share)
     if arguments.streaming:
-        return TrainingStream(*options, training_arguments.process_index, training_arguments.world_size)
-    return TrainingExamples(*options)
+        return SegmentationStream(
+            *options, rank=training_arguments.process_index, world_size=training_arguments.world_size
+        )
+    return SegmentationExamples(*options)
 
 
 def _evaluation_examples(
@@ -318,10 +318,11 @@ def _evaluation_examples(
 ) -> Dataset | None:
     if not training_arguments.do_eval:
         return None
-    options = (data, "validation", arguments.max_eval_samples)
+    limit = arguments.max_eval_samples
     if arguments.streaming:
-        return EvaluationStream(*options, training_arguments.process_index, training_arguments.world_size)
-    return EvaluationExamples(*options)
+        rank, world_size = training_arguments.process_index, training_arguments.world_size
+        return SegmentationStream(data, "validation", max_samples=limit, rank=rank, world_size=world_size)
+    return SegmentationExamples(data, "validation", max_samples=limit)
 
 
 def _check_batch_norms(

@@ -21,11 +21,9 @@ from torchvision.transforms.v2 import functional as F
 
 from modeling_mtaclip.data import (
     Augmentation,
-    EvaluationExamples,
-    EvaluationStream,
+    SegmentationExamples,
+    SegmentationStream,
     TrainingCollator,
-    TrainingExamples,
-    TrainingStream,
     load_segmentation_dataset,
 )
 from modeling_mtaclip.data.augmentation import (
@@ -272,8 +270,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def training_examples(folder: Path, **options) -> TrainingExamples:
-    return TrainingExamples(load_segmentation_dataset(str(folder)), "train", Augmentation((32, 32)), **options)
+def training_examples(folder: Path, **options) -> SegmentationExamples:
+    return SegmentationExamples(load_segmentation_dataset(str(folder)), "train", Augmentation((32, 32)), **options)
 
 
 def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -347,19 +345,22 @@ def test_max_samples_takes_the_first(folder):
     assert len(training_examples(folder, max_samples=2)) == 2
     assert len(training_examples(folder, max_samples=200)) == 6
     data = load_segmentation_dataset(str(folder))
-    assert [example["name"] for example in EvaluationExamples(data, "validation", 2)] == ["val/0.png", "val/1.png"]
+    assert [example["name"] for example in SegmentationExamples(data, "validation", max_samples=2)] == [
+        "val/0.png",
+        "val/1.png",
+    ]
 
 
 def test_evaluation_examples_are_as_in_the_files(folder):
-    example = EvaluationExamples(load_segmentation_dataset(str(folder)), "validation")[3]
+    example = SegmentationExamples(load_segmentation_dataset(str(folder)), "validation")[3]
     np.testing.assert_array_equal(np.asarray(example["image"]), Image.open(folder / "images/val/3.png"))
     np.testing.assert_array_equal(example["annotation"], Image.open(folder / "annotations/val/3.png"))
     assert example["annotation"].dtype == np.int64
 
 
-def training_stream(folder: Path, **options) -> TrainingStream:
+def training_stream(folder: Path, **options) -> SegmentationStream:
     data = load_segmentation_dataset(str(folder), streaming=True)
-    return TrainingStream(data, "train", Augmentation((32, 32)), **options)
+    return SegmentationStream(data, "train", Augmentation((32, 32)), **options)
 
 
 def by_seed(examples) -> dict[int, dict[str, torch.Tensor]]:
@@ -409,7 +410,7 @@ def test_evaluation_stream_gives_each_example_once(folder, max_samples, num_work
     data = load_segmentation_dataset(str(folder), streaming=True)
     names = []
     for rank in range(world_size):
-        stream = EvaluationStream(data, "validation", max_samples, rank, world_size)
+        stream = SegmentationStream(data, "validation", max_samples=max_samples, rank=rank, world_size=world_size)
         names += [example["name"] for example in DataLoader(stream, batch_size=None, num_workers=num_workers)]
     assert sorted(names) == [f"val/{index}.png" for index in range(max_samples or 5)]
 
@@ -418,7 +419,7 @@ def test_evaluation_stream_gives_each_example_once(folder, max_samples, num_work
 def test_evaluation_leaves_out_bad_files_and_counts_them(folder, streaming):
     (folder / "images/val/1.png").write_bytes(b"damaged")
     data = load_segmentation_dataset(str(folder), streaming=streaming)
-    examples = (EvaluationStream if streaming else EvaluationExamples)(data, "validation")
+    examples = (SegmentationStream if streaming else SegmentationExamples)(data, "validation")
     for num_workers in (0, 2):
         loader = DataLoader(examples, batch_size=2, num_workers=num_workers, collate_fn=list)
         names = [example["name"] for batch in loader for example in batch]

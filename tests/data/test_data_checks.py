@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from modeling_mtaclip.data import load_segmentation_dataset
+from modeling_mtaclip.data.examples import logger as reading_logger
 from modeling_mtaclip.data.loading import logger as loading_logger
-from modeling_mtaclip.data.reading import logger as reading_logger
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
-from modeling_mtaclip.data import DATASETS, EvaluationExamples, catalog, load_segmentation_dataset, palette_of
+from modeling_mtaclip.data import DATASETS, SegmentationExamples, catalog, load_segmentation_dataset, palette_of
 from modeling_mtaclip.data.catalog import read_dataset_info
 from modeling_mtaclip.data.loading import logger as loading_logger
 
@@ -169,7 +169,7 @@ def test_corrupt_files_are_named(folder, file, damage):
     else:
         (folder / file).write_bytes(damage((folder / file).read_bytes()))
     with pytest.raises(ValueError, match=rf"{file} can't be read"):
-        EvaluationExamples(data, "train")[2]
+        SegmentationExamples(data, "train")[2]
 
 
 def test_image_without_annotation_is_named(folder):
@@ -198,7 +198,7 @@ def test_empty_split_is_an_error(folder):
 def test_absent_split_is_an_error(folder):
     data = load_segmentation_dataset(str(folder))
     with pytest.raises(ValueError, match=r"no extra split, only \['test', 'train', 'validation'\]"):
-        EvaluationExamples(data, "extra")
+        SegmentationExamples(data, "extra")
 
 
 @pytest.mark.parametrize(
