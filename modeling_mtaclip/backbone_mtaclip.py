@@ -38,14 +38,10 @@ VIT_LAYERS = (4, 6, 8, 12)
 
 
 def spread_stages(stage_names: list[str]) -> list[str]:
-    """Four stages of a backbone to read feature maps from.
+    """Four stages of a backbone to read feature maps from, of all in its config.
 
-    Args:
-        stage_names (`list[str]`): of a backbone's config, the `stem` included.
-
-    Returns:
-        `list[str]`: the last four; of many stages, which are the layers of a vision transformer, the 4th, 6th, 8th and
-        12th of twelve, or at the same share of the depth.
+    These are the last four; of many stages, which are the layers of a vision transformer, the 4th, 6th, 8th and 12th
+    of twelve, or those at the same share of the depth.
     """
     stages = [name for name in stage_names if name != "stem"]
     if len(stages) > len(FEATURE_STRIDES):
@@ -61,12 +57,9 @@ class CLIPResNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     Configuration of [`CLIPResNetBackbone`]; the defaults are CLIP RN50's.
 
     Args:
-        num_channels (`int`, defaults to 3):
-            Channels of the images.
-        width (`int`, defaults to 64):
-            Channels behind the stem; stage `i` returns `width * 2 ** (i + 1)`.
-        layers (`list[int]`, defaults to `(3, 4, 6, 3)`):
-            Blocks of the four stages; `(3, 4, 23, 3)` for RN101.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        width (`int`, defaults to 64): Channels behind the stem; stage `i` returns `width * 2 ** (i + 1)`.
+        layers (`list[int]`, defaults to `(3, 4, 6, 3)`): Blocks of the four stages; `(3, 4, 23, 3)` for RN101.
         out_features (`list[str]`, *optional*):
             Stages whose feature maps are returned, among `stem`, `stage1` … `stage4`; by default `stage1` … `stage4`.
     """
@@ -80,8 +73,7 @@ class CLIPResNetBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(len(self.layers)))]
-        _set_stages(self, kwargs)
+        _set_stages(self, len(self.layers), kwargs)
         super().__post_init__(**kwargs)
 
 
@@ -102,12 +94,12 @@ class CLIPViTBackboneConfig(BackboneConfigMixin, CLIPVisionConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.stage_names = ["stem", *(f"stage{index + 1}" for index in range(self.num_hidden_layers))]
-        _set_stages(self, kwargs)
+        _set_stages(self, self.num_hidden_layers, kwargs)
         super().__post_init__(**kwargs)
 
 
-def _set_stages(config: PreTrainedConfig, kwargs: dict[str, Any]) -> None:
+def _set_stages(config: PreTrainedConfig, depth: int, kwargs: dict[str, Any]) -> None:
+    config.stage_names = ["stem", *(f"stage{index + 1}" for index in range(depth))]
     out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
     if out_features is None and out_indices is None:
         out_features = spread_stages(config.stage_names)
@@ -146,11 +138,7 @@ class CLIPResNetBlock(nn.Module):
 
 
 class CLIPResNetBackbone(BackboneMixin, PreTrainedModel):
-    """The ResNet of CLIP (arXiv 2103.00020, Sec. 2.4) without its attention pool, with OpenAI's parameter names.
-
-    Args:
-        config ([`CLIPResNetBackboneConfig`]): width and depth.
-    """
+    """The ResNet of CLIP (arXiv 2103.00020, Sec. 2.4) without its attention pool, with OpenAI's parameter names."""
 
     config: CLIPResNetBackboneConfig
     base_model_prefix = "backbone"
@@ -213,11 +201,7 @@ class CLIPViTEmbeddings(CLIPVisionEmbeddings):
 
 
 class CLIPViTBackbone(BackboneMixin, CLIPPreTrainedModel):
-    """CLIP's vision transformer without pooling and projection, with transformers' parameter names.
-
-    Args:
-        config ([`CLIPViTBackboneConfig`]): the architecture.
-    """
+    """CLIP's vision transformer without pooling and projection, with transformers' parameter names."""
 
     config: CLIPViTBackboneConfig
     base_model_prefix = "backbone"
@@ -354,9 +338,8 @@ def _probe(
 
 
 def _unused_parameters(parameters: dict[str, Tensor], maps: tuple[Tensor, ...]) -> list[str]:
-    gradients = torch.autograd.grad(
-        maps, list(parameters.values()), [torch.empty_like(each) for each in maps], allow_unused=True
-    )
+    directions = [torch.empty_like(each) for each in maps]
+    gradients = torch.autograd.grad(maps, list(parameters.values()), directions, allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
@@ -388,15 +371,8 @@ class MTAClipFeaturePyramid(nn.Module):
         )
 
     def forward(self, feature_maps: list[Tensor], image_size: tuple[int, int]) -> list[Tensor]:
-        """Makes the pyramid.
-
-        Args:
-            feature_maps (`list[Tensor]` of shapes `(B, C_i, h, w)`): the backbone's.
-            image_size (`tuple[int, int]`): height and width of the images before [`enlarge_images`].
-
-        Returns:
-            `list[Tensor]` of shapes `(B, C_i, ceil(height / s), ceil(width / s))` for the strides `s` 4, 8, 16, 32.
-        """
+        """From maps `(B, C_i, h, w)` to `(B, C_i, ceil(height / s), ceil(width / s))` for the strides `s` 4, 8, 16 and
+        32; height and width are those of the images before [`enlarge_images`]."""
         return [
             _resize(level(maps), [_divide_up(side, stride) for side in image_size])
             for level, maps, stride in zip(self.levels, feature_maps, FEATURE_STRIDES, strict=True)
@@ -427,10 +403,8 @@ def _resize(maps: Tensor, size: list[int]) -> Tensor:
 
 def register_backbones() -> None:
     """Makes `AutoConfig` and `AutoBackbone` know the backbones of this file."""
-    for config, backbone in (
-        (CLIPResNetBackboneConfig, CLIPResNetBackbone),
-        (CLIPViTBackboneConfig, CLIPViTBackbone),
-    ):
+    backbones = {CLIPResNetBackboneConfig: CLIPResNetBackbone, CLIPViTBackboneConfig: CLIPViTBackbone}
+    for config, backbone in backbones.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoBackbone.register(config, backbone, exist_ok=True)
 

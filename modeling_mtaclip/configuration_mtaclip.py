@@ -6,7 +6,7 @@
 (ECCV 2024, arXiv 2407.21654).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -21,9 +21,12 @@ register_backbones()
 
 # In the order of the numbers that the authors' code gives them.
 CONTRASTIVE_NEGATIVES = ("all_positive", "separate", "mix")
-MASK_LOSS_NORMALIZERS = ("num_masks", "class_weights")
-IGNORED_PIXELS = ("exclude", "background")
-POINT_SAMPLINGS = ("random", "auto")
+CHOICES = {
+    "contrastive_negatives": CONTRASTIVE_NEGATIVES,
+    "mask_loss_normalizer": ("num_masks", "class_weights"),
+    "ignored_pixels": ("exclude", "background"),
+    "point_sampling": ("random", "auto"),
+}
 NUM_FEATURE_MAPS = len(FEATURE_STRIDES)
 # Label of pixels without class.
 IGNORE_INDEX = 255
@@ -54,48 +57,31 @@ class MTAClipConfig(PreTrainedConfig):
             [`MTAClipForSemanticSegmentation.save_for_inference`] does; such a model can't be trained.
         class_token_ids (`dict[str, list[int]]`, *optional*):
             Token ids of every class name and of `no_object_name`, without start, end and padding tokens.
-        no_object_name (`str`, defaults to `"none"`):
-            The name that stands for "no object" (Sec. 3.2).
+        no_object_name (`str`, defaults to `"none"`): The name that stands for "no object" (Sec. 3.2).
         prompt_start_token_id (`int`, defaults to 49406):
             Id of CLIP's start-of-text token. (`text_config.bos_token_id` is wrong in many published checkpoints.)
         prompt_end_token_id (`int`, defaults to 49407):
             Id of CLIP's end-of-text token, at which the text embedding is read.
-        num_prompt_contexts (`int`, defaults to 3):
-            Number of learnable prompt contexts, `C` (Sec. 3.3).
-        prompt_length (`int`, defaults to 8):
-            Number of learnable vectors in each context, `L`.
+        num_prompt_contexts (`int`, defaults to 3): Number of learnable prompt contexts, `C` (Sec. 3.3).
+        prompt_length (`int`, defaults to 8): Number of learnable vectors in each context, `L`.
         text_gamma_init (`float`, defaults to 1e-4):
             Initial value of the vector that scales the decoder's contribution to the text embeddings.
-        num_queries (`int`, defaults to 100):
-            Number of mask queries, `Q`.
+        num_queries (`int`, defaults to 100): Number of mask queries, `Q`.
         hidden_size (`int`, defaults to 256):
             Width of pixel decoder and mask-text decoder, a multiple of `encoder_norm_groups`.
-        mask_feature_size (`int`, defaults to 256):
-            Channels of the mask features at stride 4.
-        encoder_layers (`int`, defaults to 6):
-            Deformable attention layers of the pixel decoder.
-        encoder_attention_heads (`int`, defaults to 8):
-            Attention heads of the pixel decoder.
-        encoder_feedforward_dim (`int`, defaults to 1024):
-            Width of the pixel decoder's feed-forward networks.
-        encoder_num_points (`int`, defaults to 4):
-            Points that a head samples on each level.
-        encoder_norm_groups (`int`, defaults to 32):
-            Groups of the pixel decoder's GroupNorm layers.
-        decoder_layers (`int`, defaults to 9):
-            Layers of the mask-text decoder.
-        decoder_attention_heads (`int`, defaults to 8):
-            Attention heads of the mask-text decoder.
-        decoder_feedforward_dim (`int`, defaults to 2048):
-            Width of the mask-text decoder's feed-forward networks.
-        class_weight (`float`, defaults to 2.0):
-            Weight of the classification loss.
-        mask_weight (`float`, defaults to 5.0):
-            Weight of the masks' sigmoid cross-entropy.
-        dice_weight (`float`, defaults to 5.0):
-            Weight of the masks' dice loss.
-        contrastive_weight (`float`, defaults to 1.0):
-            Weight of the mask-to-text contrastive loss.
+        mask_feature_size (`int`, defaults to 256): Channels of the mask features at stride 4.
+        encoder_layers (`int`, defaults to 6): Deformable attention layers of the pixel decoder.
+        encoder_attention_heads (`int`, defaults to 8): Attention heads of the pixel decoder.
+        encoder_feedforward_dim (`int`, defaults to 1024): Width of the pixel decoder's feed-forward networks.
+        encoder_num_points (`int`, defaults to 4): Points that a head samples on each level.
+        encoder_norm_groups (`int`, defaults to 32): Groups of the pixel decoder's GroupNorm layers.
+        decoder_layers (`int`, defaults to 9): Layers of the mask-text decoder.
+        decoder_attention_heads (`int`, defaults to 8): Attention heads of the mask-text decoder.
+        decoder_feedforward_dim (`int`, defaults to 2048): Width of the mask-text decoder's feed-forward networks.
+        class_weight (`float`, defaults to 2.0): Weight of the classification loss.
+        mask_weight (`float`, defaults to 5.0): Weight of the masks' sigmoid cross-entropy.
+        dice_weight (`float`, defaults to 5.0): Weight of the masks' dice loss.
+        contrastive_weight (`float`, defaults to 1.0): Weight of the mask-to-text contrastive loss.
         class_mask_weight (`float`, defaults to 0.0):
             Weight of the losses of class masks: masks that the text queries predict for their own classes, without
             matching, as in textual object queries (arXiv 2407.09033). With 0 there are none, as in the authors' code.
@@ -104,12 +90,9 @@ class MTAClipConfig(PreTrainedConfig):
             is certain of its class.
         no_object_weight (`float`, defaults to 0.1):
             Weight of "no object" queries in the classification and contrastive losses.
-        match_class_weight (`float`, defaults to 2.0):
-            Weight of the class cost in Hungarian matching.
-        match_mask_weight (`float`, defaults to 5.0):
-            Weight of the mask cross-entropy cost in Hungarian matching.
-        match_dice_weight (`float`, defaults to 5.0):
-            Weight of the dice cost in Hungarian matching.
+        match_class_weight (`float`, defaults to 2.0): Weight of the class cost in Hungarian matching.
+        match_mask_weight (`float`, defaults to 5.0): Weight of the mask cross-entropy cost in Hungarian matching.
+        match_dice_weight (`float`, defaults to 5.0): Weight of the dice cost in Hungarian matching.
         contrastive_negatives (`str`, defaults to `"mix"`):
             Negatives of the contrastive loss (Sec. 3.4): `"mix"` (MixNeg), `"separate"` (SeparateNeg) or
             `"all_positive"`.
@@ -124,8 +107,7 @@ class MTAClipConfig(PreTrainedConfig):
         point_sampling (`str`, defaults to `"random"`):
             Where masks are matched and compared: at `"random"` points, as in the authors' code, or (`"auto"`) at every
             pixel of the mask features, once, where these are at most `train_num_points`, and at random points else.
-        semantic_loss_ignore_index (`int`, defaults to 255):
-            Label of pixels that no loss counts.
+        semantic_loss_ignore_index (`int`, defaults to 255): Label of pixels that no loss counts.
         supervise_initial_prediction (`bool`, defaults to `True`):
             Whether the predictions before the first decoder layer have a loss, as in Mask2Former. The authors' code
             leaves them out.
@@ -135,8 +117,7 @@ class MTAClipConfig(PreTrainedConfig):
         ignored_pixels (`str`, defaults to `"exclude"`):
             Whether ignored pixels are left out of the mask losses, or count as `"background"` of every mask, as in the
             authors' code.
-        init_std (`float`, defaults to 0.02):
-            Standard deviation of the initial prompt contexts.
+        init_std (`float`, defaults to 0.02): Standard deviation of the initial prompt contexts.
 
     Raises:
         ValueError: a value out of range, class names without token ids, or `num_labels` against the names.
@@ -276,23 +257,15 @@ class MTAClipConfig(PreTrainedConfig):
             )
 
     @classmethod
-    def from_labels(
-        cls,
-        labels: Sequence[str] | Mapping[int, str],
-        tokenizer: Any,
-        **kwargs: Any,
-    ) -> "MTAClipConfig":
+    def from_labels(cls, labels: Sequence[str] | Mapping[int, str], tokenizer: Any, **kwargs: Any) -> "MTAClipConfig":
         """Configures a model for the given classes: tokenizes their names once and keeps the token ids.
 
         Underscores in names are read as spaces.
 
         Args:
-            labels (`Sequence[str]` or `Mapping[int, str]`):
-                The class names, in the order of the label ids, or a map from label id to name.
-            tokenizer (`PreTrainedTokenizerBase` or `str`):
-                CLIP's tokenizer, or the name or folder of a checkpoint that has it.
-            kwargs:
-                Any field of this class.
+            labels (`Sequence[str]` or `Mapping[int, str]`): class names in the order of the label ids, or by label id.
+            tokenizer (`PreTrainedTokenizerBase` or `str`): CLIP's, or the name or folder of a checkpoint that has it.
+            kwargs: any field of this class.
 
         Raises:
             ValueError: no names, a name used twice, a name without tokens, too long for the text encoder, or outside
@@ -317,23 +290,11 @@ class MTAClipConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Sizes that depend on each other; run when a config is made and when it is saved."""
-        _require_positive(
-            self,
-            "num_queries",
-            "num_prompt_contexts",
-            "prompt_length",
-            "hidden_size",
-            "mask_feature_size",
-            "encoder_attention_heads",
-            "encoder_feedforward_dim",
-            "encoder_num_points",
-            "encoder_norm_groups",
-            "decoder_layers",
-            "decoder_attention_heads",
-            "decoder_feedforward_dim",
-        )
-        if self.encoder_layers < 0:
-            raise ValueError(f"`encoder_layers` must not be negative, got {self.encoder_layers}.")
+        sizes = ("num_queries", "num_prompt_contexts", "prompt_length", "hidden_size", "mask_feature_size")
+        encoder = ("encoder_attention_heads", "encoder_feedforward_dim", "encoder_num_points", "encoder_norm_groups")
+        decoder = ("decoder_layers", "decoder_attention_heads", "decoder_feedforward_dim")
+        self._require("be positive", lambda value: value > 0, *sizes, *encoder, *decoder)
+        self._require("not be negative", lambda value: value >= 0, "encoder_layers")
         for name in ("encoder_attention_heads", "encoder_norm_groups", "decoder_attention_heads"):
             if self.hidden_size % getattr(self, name):
                 raise ValueError(
@@ -352,31 +313,31 @@ class MTAClipConfig(PreTrainedConfig):
 
     def validate_losses(self) -> None:
         """Ranges of everything that training reads; run when a config is made and when it is saved."""
-        _require_choice(self, "contrastive_negatives", CONTRASTIVE_NEGATIVES)
-        _require_choice(self, "mask_loss_normalizer", MASK_LOSS_NORMALIZERS)
-        _require_choice(self, "ignored_pixels", IGNORED_PIXELS)
-        _require_choice(self, "point_sampling", POINT_SAMPLINGS)
-        _require_positive(self, "train_num_points", "contrastive_temperature", "no_object_weight")
-        for name in ("class", "mask", "dice", "contrastive", "class_mask", "match_class", "match_mask", "match_dice"):
-            if getattr(self, f"{name}_weight") < 0:
-                raise ValueError(f"`{name}_weight` must not be negative, got {getattr(self, f'{name}_weight')}.")
-        if not 0 <= self.class_mask_share <= 1:
-            raise ValueError(f"`class_mask_share` must be between 0 and 1, got {self.class_mask_share}.")
+        for name, choices in CHOICES.items():
+            self._require(f"be one of {list(choices)}", choices.__contains__, name)
+        weights = ("class", "mask", "dice", "contrastive", "class_mask", "match_class", "match_mask", "match_dice")
+        self._require("not be negative", lambda value: value >= 0, *(f"{name}_weight" for name in weights))
+        positive = ("train_num_points", "contrastive_temperature", "no_object_weight")
+        self._require("be positive", lambda value: value > 0, *positive)
+        shares = ("class_mask_share", "importance_sample_ratio")
+        self._require("be between 0 and 1", lambda value: 0 <= value <= 1, *shares)
+        self._require("be at least 1", lambda value: value >= 1, "oversample_ratio")
         if (self.class_mask_weight or self.class_mask_share) and not self.text_branch:
             raise ValueError(
                 "`class_mask_weight` and `class_mask_share` are for masks of text queries, which a model without text "
                 "branch doesn't have. Leave them out, or set `text_branch=True`."
             )
-        if self.oversample_ratio < 1:
-            raise ValueError(f"`oversample_ratio` must be at least 1, got {self.oversample_ratio}.")
-        if not 0 <= self.importance_sample_ratio <= 1:
-            raise ValueError(f"`importance_sample_ratio` must be between 0 and 1, got {self.importance_sample_ratio}.")
         if 0 <= self.semantic_loss_ignore_index < self.num_labels:
             raise ValueError(
                 f"`semantic_loss_ignore_index` ({self.semantic_loss_ignore_index}) is also the id of the class "
                 f"{self.id2label[self.semantic_loss_ignore_index]!r}. "
                 f"Choose a value outside 0 … {self.num_labels - 1}."
             )
+
+    def _require(self, rule: str, is_right: Callable[[Any], bool], *names: str) -> None:
+        for name in names:
+            if not is_right(getattr(self, name)):
+                raise ValueError(f"`{name}` must {rule}, got {getattr(self, name)!r}.")
 
     def validate_class_names(self) -> None:
         """Every class name has token ids that the text encoder can read; run when a config is made and saved."""
@@ -440,17 +401,6 @@ def tokenize_names(names: Sequence[str], tokenizer: Any) -> dict[str, list[int]]
     return {
         name: list(tokenizer(str(name).replace("_", " "), add_special_tokens=False)["input_ids"]) for name in names
     }
-
-
-def _require_positive(config: MTAClipConfig, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) <= 0:
-            raise ValueError(f"`{name}` must be positive, got {getattr(config, name)}.")
-
-
-def _require_choice(config: MTAClipConfig, name: str, choices: tuple[str, ...]) -> None:
-    if getattr(config, name) not in choices:
-        raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(config, name)!r}.")
 
 
 __all__ = ["MTAClipConfig", "tokenize_names"]

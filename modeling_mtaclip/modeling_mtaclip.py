@@ -8,7 +8,7 @@ frozen CLIP text encoder → text embeddings; mask queries and text queries toge
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from transformers.utils.generic import can_return_tuple
 from .backbone_mtaclip import MTAClipFeaturePyramid, build_backbone, enlarge_images
 from .classes_mtaclip import move_classes
 from .configuration_mtaclip import NUM_FEATURE_MAPS, MTAClipConfig, tokenize_names
+from .deformable_attention_mtaclip import constant
 from .loss_mtaclip import MTAClipCriterion
 from .pixel_decoder_mtaclip import (
     NUM_LEVELS,
@@ -53,9 +54,6 @@ NO_TEXT_ENCODER = (
     "This model has no text encoder to read other names with: it was made with `text_branch=False`, or saved for "
     "inference. Use the model that was trained with `text_branch=True`, as training saved it."
 )
-# Divides cosines with phrases before a softmax over phrases. With the class names as phrases, the labels of a trained
-# model are then about as right as those of its class head.
-PHRASE_TEMPERATURE = 0.03
 
 
 @dataclass
@@ -119,12 +117,8 @@ class MTAClipForSemanticSegmentationOutput(ModelOutput):
         loss_components (`dict[str, torch.FloatTensor]`, *optional*):
             The unweighted losses: `cross_entropy`, `mask`, `dice`, `contrastive` of the last layer, and those of
             auxiliary prediction `i` with the suffix `_i`.
-        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
-            Decoder states, as in [`MTAClipModelOutput`].
-        attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Self-attention weights of each decoder layer.
-        cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Masked attention weights of each decoder layer.
+        hidden_states, attentions, cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
+            As in [`MTAClipModelOutput`].
     """  # noqa: E501
 
     loss: Tensor | None = None
@@ -145,13 +139,12 @@ class MTAClipAttention(nn.Module):
 
     def __init__(self, config: MTAClipConfig) -> None:
         super().__init__()
+        size = config.hidden_size
         self.config = config
-        self.head_dim = config.hidden_size // config.decoder_attention_heads
+        self.head_dim = size // config.decoder_attention_heads
         self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(size, size), nn.Linear(size, size), nn.Linear(size, size)
+        self.out_proj = nn.Linear(size, size)
 
     def forward(
         self,
@@ -162,9 +155,8 @@ class MTAClipAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         """Attends from `(B, N, D)` queries to `(B, S, D)` keys and values; the mask `(B, 1, N, S)` is additive."""
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         attended, weights = attend(
             self,
             self._split_heads(self.q_proj(queries)),
@@ -203,18 +195,10 @@ class MTAClipDecoderLayer(GradientCheckpointingLayer):
         attention_mask: Tensor,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Decodes.
+        """New states of the `(B, N, D)` mask and text queries, which attend to the `(B, S, D)` pixels of one scale.
 
-        Args:
-            hidden_states (`Tensor` of shape `(B, N, D)`): mask queries, then text queries.
-            query_positions (`Tensor` of shape `(N, D)`): their learned position embeddings.
-            pixel_keys (`Tensor` of shape `(B, S, D)`): pixels with their position embeddings.
-            pixel_states (`Tensor` of shape `(B, S, D)`): pixels.
-            attention_mask (`Tensor` of shape `(B, 1, N, S)`): added to the attention logits.
-
-        Returns:
-            `tuple[Tensor, Tensor | None, Tensor | None]`: states `(B, N, D)`, and the weights of self-attention and
-            cross-attention, where the attention implementation gives them.
+        Also the weights of self-attention and cross-attention, where the attention implementation gives them.
+        `query_positions` are `(N, D)`; the `attention_mask` `(B, 1, N, S)` is added to the attention logits.
         """
         attended, cross_weights = self.cross_attn(
             hidden_states + query_positions, pixel_keys, pixel_states, attention_mask, **kwargs
@@ -239,19 +223,13 @@ class MTAClipMaskTextDecoder(nn.Module):
         if config.text_branch:
             self.text_projection = nn.Linear(config.text_config.projection_dim, size)
             self.query_layer_norm = nn.LayerNorm(size)
-            self.text_query_positions = nn.Parameter(
-                torch.empty(config.num_prompt_contexts, config.num_labels + 1, size)
-            )
+            text_shape = (config.num_prompt_contexts, config.num_labels + 1)
+            self.text_query_positions = nn.Parameter(torch.empty(*text_shape, size))
         self.level_embed = nn.Parameter(torch.empty(NUM_LEVELS, size))
         self.layers = nn.ModuleList(MTAClipDecoderLayer(config) for _ in range(config.decoder_layers))
         self.layer_norm = nn.LayerNorm(size)
-        self.mask_embedder = nn.Sequential(
-            nn.Linear(size, size),
-            nn.ReLU(),
-            nn.Linear(size, size),
-            nn.ReLU(),
-            nn.Linear(size, config.mask_feature_size),
-        )
+        hidden = (nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.ReLU())
+        self.mask_embedder = nn.Sequential(*hidden, nn.Linear(size, config.mask_feature_size))
 
     def forward(
         self,
@@ -261,26 +239,19 @@ class MTAClipMaskTextDecoder(nn.Module):
         output_attentions: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[tuple[Tensor, ...], ...]:
-        """Decodes.
+        """Decodes mask features `(B, mask_feature_size, h, w)` and multi-scale features `(B, D, h_l, w_l)` with text
+        embeddings `(C, K + 1, E)`, which are absent without text branch.
 
-        Args:
-            mask_features (`Tensor` of shape `(B, mask_feature_size, h, w)`): at stride 4.
-            multi_scale_features (`list[Tensor]` of shapes `(B, D, h_l, w_l)`): strides 32, 16, 8.
-            text_embeddings (`Tensor` of shape `(C, K + 1, E)`, *optional*): absent without text branch.
-            output_attentions (`bool`): whether to return attention weights.
-
-        Returns:
-            `tuple[tuple[Tensor, ...], ...]`: states `(B, N, D)` before each layer and after the last, after the
-            LayerNorm and before it; each layer's weights of self-attention and of cross-attention, if asked for.
+        Returns the states `(B, N, D)` before each layer and after the last, after the LayerNorm and before it; then
+        each layer's weights of self-attention and of cross-attention, if asked for.
         """
         queries, positions = self._queries(text_embeddings)
         hidden_states = queries.expand(mask_features.shape[0], -1, -1)
         sizes = [maps.shape[-2:] for maps in multi_scale_features]
-        values = [
-            to_sequence(maps) + level for maps, level in zip(multi_scale_features, self.level_embed, strict=True)
-        ]
+        levels = zip(multi_scale_features, self.level_embed, strict=True)
+        values = [to_sequence(maps) + level for maps, level in levels]
         keys = [
-            value + sine_position_embedding(*size, value.shape[-1], value.dtype, value.device)
+            value + constant(sine_position_embedding, *size, value.shape[-1], value.dtype, value.device)
             for value, size in zip(values, sizes, strict=True)
         ]
         features = [_resize_features(mask_features, size) for size in sizes]
@@ -289,14 +260,9 @@ class MTAClipMaskTextDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             level = index % NUM_LEVELS
             attention_mask = self._attention_mask(normalized[-1], features[level])
+            pixels = (keys[level], values[level], attention_mask)
             hidden_states, self_weights, cross_weights = layer(
-                hidden_states,
-                positions,
-                keys[level],
-                values[level],
-                attention_mask,
-                output_attentions=output_attentions,
-                **kwargs,
+                hidden_states, positions, *pixels, output_attentions=output_attentions, **kwargs
             )
             all_states.append(hidden_states)
             normalized.append(self.layer_norm(hidden_states))
@@ -323,11 +289,8 @@ class MTAClipMaskTextDecoder(nn.Module):
 
 @torch.no_grad()
 def _resize_features(mask_features: Tensor, size: torch.Size) -> Tensor:
-    """Mask features at the size of the features of one scale, `(B, D, h * w)`.
-
-    Resizing is linear over pixels and mask logits are linear over channels, so that products with resized features are
-    the resized mask logits.
-    """
+    """Mask features at the size of one scale, `(B, D, h * w)`. Resizing is linear over pixels and mask logits are
+    linear over channels, so that products with resized features are the resized mask logits."""
     return nn.functional.interpolate(mask_features, size=size, mode="bilinear", align_corners=False).flatten(2)
 
 
@@ -401,19 +364,14 @@ class MTAClipPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)):
             super()._init_weights(module)
         elif isinstance(module, MTAClipDeformableAttention):
             init.zeros_(module.sampling_offsets.weight)
             init.copy_(module.sampling_offsets.bias, module.initial_offsets())
             init.zeros_(module.attention_weights.weight)
             init.zeros_(module.attention_weights.bias)
-        elif isinstance(module, MTAClipPixelDecoder):
-            init.normal_(module.level_embed)
-        elif isinstance(module, MTAClipMaskTextDecoder):
+        elif isinstance(module, (MTAClipPixelDecoder, MTAClipMaskTextDecoder)):
             for parameter in module.parameters(recurse=False):
                 init.normal_(parameter)
         elif isinstance(module, MTAClipTextModel):
@@ -623,15 +581,10 @@ class MTAClipTextHead(nn.Module):
         self.mask_projection = nn.Linear(config.hidden_size, size)
 
     def forward(self, mask_queries: Tensor, text_queries: Tensor, text_embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors in CLIP's space, whose products are cosines.
+        """Masks `(..., Q, E)` and class texts `(..., C, K + 1, E)`: unit vectors, whose products are cosines.
 
-        Args:
-            mask_queries (`Tensor` of shape `(..., Q, D)`): decoder states.
-            text_queries (`Tensor` of shape `(..., C * (K + 1), D)`): decoder states.
-            text_embeddings (`Tensor` of shape `(B, C, K + 1, E)`): CLIP embeddings, which the text queries refine.
-
-        Returns:
-            `tuple[Tensor, Tensor]`: masks `(..., Q, E)` and class texts `(..., C, K + 1, E)`.
+        `mask_queries` `(..., Q, D)` and `text_queries` `(..., C * (K + 1), D)` are decoder states; the latter refine
+        the CLIP embeddings `(B, C, K + 1, E)`.
         """
         refinement = self.text_layer_norm(self.text_projection(text_queries)).unflatten(-2, self.text_shape)
         texts = nn.functional.normalize(text_embeddings + self.gamma * refinement, dim=-1)
@@ -769,6 +722,30 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             cross_attentions=outputs.cross_attentions,
         )
 
+    def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All heads on the `(L, B, N, D)` states of all layers at once."""
+        mask_queries, text_queries = states.tensor_split([self.config.num_queries], dim=2)
+        class_logits = self.class_predictor(mask_queries)
+        mask_embeddings = self.model.decoder.mask_embedder(mask_queries)
+        if text_embeddings is None:
+            return class_logits, mask_embeddings, None
+        masks, texts = self.text_head(mask_queries, text_queries, text_embeddings)
+        return class_logits, mask_embeddings, masks.unsqueeze(-3) @ texts.transpose(-1, -2)
+
+    def _class_mask_embeddings(self, states: Tensor) -> Tensor:
+        """Mask embeddings `(..., B, K, D)` of the classes' text queries, from states `(..., B, N, D)`."""
+        text_queries = states[..., self.config.num_queries :, :].unflatten(-2, self.text_head.text_shape)
+        return self.model.decoder.mask_embedder(text_queries.mean(dim=-3)[..., :-1, :])
+
+    def _class_mask_logits(self, class_queries_logits: Tensor) -> Tensor:
+        """Class logits `(K, K + 1)` of queries of which each gives `class_mask_share` to its own class, the rest to
+        "no object"."""
+        num_labels, tiny = self.config.num_labels, torch.finfo(torch.float16).tiny
+        logits = class_queries_logits.new_full((num_labels, num_labels + 1), math.log(tiny))
+        logits[:, -1] = math.log(max(1 - self.config.class_mask_share, tiny))
+        logits.diagonal().fill_(math.log(self.config.class_mask_share))
+        return logits
+
     def encode_class_names(self) -> Tensor:
         """Encodes the class names and "no object" in every learned prompt context.
 
@@ -811,7 +788,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         phrase_embeddings: Tensor,
         pixel_values: Tensor | None = None,
         feature_maps: list[Tensor] | None = None,
-        temperature: float = PHRASE_TEMPERATURE,
+        temperature: float = 0.03,
         text_embeddings: Tensor | None = None,
     ) -> MTAClipForSemanticSegmentationOutput:
         """Scores phrases in place of classes: which of them is each region closest to?
@@ -821,17 +798,15 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         context where it is largest; the probabilities of the phrases are the softmax of their similarities.
 
         Phrases compete with each other only, and every pixel gets one of them: phrases should cover what the images
-        show. Synonyms of trained classes and words close to them are found as far as the text encoder knows them; a
-        random text encoder knows none. Masks were trained to separate the trained classes: a region that training
-        labeled as one class is not divided, and objects that it left unlabeled or counted to another class often
-        have no mask. For classes that were not trained this is therefore a way of looking at what the model has
+        show. Masks separate the trained classes only: for others this is a way of looking at what the model has
         learned, not open-vocabulary segmentation.
 
         Args:
             phrase_embeddings (`torch.FloatTensor` of shape `(num_prompt_contexts, num_phrases, projection_dim)`):
                 From [`encode_phrases`].
             pixel_values, feature_maps, text_embeddings: as in [`forward`].
-            temperature (`float`, defaults to 0.03): smaller values make the closest phrase win more clearly.
+            temperature (`float`, defaults to 0.03): smaller values make the closest phrase win more clearly. With the
+                class names as phrases and this default, labels are about as right as those of the class head.
 
         Returns:
             `MTAClipForSemanticSegmentationOutput`: as for images with `num_phrases` classes. `logits` `(batch_size,
@@ -907,12 +882,16 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             return tokenizer
         folder = tokenizer or self.name_or_path
         try:
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=_is_remote_code(type(self)))
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=self._is_remote_code())
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"There is no tokenizer for new names in {folder!r}: pass CLIP's as `tokenizer`, for example "
                 '"openai/clip-vit-base-patch16".'
             ) from error
+
+    def _is_remote_code(self) -> bool:
+        """Whether the user has allowed the code in a checkpoint's folder to run, of which this class is part then."""
+        return type(self).__module__.startswith("transformers_modules.")
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -951,32 +930,8 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
         self.for_inference().save_pretrained(save_directory, **kwargs)
         for auto_class in (AutoImageProcessor, AutoTokenizer) if self.name_or_path else ():
             with suppress(OSError, ValueError):
-                part = auto_class.from_pretrained(self.name_or_path, trust_remote_code=_is_remote_code(type(self)))
+                part = auto_class.from_pretrained(self.name_or_path, trust_remote_code=self._is_remote_code())
                 part.save_pretrained(save_directory)
-
-    def _class_mask_embeddings(self, states: Tensor) -> Tensor:
-        """Mask embeddings `(..., B, K, D)` of the classes' text queries, from states `(..., B, N, D)`."""
-        text_queries = states[..., self.config.num_queries :, :].unflatten(-2, self.text_head.text_shape)
-        return self.model.decoder.mask_embedder(text_queries.mean(dim=-3)[..., :-1, :])
-
-    def _class_mask_logits(self, class_queries_logits: Tensor) -> Tensor:
-        """Class logits `(K, K + 1)` of queries of which each gives `class_mask_share` to its own class, the rest to
-        "no object"."""
-        num_labels, tiny = self.config.num_labels, torch.finfo(torch.float16).tiny
-        logits = class_queries_logits.new_full((num_labels, num_labels + 1), math.log(tiny))
-        logits[:, -1] = math.log(max(1 - self.config.class_mask_share, tiny))
-        logits.diagonal().fill_(math.log(self.config.class_mask_share))
-        return logits
-
-    def _heads(self, states: Tensor, text_embeddings: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """All heads on the `(L, B, N, D)` states of all layers at once."""
-        mask_queries, text_queries = states.tensor_split([self.config.num_queries], dim=2)
-        class_logits = self.class_predictor(mask_queries)
-        mask_embeddings = self.model.decoder.mask_embedder(mask_queries)
-        if text_embeddings is None:
-            return class_logits, mask_embeddings, None
-        masks, texts = self.text_head(mask_queries, text_queries, text_embeddings)
-        return class_logits, mask_embeddings, masks.unsqueeze(-3) @ texts.transpose(-1, -2)
 
 
 # Pipelines look supported models up by name in this table, which `AutoModelForSemanticSegmentation.register` leaves as
@@ -984,11 +939,6 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(
     MTAClipConfig.model_type, MTAClipForSemanticSegmentation.__name__
 )
-
-
-def _is_remote_code(model_class: type) -> bool:
-    """Whether the user has allowed the code that lies in a checkpoint's folder to run, of which this class is part."""
-    return model_class.__module__.startswith("transformers_modules.")
 
 
 def _mask_logits(mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:

@@ -34,12 +34,6 @@ def sine_position_embedding(
     Returns:
         `Tensor` of shape `(1, height * width, hidden_size)`.
     """
-    return constant(_sine_position_embedding, height, width, hidden_size, dtype, device)
-
-
-def _sine_position_embedding(
-    height: int, width: int, hidden_size: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
     half = hidden_size // 2
     channels = torch.arange(half, device=device) // 2
     frequencies = POSITION_TEMPERATURE ** (-2 * channels.float() / half)
@@ -95,14 +89,10 @@ class MTAClipDeformableAttention(nn.Module):
         centers: Tensor,
         spatial_shapes: tuple[tuple[int, int], ...],
     ) -> Tensor:
-        """Attends.
+        """Attends from the `(B, S, D)` pixels of all levels, with `(1, S, D)` position embeddings, to themselves.
 
-        Args:
-            hidden_states (`Tensor` of shape `(B, S, D)`): pixels of all levels.
-            position_embeddings (`Tensor` of shape `(1, S, D)`): added to the queries.
-            centers (`Tensor` of shape `(S, levels, 2)`): where each pixel lies on each level, (x, y) in pixels of that
-                level, from the center of its first pixel.
-            spatial_shapes (`tuple[tuple[int, int], ...]`): height and width of each level.
+        `centers` `(S, levels, 2)` say where each pixel lies on each level, (x, y) in pixels of that level, from the
+        center of its first pixel; `spatial_shapes` are height and width of each level.
         """
         batch_size, length, _ = hidden_states.shape
         queries = hidden_states + position_embeddings
@@ -141,12 +131,7 @@ class MTAClipPixelDecoderLayer(GradientCheckpointingLayer):
 
 
 class MTAClipPixelDecoder(nn.Module):
-    """Turns the backbone's four feature maps into mask features (stride 4) and multi-scale features (32, 16, 8).
-
-    Args:
-        config ([`MTAClipConfig`]): sizes of the layers.
-        feature_channels (`list[int]`): channels of the four maps, strides 4, 8, 16, 32.
-    """
+    """Turns the backbone's four feature maps into mask features (stride 4) and multi-scale features (32, 16, 8)."""
 
     def __init__(self, config: MTAClipConfig, feature_channels: list[int]) -> None:
         super().__init__()
@@ -170,20 +155,11 @@ class MTAClipPixelDecoder(nn.Module):
         self.mask_projection = nn.Conv2d(size, config.mask_feature_size, kernel_size=1)
 
     def forward(self, feature_maps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Decodes.
-
-        Args:
-            feature_maps (`list[Tensor]` of shapes `(B, C_i, H / stride_i, W / stride_i)`): strides 4, 8, 16, 32.
-
-        Returns:
-            `tuple[Tensor, list[Tensor]]`: mask features `(B, mask_feature_size, H / 4, W / 4)` and multi-scale
-            features, three maps `(B, D, h, w)` from stride 32 to stride 8, all channels-last in memory.
-        """
+        """From maps at strides 4, 8, 16, 32 to mask features `(B, mask_feature_size, H / 4, W / 4)` and multi-scale
+        features, three maps `(B, D, h, w)` at strides 32, 16, 8, all channels-last in memory."""
         feature_maps = [maps.contiguous(memory_format=torch.channels_last) for maps in feature_maps]
-        levels = [
-            projection(maps)
-            for projection, maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
-        ]
+        projections = zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
+        levels = [projection(maps) for projection, maps in projections]
         spatial_shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         hidden_states = torch.cat([to_sequence(level) for level in levels], dim=1)
         position_embeddings = self._position_embeddings(spatial_shapes, hidden_states)
@@ -206,7 +182,7 @@ class MTAClipPixelDecoder(nn.Module):
     def _position_embeddings(self, spatial_shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
         size = like.shape[-1]
         embeddings = [
-            sine_position_embedding(height, width, size, like.dtype, like.device) + level
+            constant(sine_position_embedding, height, width, size, like.dtype, like.device) + level
             for (height, width), level in zip(spatial_shapes, self.level_embed, strict=True)
         ]
         return torch.cat(embeddings, dim=1)

@@ -7,10 +7,12 @@ behind PyTorch's back (through `.data`), and adapters are switched. Who calls a 
 encodes them once, with [`MTAClipForSemanticSegmentation.encode_class_names`] or `for_inference`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPTextModelWithProjection
 
 from .configuration_mtaclip import MTAClipConfig
@@ -33,12 +35,6 @@ class MTAClipTextModel(nn.Module):
     see the same states of start token and context: names are packed behind them into one sequence, and the attention
     mask keeps each name to the context and itself. Only the tokens of the names are encoded, and no padding but the
     rest of each group.
-
-    Args:
-        config ([`MTAClipConfig`]): the text encoder, the prompts and the class names.
-
-    Raises:
-        ValueError: class names without token ids.
     """
 
     def __init__(self, config: MTAClipConfig) -> None:
@@ -60,16 +56,13 @@ class MTAClipTextModel(nn.Module):
         self.freeze()
 
     def packed_names(self) -> dict[str, Tensor]:
-        """The class names as groups of packed tokens (int64).
-
-        Returns:
-            `dict[str, Tensor]`: `token_ids`, `positions` in the prompt and `segments` (which name, -1 for padding),
-            all of shape `(groups, tokens)`, and `ends` `(K + 1,)`, where in the flattened groups each name ends.
-        """
+        """The class names as groups of packed tokens, see `_pack`."""
         config = self.config
         return self._pack([config.class_token_ids[name] for name in config.class_names_with_no_object()])
 
     def _pack(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Int64: `token_ids`, `positions` in the prompt and `segments` (which name, -1 for padding), all of shape
+        `(groups, tokens)`, and `ends` `(names,)`, where in the flattened groups each name ends."""
         config = self.config
         names = [[*ids, config.prompt_end_token_id] for ids in token_ids]
         groups: list[list[int]] = [[]]
@@ -77,24 +70,24 @@ class MTAClipTextModel(nn.Module):
             if groups[-1] and sum(len(names[other]) for other in groups[-1]) + len(name) > TOKENS_PER_GROUP:
                 groups.append([])
             groups[-1].append(index)
-        length = max(sum(len(names[index]) for index in group) for group in groups)
-        shape = (len(groups), length)
+
+        def lay_out(tokens_of: Callable[[int], Tensor], padding: int) -> Tensor:
+            rows = [torch.cat([tokens_of(index) for index in group]) for group in groups]
+            return pad_sequence(rows, batch_first=True, padding_value=padding)
+
+        first = 1 + config.prompt_length
         packed = {
-            "token_ids": torch.full(shape, config.prompt_end_token_id),
-            "positions": torch.zeros(shape, dtype=torch.long),
-            "segments": torch.full(shape, -1),
-            "ends": torch.zeros(len(names), dtype=torch.long),
+            "token_ids": lay_out(lambda index: torch.tensor(names[index]), config.prompt_end_token_id),
+            "positions": lay_out(lambda index: first + torch.arange(len(names[index])), 0),
+            "segments": lay_out(lambda index: torch.full((len(names[index]),), index), -1),
         }
-        for row, group in enumerate(groups):
-            start = 0
-            for index in group:
-                end = start + len(names[index])
-                packed["token_ids"][row, start:end] = torch.tensor(names[index])
-                packed["positions"][row, start:end] = 1 + config.prompt_length + torch.arange(end - start)
-                packed["segments"][row, start:end] = index
-                packed["ends"][index] = row * length + end - 1
-                start = end
-        return packed
+        length = packed["segments"].shape[1]
+        ends = [
+            row * length + end - 1
+            for row, group in enumerate(groups)
+            for end in accumulate(len(names[index]) for index in group)
+        ]
+        return packed | {"ends": torch.tensor(ends)}
 
     def forward(self) -> Tensor:
         """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`."""
@@ -102,14 +95,7 @@ class MTAClipTextModel(nn.Module):
 
     @torch.no_grad()
     def encode_token_ids(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        """Encodes other names or phrases in all contexts.
-
-        Args:
-            token_ids (`Sequence[Sequence[int]]`): the tokens of each of `P` phrases, without start and end.
-
-        Returns:
-            `Tensor` of shape `(C, P, E)`: their CLIP embeddings.
-        """
+        """CLIP embeddings `(C, P, E)` of other names or phrases: the tokens of each of `P`, without start and end."""
         packed = {name: value.to(self.contexts.device) for name, value in self._pack(token_ids).items()}
         return self._encode(**packed)
 
@@ -121,13 +107,8 @@ class MTAClipTextModel(nn.Module):
         prefixes = torch.cat((start, self.contexts.to(start.dtype)), dim=1)
         prefixes = prefixes + places.weight[: prefixes.shape[1]]
         names = tokens(token_ids) + places(positions)
-        hidden_states = torch.cat(
-            (
-                prefixes[:, None].expand(-1, num_groups, -1, -1),
-                names[None].expand(num_contexts, -1, -1, -1),
-            ),
-            dim=2,
-        ).flatten(0, 1)
+        prompts = (prefixes[:, None].expand(-1, num_groups, -1, -1), names.expand(num_contexts, -1, -1, -1))
+        hidden_states = torch.cat(prompts, dim=2).flatten(0, 1)
         attention_mask = _prompt_mask(segments, prefixes.shape[1], hidden_states.dtype).repeat(num_contexts, 1, 1, 1)
         encoded = text_model.encoder(inputs_embeds=hidden_states, attention_mask=attention_mask).last_hidden_state
         encoded = encoded[:, prefixes.shape[1] :].unflatten(0, (num_contexts, num_groups)).flatten(1, 2)
@@ -153,11 +134,7 @@ def _prompt_mask(segments: Tensor, prefix_length: int, dtype: torch.dtype) -> Te
 
 
 class MTAClipStoredTexts(nn.Module):
-    """The text embeddings of a model that was saved for inference, in place of prompts and text encoder.
-
-    Args:
-        config ([`MTAClipConfig`]): the number of prompt contexts and classes, and the size of the embeddings.
-    """
+    """The text embeddings of a model that was saved for inference, in place of prompts and text encoder."""
 
     def __init__(self, config: MTAClipConfig) -> None:
         super().__init__()
@@ -165,11 +142,7 @@ class MTAClipStoredTexts(nn.Module):
         self.text_embeddings = nn.Buffer(torch.empty(shape))
 
     def forward(self) -> Tensor:
-        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`.
-
-        Raises:
-            ValueError: in training mode.
-        """
+        """CLIP embeddings of the class names and "no object", `(C, K + 1, E)`; refused in training mode."""
         if self.training:
             raise ValueError(NO_TRAINING)
         return self.text_embeddings
