@@ -80,10 +80,6 @@ class DatasetInfo:
         """The values in the annotations and the label ids that they stand for."""
         return {value: label for label, value in enumerate(self.values)}
 
-    def with_label_ids(self) -> "DatasetInfo":
-        """The same for annotations that hold label ids and 255."""
-        return replace(self, values=tuple(range(len(self.values))), ignored_values=frozenset({IGNORE_INDEX}))
-
     def with_reduced_labels(self) -> "DatasetInfo":
         """The same for annotations in which 0 is "no label" and 1 the first class (`do_reduce_labels`).
 

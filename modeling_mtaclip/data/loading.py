@@ -8,6 +8,7 @@ as they are in the files; [`SegmentationData.read`] turns them into label ids.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from huggingface_hub import hf_hub_download
 from PIL import Image as PILImage
 from transformers.utils import logging
 
-from .catalog import DATASETS, DatasetInfo, read_dataset_info
+from .catalog import DATASETS, IGNORE_INDEX, DatasetInfo, read_dataset_info
 from .examples import SegmentationData, undecoded
 from .image_files import MAX_PIXELS, find_image_files, name_without_suffix
 from .scenes import make_scene
@@ -93,10 +94,12 @@ def load_segmentation_dataset(
             options that don't fit the data set.
     """
     source, folder = str(name_or_path), Path(name_or_path)
-    hub_options = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    hub_options = {name: value for name, value in hub_options.items() if value is not None}
-    if source in DATASETS:
-        splits, info = _load_known(source, data_dir)
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    options = {name: value for name, value in options.items() if value is not None}
+    if source in DATASETS and DATASETS[source].loader == "scenes":
+        splits, info = _scenes(), DATASETS[source]
+    elif source in DATASETS:
+        splits, info = _load_files(_folder_of(source, data_dir), DATASETS[source])
     elif (folder / "images").is_dir():
         splits, info = _load_files(folder, read_dataset_info(folder / "classes.json"))
     elif folder.is_dir() or source.count("/") == 1:
@@ -105,9 +108,9 @@ def load_segmentation_dataset(
                 f"`trust_remote_code`: datasets {datasets.__version__} runs no code of data sets. Use a revision "
                 "without code, often 'refs/convert/parquet'."
             )
-        loaded = _load_with_datasets(source, dataset_config_name, streaming, hub_options)
+        loaded = _load_with_datasets(source, dataset_config_name, streaming, options)
         splits = _with_known_columns(source, loaded, image_column_name, annotation_column_name)
-        info = _info_beside(source, hub_options)
+        info = _info_beside(source, options)
     else:
         raise ValueError(
             f"Unknown data set {source!r}: expected {', '.join(map(repr, DATASETS))}, an existing folder, or a data "
@@ -120,17 +123,28 @@ def load_segmentation_dataset(
     return SegmentationData(splits, info.with_reduced_labels() if do_reduce_labels else info, max_pixels)
 
 
-def _load_known(name: str, data_dir: str | Path | None) -> tuple[DatasetDict, DatasetInfo]:
-    info = DATASETS[name]
-    if info.loader == "scenes":
-        draw = {split: Dataset.from_dict({"seed": list(seeds)}) for split, seeds in SCENE_SEEDS.items()}
-        return DatasetDict({split: each.with_transform(_draw_scenes) for split, each in draw.items()}), info
+def _scenes() -> DatasetDict:
+    seeds = {split: Dataset.from_dict({"seed": list(numbers)}) for split, numbers in SCENE_SEEDS.items()}
+    return DatasetDict(seeds).with_transform(_draw_scenes)
+
+
+def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:
+    images, annotations = zip(*map(_make_scene, batch["seed"]), strict=True)
+    return {"image": images, "annotation": annotations, "name": [f"scene {seed}" for seed in batch["seed"]]}
+
+
+@lru_cache(maxsize=1024)
+def _make_scene(seed: int) -> tuple[PILImage.Image, PILImage.Image]:
+    return make_scene(seed)
+
+
+def _folder_of(name: str, data_dir: str | Path | None) -> Path:
     if data_dir is None or not Path(data_dir).is_dir():
         raise ValueError(
             f"The data set {name!r} needs the folder of its files in `data_dir`, got {data_dir}. Get it from "
-            f"{info.download}."
+            f"{DATASETS[name].download}."
         )
-    return _load_files(Path(data_dir), info)
+    return Path(data_dir)
 
 
 def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo]:
@@ -146,12 +160,14 @@ def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo
     if not pairs:
         raise ValueError(f"{root} is no folder of {info.title}: expected files like {info.splits['train'][0]}.")
     if info.train_ids is not None:
+        old, new = info.train_ids
         ready = {
-            split: [(image, mask.with_name(mask.name.replace(*info.train_ids))) for image, mask in each]
+            split: [(image, mask.with_name(mask.name.replace(old, new))) for image, mask in each]
             for split, each in pairs.items()
         }
         if all(mask.is_file() for split, each in ready.items() if split != "test" for _, mask in each):
-            pairs, info = ready, info.with_label_ids()
+            label_ids = tuple(range(len(info.values)))
+            pairs, info = ready, replace(info, values=label_ids, ignored_values=frozenset({IGNORE_INDEX}))
     return DatasetDict({split: _make_split(split, each, root) for split, each in pairs.items()}), info
 
 
@@ -159,11 +175,10 @@ def _usual_splits(root: Path) -> dict[str, tuple[str, str]]:
     """Where images and annotations of the splits are, which may be spelt as in SceneParse150 (`training`)."""
     if not (root / "images").is_dir() or not (root / "annotations").is_dir():
         raise ValueError(f"{root} must have the folders images and annotations, each with train and val.")
-    spelt = {
-        split: next((name for name in names if (root / "images" / name).is_dir()), None)
-        for split, names in SPLIT_NAMES.items()
-    }
-    splits = {split: (f"images/{name}/{{}}", f"annotations/{name}/{{}}") for split, name in spelt.items() if name}
+    splits = {}
+    for split, spellings in SPLIT_NAMES.items():
+        if folders := [name for name in spellings if (root / "images" / name).is_dir()]:
+            splits[split] = (f"images/{folders[0]}/{{}}", f"annotations/{folders[0]}/{{}}")
     if not splits:
         raise ValueError(
             f"{root / 'images'} has no images for training or validation: expected folders train and val."
@@ -207,37 +222,20 @@ def _files_by_name(root: Path, pattern: str) -> dict[str, list[Path]]:
 
 def _make_split(split: str, pairs: Sequence[FilePair], root: Path) -> Dataset:
     """A split of image files; the test split needn't be labeled: missing annotations become `None`."""
-    exist = [mask.is_file() for _, mask in pairs]
-    if split != "test" and not all(exist):
-        missing = [
-            f"- {image} (expected {mask})" for (image, mask), there in zip(pairs, exist, strict=True) if not there
-        ]
+    missing = {image: mask for image, mask in pairs if not mask.is_file()}
+    if split != "test" and missing:
+        listed = "\n".join(f"- {image} (expected {mask})" for image, mask in missing.items())
         raise ValueError(
-            f"{len(missing)} of {len(pairs)} images have no annotation:\n" + "\n".join(missing) + "\n"
+            f"{len(missing)} of {len(pairs)} images have no annotation:\n{listed}\n"
             "Add the annotations, or move these images away."
         )
     columns = {
         "image": [str(image) for image, _ in pairs],
-        "annotation": [str(mask) if there else None for (_, mask), there in zip(pairs, exist, strict=True)],
+        "annotation": [None if image in missing else str(mask) for image, mask in pairs],
         # Without the folder of all images.
         "name": [Path(*image.relative_to(root).parts[1:]).as_posix() for image, _ in pairs],
     }
     return Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
-
-
-@lru_cache(maxsize=1024)
-def _make_scene(seed: int) -> tuple[PILImage.Image, PILImage.Image]:
-    return make_scene(seed)
-
-
-def _draw_scene(example: Mapping[str, int]) -> dict[str, Any]:
-    image, annotation = _make_scene(example["seed"])
-    return {"image": image, "annotation": annotation, "name": f"scene {example['seed']}"}
-
-
-def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:
-    scenes = [_draw_scene({"seed": seed}) for seed in batch["seed"]]
-    return {column: [scene[column] for scene in scenes] for column in FEATURES}
 
 
 def _split_off_validation(splits: Mapping[str, Any], share: float) -> DatasetDict:
@@ -254,7 +252,8 @@ def _as_stream(dataset: Dataset | IterableDataset) -> IterableDataset:
     if isinstance(dataset, IterableDataset):
         return dataset
     stream = dataset.with_format(None).to_iterable_dataset(num_shards=max(1, min(MAX_STREAM_SHARDS, len(dataset))))
-    return stream.map(_draw_scene, remove_columns="seed") if "seed" in dataset.column_names else stream
+    is_drawn = "seed" in dataset.column_names
+    return stream.map(_draw_scenes, batched=True, batch_size=1, remove_columns="seed") if is_drawn else stream
 
 
 def _load_with_datasets(
