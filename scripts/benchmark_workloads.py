@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `benchmark.py` runs, ours and the peer's: each workload makes models and inputs and returns what is measured.
 
-Both models have the same backbone, pixel decoder and decoder; ours has the text branch on top.
+Both models have the same backbone, pixel decoder and decoder and random weights; ours has the text branch on top.
 """
 
 import argparse
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers import (
@@ -28,7 +29,7 @@ from transformers import (
     Mask2FormerImageProcessor,
     ResNetConfig,
 )
-from transformers.models.mask2former.modeling_mask2former import Mask2FormerForUniversalSegmentationOutput
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation, MTAClipImageProcessor, MTAClipModel
@@ -40,7 +41,8 @@ from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutp
 
 SMALL_BACKBONE = {"embedding_size": 8, "hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 SMALL_SIZES = ("hidden_dim", "feature_size", "mask_feature_size", "encoder_feedforward_dim", "dim_feedforward")
-SMALL_HEAD = dict.fromkeys(SMALL_SIZES, 32) | {"encoder_layers": 1, "decoder_layers": 3, "train_num_points": 64}
+SMALL_HEAD = dict.fromkeys(SMALL_SIZES, 32) | {"encoder_layers": 1, "decoder_layers": 3, "num_queries": 6}
+SMALL_HEAD["train_num_points"] = 64
 SMALL_TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 # Classes in an image, which lie in a grid of so many rows and columns.
 CLASSES_PER_IMAGE, GRID = 8, 4
@@ -50,6 +52,8 @@ POSTPROCESSED_SIZE, SMALL_POSTPROCESSED_SIZE, MASK_STRIDE = (1024, 2048), (64, 1
 # Height and width of most images of ADE20K, to which side they are resized, and how many are drawn.
 DATA_SIZE, DATA_SHORTEST_EDGE, DATA_IMAGES, SMALL_DATA_IMAGES = (512, 683), 512, 96, 4
 
+SEED = 0
+
 Run = Callable[[], Any]
 
 
@@ -57,7 +61,7 @@ def prepare(options: argparse.Namespace) -> None:
     """Makes this process measure under the options."""
     logging.set_verbosity_error()
     torch.set_num_threads(options.num_threads)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(SEED)
 
 
 def _autocast(options: argparse.Namespace) -> torch.autocast:
@@ -69,14 +73,15 @@ def peer_config(options: argparse.Namespace) -> Mask2FormerConfig:
     """Mask2Former with a ResNet-50."""
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = ResNetConfig(out_features=stages, **(SMALL_BACKBONE if options.small else {}))
-    sizes = {"num_queries": options.queries, "num_labels": options.classes} | (SMALL_HEAD if options.small else {})
-    return Mask2FormerConfig(backbone_config=backbone, **sizes)
+    return Mask2FormerConfig(
+        backbone_config=backbone, num_labels=options.classes, **(SMALL_HEAD if options.small else {})
+    )
 
 
 def our_config(options: argparse.Namespace) -> MTAClipConfig:
     """The same with the text branch, on random class names."""
     text = CLIPTextConfig(**(SMALL_TEXT if options.small else {}))
-    generator = random.Random(options.seed)
+    generator = random.Random(SEED)
     names = [*(f"class {index}" for index in range(options.classes)), "none"]
     lengths = generator.choices([*NAMES_OF_LENGTH], weights=NAMES_OF_LENGTH.values(), k=len(names))
     ids = [[generator.randrange(text.vocab_size - 2) for _ in range(length)] for length in lengths]
@@ -92,25 +97,18 @@ def our_config(options: argparse.Namespace) -> MTAClipConfig:
 
 
 def make_model(options: argparse.Namespace, side: str) -> nn.Module:
-    """A model with random weights, `"ours"` or the `"peer"`'s."""
     prepare(options)
-    model = (
-        MTAClipForSemanticSegmentation(our_config(options))
-        if side == "ours"
-        else Mask2FormerForUniversalSegmentation(peer_config(options))
-    )
-    return model.to(options.device)
+    if side == "ours":
+        return MTAClipForSemanticSegmentation(our_config(options)).to(options.device)
+    return Mask2FormerForUniversalSegmentation(peer_config(options)).to(options.device)
 
 
 def random_images(options: argparse.Namespace) -> Tensor:
-    """`(B, 3, size, size)`."""
-    prepare(options)
     return torch.randn(options.batch_size, 3, options.size, options.size, device=options.device)
 
 
 def random_labels(options: argparse.Namespace) -> Tensor:
     """Label maps `(B, size, size)` with rectangles of up to eight classes."""
-    prepare(options)
     classes = torch.rand(options.batch_size, options.classes).argsort(dim=1)[:, :CLASSES_PER_IMAGE]
     cells = torch.randint(classes.shape[1], (options.batch_size, GRID**2))
     grid = classes.gather(1, cells).view(-1, 1, GRID, GRID).float()
@@ -180,72 +178,74 @@ def padded_text_embeddings(model: nn.Module) -> Tensor:
 
 
 def postprocess(options: argparse.Namespace, side: str) -> Run:
-    """Label map of one image by our image processor, the peer's, and the formula written down plainly (`"exact"`)."""
-    prepare(options)
-    size = SMALL_POSTPROCESSED_SIZE if options.small else POSTPROCESSED_SIZE
-    height, width = (length // MASK_STRIDE for length in size)
-    coarse = torch.randn(1, options.queries, height // 8, width // 8, device=options.device) * 8
-    masks = F.interpolate(coarse, size=(height, width), mode="bicubic")
-    classes = torch.randn(1, options.queries, options.classes + 1, device=options.device) * 3
-    if side == "exact":
-        return lambda: _exact_label_map(classes, masks, size)
-    output_class, processor = {
-        "ours": (MTAClipForSemanticSegmentationOutput, MTAClipImageProcessor(do_resize=False)),
-        "peer": (Mask2FormerForUniversalSegmentationOutput, Mask2FormerImageProcessor()),
-    }[side]
-    outputs = output_class(class_queries_logits=classes, masks_queries_logits=masks)
+    """Label map of one image by our image processor, and by Mask2Former's."""
+    processor = MTAClipImageProcessor(do_resize=False) if side == "ours" else Mask2FormerImageProcessor()
+    outputs, size = random_outputs(options)
     return lambda: processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
 
 
-def _exact_label_map(classes: Tensor, masks: Tensor, size: tuple[int, int]) -> Tensor:
-    upsampled = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)
-    return torch.einsum("bqk,bqhw->bkhw", classes.softmax(dim=-1)[..., :-1], upsampled.sigmoid())[0].argmax(dim=0)
+def exact(options: argparse.Namespace, side: str) -> Run:
+    """Label map of one image by our image processor, and by the formula written down plainly."""
+    if side == "ours":
+        return postprocess(options, side)
+    outputs, size = random_outputs(options)
+
+    def label_map() -> Tensor:
+        masks = F.interpolate(outputs.masks_queries_logits, size=size, mode="bilinear").sigmoid()
+        classes = outputs.class_queries_logits.softmax(dim=-1)[..., :-1]
+        return torch.einsum("bqk,bqhw->bkhw", classes, masks)[0].argmax(dim=0)
+
+    return label_map
 
 
-class PlainExamples(Dataset):
-    """Scaling, cropping, mirroring, distortion and normalization by torchvision's own transforms."""
-
-    def __init__(self, folder: Path, crop_size: int) -> None:
-        self.images = sorted((folder / "images" / "train").iterdir())
-        self.annotations = sorted((folder / "annotations" / "train").iterdir())
-        fill = {tv_tensors.Image: 0, tv_tensors.Mask: 255, "others": 0}
-        self.transform = v2.Compose(
-            [
-                v2.RandomResize(DATA_SHORTEST_EDGE // 2, DATA_SHORTEST_EDGE * 2),
-                v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill),
-                v2.RandomHorizontalFlip(),
-                v2.RandomPhotometricDistort(),
-                v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
-                v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        image = tv_tensors.Image(Image.open(self.images[index]).convert("RGB"))
-        mask = tv_tensors.Mask(torch.from_numpy(np.asarray(Image.open(self.annotations[index])).copy())[None])
-        pixels, labels = self.transform(image, mask)
-        return {"pixel_values": pixels.as_subclass(Tensor), "labels": labels.as_subclass(Tensor)[0]}
+def random_outputs(options: argparse.Namespace) -> tuple[MTAClipForSemanticSegmentationOutput, tuple[int, int]]:
+    """Logits of one image, with smooth masks, and the image's size."""
+    prepare(options)
+    size = SMALL_POSTPROCESSED_SIZE if options.small else POSTPROCESSED_SIZE
+    num_queries, (height, width) = peer_config(options).num_queries, (length // MASK_STRIDE for length in size)
+    coarse = torch.randn(1, num_queries, height // 8, width // 8, device=options.device) * 8
+    masks = F.interpolate(coarse, size=(height, width), mode="bicubic")
+    classes = torch.randn(1, num_queries, options.classes + 1, device=options.device) * 3
+    return MTAClipForSemanticSegmentationOutput(class_queries_logits=classes, masks_queries_logits=masks), size
 
 
 def data(options: argparse.Namespace, side: str) -> Run:
-    """Reads and augments all images of a folder as for training, by workers that stay."""
+    """Reads and augments all images of a folder as for training, by workers that stay; the peer's are torchvision's
+    own transforms, without a crop that looks at the classes.
+    """
     prepare(options)
     folder = TemporaryDirectory()
     _write_images(Path(folder.name), options)
     if side == "ours":
         size = {"shortest_edge": DATA_SHORTEST_EDGE, "longest_edge": 4 * DATA_SHORTEST_EDGE}
-        read = load_segmentation_dataset(folder.name)
-        augmentation = Augmentation((options.size, options.size), size)
-        dataset = SegmentationExamples(read, "train", augmentation, options.seed)
+        augmentation, read = Augmentation((options.size, options.size), size), load_segmentation_dataset(folder.name)
+        dataset, collate = SegmentationExamples(read, "train", augmentation, SEED), None
     else:
-        dataset = PlainExamples(Path(folder.name), options.size)
+        kinds = [sorted(Path(folder.name, kind, "train").iterdir()) for kind in ("images", "annotations")]
+        dataset, collate = list(zip(*kinds, strict=True)), partial(_plain_batch, _plain_augmentation(options.size))
     workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}
-    loader = DataLoader(dataset, options.batch_size, shuffle=True, **workers)
+    loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=collate, **workers)
     # The folder lives as long as what reads it.
     return lambda: (folder, sum(len(batch["labels"]) for batch in loader))
+
+
+def _plain_augmentation(crop_size: int) -> v2.Transform:
+    return v2.Compose(
+        [
+            v2.RandomResize(DATA_SHORTEST_EDGE // 2, DATA_SHORTEST_EDGE * 2),
+            v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}),
+            v2.RandomHorizontalFlip(),
+            v2.RandomPhotometricDistort(),
+            v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
+            v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+        ]
+    )
+
+
+def _plain_batch(augmentation: v2.Transform, files: list[tuple[Path, Path]]) -> dict[str, Tensor]:
+    pairs = [(tv_tensors.Image(Image.open(image)), tv_tensors.Mask(Image.open(labels))) for image, labels in files]
+    images, labels = zip(*(augmentation(*pair) for pair in pairs), strict=True)
+    return {"pixel_values": torch.stack(images), "labels": torch.stack(labels)}
 
 
 def num_data_images(options: argparse.Namespace) -> int:
@@ -254,7 +254,7 @@ def num_data_images(options: argparse.Namespace) -> int:
 
 
 def _write_images(folder: Path, options: argparse.Namespace) -> None:
-    generator, size = np.random.default_rng(options.seed), DATA_SIZE[::-1]
+    generator, size = np.random.default_rng(SEED), DATA_SIZE[::-1]
     (folder / "classes.json").write_text(json.dumps([f"class {index}" for index in range(options.classes)]))
     for split, number in (("train", num_data_images(options)), ("val", 1)):
         for kind in ("images", "annotations"):
@@ -269,4 +269,11 @@ def _write_images(folder: Path, options: argparse.Namespace) -> None:
             labels.save(folder / "annotations" / split / f"{index:04}.png")
 
 
-WORKLOADS = {"train": train, "infer": infer, "text": text, "postprocess": postprocess, "data": data}
+WORKLOADS = {
+    "train": train,
+    "infer": infer,
+    "text": text,
+    "postprocess": postprocess,
+    "exact": exact,
+    "data": data,
+}

@@ -8,8 +8,7 @@ with the forms of operators that an accelerator would run.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -24,33 +23,20 @@ from modeling_mtaclip.deformable_attention_mtaclip import MultiScaleDeformableAt
 # Operators that start nothing on the device: views have a mark of their own.
 NO_KERNELS = ("empty", "new_empty", "_unsafe_view", "lift_fresh", "promote_types", "_local_scalar_dense")
 # Their results' sizes or values are needed on the host.
-WAITS = (
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "_unique2",
-    "unique_dim",
-    "bincount",
-    "equal",
-    "is_nonzero",
-)
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "is_nonzero")
+WAITS += ("_unique2", "unique_dim")
 ASSIGNMENT = "mtaclip::assign_queries"
 
 
 @dataclass
 class DeviceCounts:
-    """What a run asked of the device, by operator or call.
+    """What a run asked of the device: how often each operator or call, by kind."""
 
-    Attributes:
-        kernels (`Counter`): operators that start work; views and allocations are left out.
-        waits (`Counter`): operators for which the host waits, because it needs values or the size of a result.
-        to_host (`Counter`): copies to the host, each of which is waited for.
-        to_device (`Counter`): copies to the device that are waited for, such as those of `torch.tensor(..., device=)`.
-        pinned_to_device (`Counter`): copies to the device from pinned memory, which nobody waits for.
-    """
-
+    # Operators that start work; views and allocations are left out.
     kernels: Counter = field(default_factory=Counter)
+    # Operators for which the host waits, because it needs values or the size of a result.
     waits: Counter = field(default_factory=Counter)
+    # Copies that are waited for, and copies from pinned memory, which nobody waits for.
     to_host: Counter = field(default_factory=Counter)
     to_device: Counter = field(default_factory=Counter)
     pinned_to_device: Counter = field(default_factory=Counter)
@@ -61,23 +47,15 @@ class DeviceCounts:
 
 
 def count_device_work(run: Callable[[], Any]) -> DeviceCounts:
-    """Counts what a function asks of the device.
-
-    Args:
-        run (`Callable`): such as a training step; it should have run once before, so that constants are made.
+    """Counts what a function, such as a training step, asks of the device; it should have run once before, so that
+    constants are made.
     """
     counts = DeviceCounts()
-    with _forms_of_accelerators(), _Calls(counts) as calls, _Operators(counts, calls):
+    attention = MultiScaleDeformableAttention
+    as_on_accelerators = mock.patch.object(attention, "forward", attention.attend_on_accelerators)
+    with as_on_accelerators, _Calls(counts), _Operators(counts):
         run()
     return counts
-
-
-@contextmanager
-def _forms_of_accelerators() -> Iterator[None]:
-    """The CPU runs what an accelerator would."""
-    on_accelerators = MultiScaleDeformableAttention.attend_on_accelerators
-    with mock.patch.object(MultiScaleDeformableAttention, "forward", on_accelerators):
-        yield
 
 
 class _Calls(TorchFunctionMode):
@@ -86,11 +64,10 @@ class _Calls(TorchFunctionMode):
     def __init__(self, counts: DeviceCounts) -> None:
         super().__init__()
         self.counts = counts
-        self.on_host = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if not self.on_host and name in ("cpu", "tolist", "numpy", "__array__"):
+        if name in ("cpu", "tolist", "numpy", "__array__"):
             self.counts.to_host[name] += 1
         return function(*args, **(kwargs or {}))
 
@@ -98,19 +75,15 @@ class _Calls(TorchFunctionMode):
 class _Operators(TorchDispatchMode):
     """Counts operators, forward and backward."""
 
-    def __init__(self, counts: DeviceCounts, calls: _Calls) -> None:
+    def __init__(self, counts: DeviceCounts) -> None:
         super().__init__()
         self.counts = counts
-        self.calls = calls
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.name()
-        # What an operator does inside is no business of the device's, as far as it doesn't call operators itself.
-        self.calls.on_host = True
-        try:
+        # Calls inside an operator, as in the assignment, are the host's own business.
+        with torch._C.DisableTorchFunction():
             result = function(*args, **(kwargs or {}))
-        finally:
-            self.calls.on_host = False
+        name = function.name()
         short_name = name.removeprefix("aten::").split(".")[0]
         if name == ASSIGNMENT:
             self.counts.to_host[name] += 1
@@ -119,13 +92,15 @@ class _Operators(TorchDispatchMode):
             self.counts.kernels[short_name] += 1
         if short_name == "lift_fresh":
             self.counts.to_device["torch.tensor"] += 1
-        if short_name in WAITS or (short_name in ("index", "index_put", "index_put_") and _has_mask(args[1])):
-            self.counts.waits[short_name] += 1
-        has_size = name.endswith(".self_int") or (kwargs or {}).get("output_size")
-        if short_name == "repeat_interleave" and not has_size:
+        if _needs_result(name, short_name, args, kwargs or {}):
             self.counts.waits[short_name] += 1
         return result
 
 
-def _has_mask(indices: Any) -> bool:
-    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+def _needs_result(name: str, short_name: str, args: Any, kwargs: Any) -> bool:
+    """Whether the host needs the values or the size of an operator's result."""
+    if short_name in ("index", "index_put", "index_put_"):
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    if short_name == "repeat_interleave":
+        return not name.endswith(".self_int") and not kwargs.get("output_size")
+    return short_name in WAITS
