@@ -20,7 +20,7 @@ from modeling_mtaclip.data.image_files import (
 )
 
 
-def png(color_type: int, depth: int, rows: list[bytes], width: int, end: bytes = b"") -> bytes:
+def png(color_type: int, depth: int, rows: list[bytes], width: int) -> bytes:
     """A PNG file of any depth; Pillow itself writes few."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -28,7 +28,7 @@ def png(color_type: int, depth: int, rows: list[bytes], width: int, end: bytes =
 
     header = struct.pack(">IIBBBBB", width, len(rows), depth, color_type, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + end + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def test_walker_finds_images_by_content_and_counts_what_it_leaves_out(tmp_path: Path):

@@ -1,0 +1,296 @@
+# Copyright 2026 The MTA-CLIP for Hugging Face authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Examples of a split: what is said of them before a run, what they depend on, and what becomes of unusable ones."""
+
+import random
+import re
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from modeling_mtaclip.data import (
+    Augmentation,
+    SegmentationExamples,
+    SegmentationStream,
+    TrainingCollator,
+    load_segmentation_dataset,
+)
+from tests.data.conftest import SIZE, label_map, write
+
+
+PIXELS = SIZE[0] * SIZE[1]
+VOID = np.full(SIZE, 255, np.uint8)
+
+
+def check(folder: Path, split: str = "train", how: str = "sample", streaming: bool = False, **limits) -> np.ndarray:
+    return load_segmentation_dataset(str(folder), streaming=streaming).check(split, how, **limits)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("maps", "split", "message"),
+    [
+        ([label_map(values=(0, 255))], "train", r"train split hold only the values 0 and 255.*0\.png.*'sky'.*= 1"),
+        ([label_map(values=(0, 255))], "val", r"validation split hold only the values 0 and 255.*0\.png.*'sky'.*= 1"),
+        ([VOID, VOID], "train", r"No pixel of .*the train split is labeled.*0\.png.*\[255\]"),
+    ],
+)
+def test_labels_that_can_only_be_a_mistake_are_refused(tmp_path, warnings, maps, split, message, streaming):
+    folder, split = write(tmp_path, *maps, split=split), split.replace("val", "validation")
+    for how in ("sample", "full"):
+        with pytest.raises(ValueError, match=message):
+            check(folder, split, how, streaming)
+    assert check(folder, split, "none", streaming).sum() == 0
+    assert re.search(message, warnings.text)
+
+
+@pytest.mark.parametrize("how", ["none", "sample", "full"])
+@pytest.mark.parametrize(
+    ("maps", "expected"),
+    [
+        ([label_map(values=(0, 2, 255))], ["Classes that don't occur in the train split: sky."]),
+        ([label_map(values=(1, 255))], ["Every labeled pixel of the train split is 'sky'", "road, tree."]),
+        ([VOID, label_map()], ["1 files of the train split have no labeled pixel, and add nothing: ", "train/0.png."]),
+    ],
+)
+def test_labels_that_may_be_a_mistake_are_warned_of(tmp_path, warnings, maps, expected, how):
+    check(write(tmp_path, *maps), how=how)
+    assert all(part in warnings.text.replace("\\", "/") for part in expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image: image.convert("RGB"), "has the mode 'RGB'"),
+        (lambda image: image.transpose(Image.Transpose.ROTATE_90), "24 x 32, but its image 32 x 24.*turn the annota"),
+        (lambda image: image.resize((12, 8)), "12 x 8, but its image 32 x 24"),
+        (lambda image: Image.effect_noise(image.size, 90), "different values it looks like a gray picture"),
+        (lambda image: image.point(lambda value: 17 if value else 0), r"has the values \[17\].* 3 classes.* 0 to 2"),
+        (lambda image: Image.new("I;16", image.size, 40_000), r"has the values \[40000\]"),
+    ],
+)
+def test_annotations_that_cannot_be_label_maps_are_named(folder, change, message):
+    path = folder / "annotations/val/1.png"
+    image = Image.open(path)
+    image.load()
+    change(image).save(path)
+    with pytest.raises(ValueError, match=rf"(?s)1 unusable.*val.1\.png.*{message}"):
+        check(folder, "validation")
+    with pytest.raises(ValueError, match=message):
+        SegmentationExamples(load_segmentation_dataset(str(folder)), "validation")[1]
+
+
+@pytest.mark.parametrize("file", ["images/train/2.png", "annotations/train/2.png"])
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"no image", None])
+def test_damaged_files_are_named(folder, file, damage):
+    data = load_segmentation_dataset(str(folder))
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage is not None:
+        (folder / file).write_bytes(damage(content))
+    with pytest.raises(ValueError, match=rf"{file} can't be read"):
+        SegmentationExamples(data, "train")[2]
+    with pytest.raises(ValueError, match=rf"(?s)1 unusable.*{file} can't be read"):
+        data.check("train")
+
+
+def test_every_bad_file_is_named_and_pixels_of_the_others_are_counted(folder, warnings):
+    expected = sum(np.bincount(label_map(index).ravel(), minlength=256)[:3] for index in range(6))
+    for how, factor in (("full", 1), ("sample", 1), ("none", 0)):
+        np.testing.assert_array_equal(check(folder, how=how), expected * factor)
+    write(folder, *map(label_map, range(120)), split="val")
+    for path in ("annotations/val/61.png", "images/val/62.png", "annotations/train/1.png"):
+        (folder / path).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"(?s)2 unusable examples in the validation split.*61\.png.*62\.png"):
+        check(folder, "validation")
+    assert check(folder, "validation", max_samples=60).sum() > 60 * PIXELS / 2
+    check(folder, max_bad_share=0.01)
+    assert "1 unusable examples in the train split" in warnings.text
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"(?s)1 unusable examples in the train split.*train/1\.png") as caught:
+            check(folder, how="full", streaming=streaming)
+        assert "train/2" not in str(caught.value)
+    with pytest.raises(ValueError, match="got 'all'"):
+        check(folder, how="all")
+    with pytest.raises(ValueError, match=r"no extra split, only \['test', 'train', 'validation'\]"):
+        check(folder, "extra")
+
+
+def test_reduced_labels_make_0_void_and_1_the_first_class(tmp_path):
+    labels = np.array([[0, 1, 2, 255]], np.uint8)
+    folder = write(tmp_path, labels, labels, classes=["road", "sky"])
+    data = load_segmentation_dataset(str(folder), do_reduce_labels=True)
+    assert data.read(data.splits["train"][0])[1].tolist() == [[255, 0, 1, 255]]
+    with pytest.raises(ValueError, match=r"has the values \[2\], but the data set has 2 classes"):
+        check(folder)
+    write(tmp_path, labels + 1, classes=["road", "sky"])
+    with pytest.raises(ValueError, match=r"has the values \[3\].*from 1 to 2, or \[0, 255\]"):
+        load_segmentation_dataset(str(folder), do_reduce_labels=True).check("train")
+
+
+@pytest.mark.parametrize("ignore_index", [300, 65_535])
+def test_label_ids_of_16_bits_are_exact(tmp_path, ignore_index):
+    classes = {"id2label": {index: f"class {index}" for index in range(255)}, "ignore_index": ignore_index}
+    labels = label_map(0, (0, 7, 254, ignore_index), np.uint16)
+    data = load_segmentation_dataset(str(write(tmp_path, labels, classes=classes)))
+    read = data.read(data.splits["train"][0])[1]
+    np.testing.assert_array_equal(read, np.where(labels == ignore_index, 255, labels))
+    assert data.check("train")[[0, 7, 254]].tolist() == [(labels == value).sum() for value in (0, 7, 254)]
+    # 256 above a class is no class.
+    write(tmp_path, label_map(0, (0, 256), np.uint16), classes=classes)
+    with pytest.raises(ValueError, match=r"has the values \[256\]"):
+        check(tmp_path)
+
+
+def test_images_above_the_limit_of_pixels_can_be_allowed(folder):
+    with pytest.raises(ValueError, match="more than the limit of 100"):
+        load_segmentation_dataset(str(folder), max_pixels=100).check("train")
+    assert load_segmentation_dataset(str(folder), max_pixels=None).check("train").sum() > 0
+
+
+def examples_of(folder: Path, **options) -> SegmentationExamples:
+    return SegmentationExamples(load_segmentation_dataset(str(folder)), "train", Augmentation((32, 32)), **options)
+
+
+def stream_of(folder: Path, **options) -> SegmentationStream:
+    data = load_segmentation_dataset(str(folder), streaming=True)
+    return SegmentationStream(data, "train", Augmentation((32, 32)), **options)
+
+
+def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    if first.keys() != second.keys() or first["names"] != second["names"]:
+        return False
+    return all(torch.equal(first[key], second[key]) for key in first if key != "names")
+
+
+def test_examples_depend_on_seed_epoch_and_index_alone(folder):
+    examples, others = examples_of(folder, seed=3), examples_of(folder, seed=3)
+    state = torch.get_rng_state(), random.getstate()
+    first = [examples[index] for index in range(6)]
+    assert torch.equal(state[0], torch.get_rng_state())
+    assert state[1] == random.getstate()
+    torch.manual_seed(99)
+    assert all(equal(others[index], first[index]) for index in reversed(range(6)))
+    shapes = {name: tuple(value.shape) for name, value in first[0].items() if name != "names"}
+    assert shapes == {"pixel_values": (3, 32, 32), "labels": (32, 32), "point_seeds": ()}
+    assert first[0]["point_seeds"].dtype == first[0]["labels"].dtype == torch.int64
+    others.set_epoch(1)
+    assert not equal(others[0], first[0])
+    others.set_epoch(0)
+    assert equal(others[0], first[0])
+    assert not equal(examples_of(folder, seed=4)[0], first[0])
+
+
+def test_workers_change_nothing_and_learn_of_the_epoch(folder):
+    examples, options = examples_of(folder), {"batch_size": 2, "collate_fn": TrainingCollator(3)}
+    workers = DataLoader(examples, num_workers=2, persistent_workers=True, prefetch_factor=1, **options)
+    seen = []
+    for epoch in (0, 1):
+        examples.set_epoch(epoch)
+        batches = list(workers)
+        assert all(equal(batch, other) for batch, other in zip(batches, DataLoader(examples, **options), strict=True))
+        seen.append(batches[0]["pixel_values"])
+    assert seen[0].shape == (2, 3, 32, 32)
+    assert not torch.equal(*seen)
+
+
+@pytest.mark.parametrize(("share", "allowed"), [(0.0, 0), (0.01, 1), (0.34, 2)])
+def test_bad_files_are_replaced_and_counted(folder, share, allowed):
+    examples = examples_of(folder, max_bad_share=share)
+    for index in range(allowed):
+        (folder / f"images/train/{index}.png").write_bytes(b"damaged")
+    for index in range(allowed):
+        replaced = examples[index]
+        assert replaced["names"] not in {f"train/{bad}.png" for bad in range(allowed)}
+        assert equal(examples[index], replaced)
+    assert examples.num_bad == allowed
+    (folder / "annotations/train/3.png").unlink()
+    message = rf"{allowed + 1} of 6 training examples can't be used, and {allowed} may be.*train/3\.png"
+    with pytest.raises(RuntimeError, match=message):
+        examples[3]
+
+
+@pytest.mark.parametrize("make", [examples_of, stream_of])
+def test_a_split_without_any_usable_file_ends_the_run(folder, make):
+    for path in (folder / "images/train").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(RuntimeError, match="6 of 6 training examples can't be used"):
+        next(iter(make(folder, max_bad_share=1)))
+
+
+def test_every_pass_over_a_stream_gives_every_example_once(folder):
+    stream, all_names = stream_of(folder), [f"train/{index}.png" for index in range(6)]
+    alone = list(islice(stream, 18))
+    for first in (0, 6, 12):
+        assert sorted(example["names"] for example in alone[first : first + 6]) == all_names
+    by_seed = {int(example["point_seeds"]): example for example in alone}
+    assert len(by_seed) == 18
+    # Two processes together read the same examples.
+    shares = [example for rank in range(2) for example in islice(stream_of(folder, rank=rank, world_size=2), 3)]
+    assert sorted(example["names"] for example in shares) == all_names
+    assert all(equal(by_seed[int(example["point_seeds"])], example) for example in shares)
+    few = stream_of(folder, max_samples=2)
+    assert sorted(example["names"] for example in islice(few, 4)) == ["train/0.png"] * 2 + ["train/1.png"] * 2
+    for each, names in ((stream, all_names), (few, all_names[:2])):
+        by_workers = islice(DataLoader(each, batch_size=None, num_workers=2), 6)
+        assert {example["names"] for example in by_workers} == set(names)
+
+
+def test_stream_leaves_out_bad_files(folder, monkeypatch):
+    (folder / "images/train/2.png").write_bytes(b"damaged")
+    stream = stream_of(folder)
+    names = [example["names"] for example in islice(stream, 10)]
+    assert sorted(names) == sorted(f"train/{index}.png" for index in (0, 1, 3, 4, 5) for _ in range(2))
+    list(islice(DataLoader(stream, batch_size=None, num_workers=2), 10))
+    assert stream.num_bad == 1
+    (folder / "images/train/3.png").write_bytes(b"damaged")
+    monkeypatch.setattr("modeling_mtaclip.data.examples.MIN_STREAM_LENGTH", 1)
+    for share, number in ((0.01, 2), (0, 1)):
+        with pytest.raises(RuntimeError, match=rf"{number} of \d training examples can't be used.*train/[23]\.png"):
+            list(islice(stream_of(folder, max_bad_share=share), 10))
+
+
+@pytest.mark.parametrize("max_samples", [None, 4])
+@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 1), (0, 2), (2, 2)])
+def test_evaluation_stream_gives_each_example_once(folder, max_samples, num_workers, world_size):
+    data = load_segmentation_dataset(str(folder), streaming=True)
+    names = []
+    for rank in range(world_size):
+        stream = SegmentationStream(data, "validation", max_samples=max_samples, rank=rank, world_size=world_size)
+        names += [example["name"] for example in DataLoader(stream, batch_size=None, num_workers=num_workers)]
+    assert sorted(names) == [f"val/{index}.png" for index in range(max_samples or 5)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_evaluation_leaves_out_bad_files_and_counts_them(folder, streaming):
+    (folder / "images/val/1.png").write_bytes(b"damaged")
+    data = load_segmentation_dataset(str(folder), streaming=streaming)
+    examples = (SegmentationStream if streaming else SegmentationExamples)(data, "validation")
+    for num_workers in (0, 2):
+        loader = DataLoader(examples, batch_size=2, num_workers=num_workers, collate_fn=list)
+        names = [example["name"] for batch in loader for example in batch]
+        assert sorted(names) == ["val/0.png", "val/2.png", "val/3.png", "val/4.png"]
+        assert examples.num_bad == 1
+
+
+def test_max_samples_takes_the_first(folder):
+    assert len(examples_of(folder, max_samples=200)) == 6
+    examples = SegmentationExamples(load_segmentation_dataset(str(folder)), "validation", max_samples=2)
+    assert [example["name"] for example in examples] == ["val/0.png", "val/1.png"]
+
+
+def test_batches_know_the_classes_of_their_images():
+    labels = torch.tensor([[[0, 2], [255, 2]], [[1, 1], [1, 255]]])
+    examples = [{"labels": each, "names": "a"} for each in labels]
+    batch = TrainingCollator(3)(examples)
+    assert torch.equal(batch["labels"], labels)
+    assert batch["image_classes"].tolist() == [[0, 2], [1, -1]]
+    assert batch["names"] == ["a", "a"]
+    with pytest.raises(ValueError, match="contain the values \\[2\\]"):
+        TrainingCollator(2)(examples)
