@@ -6,7 +6,7 @@ The two differ in the library that resizes images, torchvision or PIL.
 """
 
 import os
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
-from .postprocessing_mtaclip import semantic_labels, semantic_scores
+from .postprocessing_mtaclip import QueryScores, semantic_labels, semantic_scores
 
 
 logger = logging.get_logger(__name__)
@@ -122,33 +122,14 @@ class MTAClipImageProcessing:
         as_given: bool,
         return_tensors: str | TensorType | None = None,
         device: Any = None,
-        do_convert_rgb: bool | None = None,
-        input_data_format: str | ChannelDimension | None = None,
-        **kwargs: Any,
+        **settings: Any,
     ) -> BatchFeature:
-        means = kwargs["image_mean"] if kwargs["do_normalize"] else None
-        read = partial(
-            read_image,
-            num_channels=len(means) if np.ndim(means) else 3 if do_convert_rgb else None,
-            to_rgb=bool(do_convert_rgb),
-            as_given=as_given or not kwargs["do_rescale"] or kwargs["rescale_factor"] != EIGHT_BIT_FACTOR,
-            input_data_format=input_data_format,
-        )
-        prepared = [read(image) for image in self._prepare_images_structure(images)]
-        if device is not None:
-            prepared = [image.to(device) for image in prepared]
-        if not prepared:
+        images = [_read_image(image, as_given, settings) for image in self._prepare_images_structure(images)]
+        if not images:
             raise ValueError("No images were given.")
-        if (
-            as_given
-            and kwargs["do_rescale"]
-            and any(image.is_floating_point() and image.max() <= 1 for image in prepared)
-        ):
-            logger.warning_once(
-                "`do_rescale` is applied to images of floats in [0, 1]: `False` takes them as they are."
-            )
-        maps = None if segmentation_maps is None else _prepare_maps(segmentation_maps, prepared)
-        return BatchFeature(data=self._preprocess(prepared, maps=maps, **kwargs), tensor_type=return_tensors)
+        images = [image if device is None else image.to(device) for image in images]
+        maps = None if segmentation_maps is None else _read_maps(segmentation_maps, images)
+        return BatchFeature(data=self._preprocess(images, maps, **settings), tensor_type=return_tensors)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list:
         """The single images of nested lists and batches."""
@@ -164,39 +145,19 @@ class MTAClipImageProcessing:
         """The image `(C, H, W)`, of uint8 or float32, at another size."""
         raise NotImplementedError
 
-    def _preprocess(
-        self,
-        images: list[Tensor],
-        maps: list[Tensor] | None,
-        do_resize: bool,
-        size: SizeDict,
-        resample: Any,
-        do_rescale: bool,
-        rescale_factor: float,
-        do_normalize: bool,
-        image_mean: float | tuple[float, ...],
-        image_std: float | tuple[float, ...],
-        do_pad: bool,
-        size_divisor: int,
-        do_reduce_labels: bool,
-        ignore_index: int,
-        **kwargs: Any,
-    ) -> dict[str, list]:
-        if do_resize:
-            sizes = [_resized_size(image.shape[-2:], size) for image in images]
-            images = [self._resized(image, target, resample) for image, target in zip(images, sizes, strict=True)]
-            if maps is not None:
-                maps = [_resize_map(label_map, target) for label_map, target in zip(maps, sizes, strict=True)]
-        factor = rescale_factor if do_rescale else 1
-        mean_and_std = (image_mean, image_std) if do_normalize else None
-        images = [_normalized(image, factor, mean_and_std) for image in images]
-        if maps is not None and do_reduce_labels:
-            maps = [_reduce_labels(label_map, ignore_index) for label_map in maps]
-        if do_pad:
-            target = _padded_size([image.shape[-2:] for image in images], size_divisor)
-            images = [_padded(image, target, 0) for image in images]
-            maps = None if maps is None else [_padded(label_map, target, ignore_index) for label_map in maps]
-        return {"pixel_values": images} if maps is None else {"pixel_values": images, "labels": maps}
+    def _preprocess(self, images: list[Tensor], maps: list[Tensor] | None, **settings: Any) -> dict[str, list]:
+        sizes, whole = _layout([tuple(image.shape[-2:]) for image in images], settings)
+        if settings["do_resize"]:
+            images = [self._resized(*each, settings["resample"]) for each in zip(images, sizes, strict=True)]
+        data = {"pixel_values": [_normalized(image, settings) for image in images]}
+        if maps is not None:
+            data["labels"] = [_resized_map(*each) for each in zip(maps, sizes, strict=True)]
+            if settings["do_reduce_labels"]:
+                data["labels"] = [_reduced_labels(each, settings["ignore_index"]) for each in data["labels"]]
+        if settings["do_pad"]:
+            padding = {"pixel_values": 0, "labels": settings["ignore_index"]}
+            data = {name: [_padded(each, whole, padding[name]) for each in values] for name, values in data.items()}
+        return data
 
     def post_process_semantic_segmentation(
         self,
@@ -206,9 +167,6 @@ class MTAClipImageProcessing:
         **overrides: Any,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Turns the model's outputs into segmentation maps.
-
-        Mask logits are upsampled to the model's input before the sigmoid, padding is removed, and the scores are
-        resized to the target size; memory does not grow with the number of classes times the size.
 
         Args:
             outputs (`MTAClipForSemanticSegmentationOutput`): of images that this processor prepared.
@@ -224,8 +182,7 @@ class MTAClipImageProcessing:
             list of outputs with `segmentation` and `segmentation_scores` `(num_labels, height, width)`.
 
         Raises:
-            ValueError: outputs without mask logits, not one target size per image, or target sizes that can't be those
-                of the images.
+            ValueError: outputs without mask logits, or target sizes that can't be those of the images.
             TypeError: other overrides.
         """
         masks, classes = getattr(outputs, "masks_queries_logits", None), outputs.class_queries_logits
@@ -233,38 +190,37 @@ class MTAClipImageProcessing:
             raise ValueError("`outputs` have no `masks_queries_logits`: call the model with `output_logits=True`.")
         if target_sizes is not None and len(target_sizes) != len(masks):
             raise ValueError(f"`target_sizes` must name one size per image: got {len(target_sizes)} for {len(masks)}.")
-        layouts = self._layouts(tuple(masks.shape[-2:]), target_sizes, len(masks), **overrides)
-        make = semantic_scores if return_segmentation_scores else semantic_labels
-        results = [make(*each, *layout) for *each, layout in zip(classes, masks, layouts, strict=True)]
+        whole, valid, targets = self._sizes(tuple(masks.shape[-2:]), target_sizes, len(masks), **overrides)
+        sources = [QueryScores(*each[:2], whole, each[2]) for each in zip(classes, masks, valid, strict=True)]
         if not return_segmentation_scores:
-            return results
+            return list(map(semantic_labels, sources, targets))
+        scores = map(semantic_scores, sources, targets)
         return [
             SemanticSegmentationPostProcessorOutput(
-                {"segmentation": scores.max(dim=0).indices, "segmentation_scores": scores}
+                {"segmentation": each.max(dim=0).indices, "segmentation_scores": each}
             )
-            for scores in results
+            for each in scores
         ]
 
-    def _layouts(
+    def _sizes(
         self, mask_size: tuple[int, int], target_sizes: list[tuple[int, int]] | None, batch_size: int, **overrides: Any
-    ) -> list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
-        """For each image: size of the model's input, of the part that is no padding, and of the result."""
+    ) -> tuple[tuple[int, int], list[tuple[int, int]], list[tuple[int, int]]]:
+        """Size of the model's input, and of each image the sizes of the part that is no padding and of the result."""
         if unknown := overrides.keys() - set(LAYOUT_SETTINGS):
             raise TypeError(f"Unknown overrides {sorted(unknown)}: expected some of {LAYOUT_SETTINGS}.")
         whole = (mask_size[0] * MASK_STRIDE, mask_size[1] * MASK_STRIDE)
         if target_sizes is None:
-            return [(whole, whole, whole)] * batch_size
+            return whole, [whole] * batch_size, [whole] * batch_size
         settings = {name: getattr(self, name) for name in LAYOUT_SETTINGS}
         settings |= {name: value for name, value in overrides.items() if value is not None}
         settings = self._standardize_kwargs(**settings, default_to_square=self.default_to_square)
         targets = [(int(height), int(width)) for height, width in target_sizes]
-        valid = [_resized_size(target, settings["size"]) if settings["do_resize"] else target for target in targets]
-        padded = _padded_size(valid, settings["size_divisor"] if settings["do_pad"] else 1)
+        valid, padded = _layout(targets, settings)
         if _mask_size(padded) == mask_size:
-            return [(padded, size, target) for size, target in zip(valid, targets, strict=True)]
-        if all(_mask_size(target) == mask_size for target in targets):
+            return padded, valid, targets
+        if len(set(targets)) == 1 and _mask_size(targets[0]) == mask_size:
             # Images of the model's input size, whoever prepared them.
-            return [(target, target, target) for target in targets]
+            return targets[0], targets, targets
         raise ValueError(
             f"Images with the `target_sizes` {targets} would be prepared as {padded[0]} x {padded[1]} pixels, but the "
             f"outputs are of about {whole[0]} x {whole[1]}. Pass the height and width of each upright image (see "
@@ -273,21 +229,21 @@ class MTAClipImageProcessing:
         )
 
 
-def read_image(
-    image: Any,
-    num_channels: int | None = 3,
-    to_rgb: bool = True,
-    as_given: bool = False,
-    input_data_format: str | ChannelDimension | None = None,
-) -> Tensor:
-    """One image as `(C, H, W)`, uint8 or float32, in [0, 255] unless values are to stay as they are (`as_given`); a
-    ValueError if it isn't clear what it shows, or if `num_channels` don't come out."""
+def _read_image(image: Any, as_given: bool, settings: Mapping[str, Any]) -> Tensor:
+    """One image as `(C, H, W)`, uint8 or float32, in [0, 255] unless values are to stay as they are (`as_given`)."""
+    wanted = as_given and settings["do_rescale"]
+    as_given = as_given or not settings["do_rescale"] or settings["rescale_factor"] != EIGHT_BIT_FACTOR
+    to_rgb, data_format = bool(settings["do_convert_rgb"]), settings["input_data_format"]
+    means = settings["image_mean"] if settings["do_normalize"] else None
+    num_channels = len(means) if np.ndim(means) else 3 if to_rgb else None
     if isinstance(image, Image.Image):
-        image, input_data_format = _decoded(image, to_rgb), ChannelDimension.LAST
+        image, data_format = _decoded(image, to_rgb), ChannelDimension.LAST
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(f"Images must be PIL images, paths, arrays or tensors, got {type(image).__name__}.")
     image = _values(image, as_given)
-    image = _channels_first(image, (1, 3, 4) if to_rgb or not num_channels else (num_channels,), input_data_format)
+    if wanted and image.is_floating_point() and image.max() <= 1:
+        logger.warning_once("`do_rescale` is applied to images of floats in [0, 1]: `False` takes them as they are.")
+    image = _channels_first(image, (1, 3, 4) if to_rgb or not num_channels else (num_channels,), data_format)
     if to_rgb:
         image = _in_rgb(image, as_given)
     if num_channels not in (None, len(image)):
@@ -385,23 +341,27 @@ def _in_rgb(image: Tensor, as_given: bool) -> Tensor:
     return mixed if image.is_floating_point() else mixed.round().to(image.dtype)
 
 
-def _normalized(image: Tensor, factor: float, mean_and_std: tuple | None) -> Tensor:
+def _normalized(image: Tensor, settings: Mapping[str, Any]) -> Tensor:
     """The image times the factor, without its mean, divided by its standard deviation, in float32."""
-    if mean_and_std is None:
+    factor = settings["rescale_factor"] if settings["do_rescale"] else 1
+    if not settings["do_normalize"]:
         return image.float() if factor == 1 else image * factor
     # As torchvision's backend of transformers does it.
-    mean, std = (torch.tensor(values, device=image.device).view(-1, 1, 1) * (1 / factor) for values in mean_and_std)
+    mean, std = (
+        torch.tensor(settings[name], device=image.device).view(-1, 1, 1) * (1 / factor)
+        for name in ("image_mean", "image_std")
+    )
     return (image.float() - mean).div_(std)
 
 
-def _prepare_maps(segmentation_maps: ImageInput, images: list[Tensor]) -> list[Tensor]:
+def _read_maps(segmentation_maps: ImageInput, images: list[Tensor]) -> list[Tensor]:
     maps = make_flat_list_of_images(segmentation_maps, expected_ndims=2)
     if len(maps) != len(images):
         raise ValueError(f"Got {len(maps)} segmentation maps for {len(images)} images: pass one for each.")
-    return [_label_map(label_map, image) for label_map, image in zip(maps, images, strict=True)]
+    return [_read_map(*each) for each in zip(maps, images, strict=True)]
 
 
-def _label_map(label_map: Any, image: Tensor) -> Tensor:
+def _read_map(label_map: Any, image: Tensor) -> Tensor:
     if isinstance(label_map, Image.Image):
         if _mode_in_file(label_map) in ("L;2", "L;4"):
             raise ValueError(
@@ -420,6 +380,17 @@ def _label_map(label_map: Any, image: Tensor) -> Tensor:
     return torch.from_numpy(labels.astype(np.int64)).to(image.device)
 
 
+def _layout(
+    sizes: list[tuple[int, int]], settings: Mapping[str, Any]
+) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Sizes of images after resizing, and the size to which a batch of them is padded."""
+    if settings["do_resize"]:
+        sizes = [_resized_size(size, settings["size"]) for size in sizes]
+    divisor = settings["size_divisor"] if settings["do_pad"] else 1
+    height, width = (-(-max(lengths) // divisor) * divisor for lengths in zip(*sizes, strict=True))
+    return sizes, (height, width)
+
+
 def _resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
     if target.height and target.width:
         return target.height, target.width
@@ -434,7 +405,7 @@ def _resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
     return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
 
-def _resize_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
     # The nearest pixel to the center of each new one, in whole numbers.
     rows, columns = (
         (2 * torch.arange(new, device=label_map.device) + 1) * old // (2 * new)
@@ -443,18 +414,13 @@ def _resize_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
     return label_map[rows[:, None], columns]
 
 
-def _reduce_labels(label_map: Tensor, ignore_index: int) -> Tensor:
+def _reduced_labels(label_map: Tensor, ignore_index: int) -> Tensor:
     ignored = (label_map == 0) | (label_map == ignore_index)
     return torch.where(ignored, ignore_index, label_map - 1)
 
 
 def _mask_size(input_size: tuple[int, int]) -> tuple[int, int]:
     return tuple(-(-length // MASK_STRIDE) for length in input_size)
-
-
-def _padded_size(sizes: list[tuple[int, int]], divisor: int) -> tuple[int, int]:
-    height, width = (max(lengths) for lengths in zip(*sizes, strict=True))
-    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
 def _padded(image: Tensor, size: tuple[int, int], value: float) -> Tensor:

@@ -20,42 +20,6 @@ from torch.nn import functional as F
 BAND_ELEMENTS, DEVICE_BAND_ELEMENTS = 2**22, 2**26
 
 
-def semantic_labels(
-    class_queries_logits: Tensor,
-    masks_queries_logits: Tensor,
-    input_size: tuple[int, int],
-    valid_size: tuple[int, int] | None = None,
-    target_size: tuple[int, int] | None = None,
-) -> Tensor:
-    """The class with the highest score at each pixel of one image, int64 of shape `target_size`.
-
-    Args:
-        class_queries_logits, masks_queries_logits, input_size, valid_size: see [`QueryScores`].
-        target_size (`tuple[int, int]`, *optional*): height and width of the result; `valid_size` by default.
-    """
-    source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
-    size = target_size or source.size
-    # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
-    bands = [resized_scores(source, size, *rows).max(dim=0).indices for rows in row_bands([source], size)]
-    return torch.cat(bands)
-
-
-def semantic_scores(
-    class_queries_logits: Tensor,
-    masks_queries_logits: Tensor,
-    input_size: tuple[int, int],
-    valid_size: tuple[int, int] | None = None,
-    target_size: tuple[int, int] | None = None,
-) -> Tensor:
-    """The scores of all classes at each pixel of one image, `(K, *target_size)`, float32; see [`semantic_labels`]."""
-    source = QueryScores(class_queries_logits, masks_queries_logits, input_size, valid_size)
-    size = target_size or source.size
-    scores = torch.empty(len(source.class_probabilities), *size, dtype=torch.float32, device=source.device)
-    for start, stop in row_bands([source], size):
-        scores[:, start:stop] = resized_scores(source, size, start, stop)
-    return scores
-
-
 class QueryScores:
     """The scores that one forward pass gives to the pixels of its input, made for some rows at a time.
 
@@ -91,6 +55,24 @@ class QueryScores:
         logits = torch.lerp(self.masks[:, low].float(), self.masks[:, high].float(), share)
         probabilities = _resize_width(logits, self.input_size[1])[..., : self.size[1]].sigmoid_()
         return (self.class_probabilities @ probabilities.flatten(1)).unflatten(1, (stop - start, self.size[1]))
+
+
+def semantic_labels(source: QueryScores, target_size: tuple[int, int] | None = None) -> Tensor:
+    """The class with the highest score at each pixel of one image, int64 `(height, width)`; `target_size` is by
+    default that of the scores."""
+    size = target_size or source.size
+    # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
+    bands = [resized_scores(source, size, *rows).max(dim=0).indices for rows in row_bands([source], size)]
+    return torch.cat(bands)
+
+
+def semantic_scores(source: QueryScores, target_size: tuple[int, int] | None = None) -> Tensor:
+    """The scores of all classes at each pixel of one image, `(K, height, width)`, float32; see [`semantic_labels`]."""
+    size = target_size or source.size
+    scores = torch.empty(len(source.class_probabilities), *size, dtype=torch.float32, device=source.device)
+    for start, stop in row_bands([source], size):
+        scores[:, start:stop] = resized_scores(source, size, start, stop)
+    return scores
 
 
 def row_bands(sources: Sequence[QueryScores], target_size: tuple[int, int]) -> Iterator[tuple[int, int]]:

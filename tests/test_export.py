@@ -31,7 +31,7 @@ from modeling_mtaclip.export.programs import OUTPUTS, ExportableModel
 from modeling_mtaclip.image_processing_mtaclip import MTAClipImageProcessorPil
 from modeling_mtaclip.inference import Segmenter
 from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
-from modeling_mtaclip.postprocessing_mtaclip import semantic_labels
+from modeling_mtaclip.postprocessing_mtaclip import QueryScores, semantic_labels
 from tests.test_backbone_mtaclip import CONFIGS
 from tests.tiny import CLASS_NAMES, tiny_model
 
@@ -167,7 +167,7 @@ def test_labels_are_those_of_exact_scores(model):
     exportable = ExportableModel(model, "labels")
     exportable.model.forward = lambda pixel_values: MTAClipForSemanticSegmentationOutput(**queries)
     labels = exportable(torch.zeros(1, 3, height, width))["labels"]
-    expected = semantic_labels(*(value[0] for value in queries.values()), (96, 128), (height, width))
+    expected = semantic_labels(QueryScores(*(value[0] for value in queries.values()), (96, 128), (height, width)))
     assert len(expected.unique()) == 3
     assert torch.equal(labels[0], expected)
 
