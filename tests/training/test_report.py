@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
-from modeling_mtaclip.metrics import MeanIoU, json_ready
+from modeling_mtaclip.metrics import json_ready
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from modeling_mtaclip.training.evaluation import SegmentationScores
 from modeling_mtaclip.training.report import score_warnings, write_report
@@ -70,14 +70,15 @@ class Page(HTMLParser):
         return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def execute(tmp_path, **overrides):
-    """A run that is over: the run, metrics.json and report.html."""
-    defaults = {"dataset_name": tmp_path / "data", "output_dir": tmp_path / "out", "check_data": "none"}
-    arguments = options(**(defaults | overrides))
-    run = prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"]))
+def execute(folder, *arguments, **overrides):
+    """A run that is over: the run, metrics.json and report.html, if there is one."""
+    values = {"dataset_name": folder / "data", "output_dir": folder / "out", "check_data": "none"} | overrides
+    given = [*(arguments or options(**values)), "--report_to", "none"]
+    run = prepare_run(*parse_run_arguments(given))
     run.execute()
-    folder = tmp_path / "out"
-    return run, json.loads((folder / "metrics.json").read_text()), Page((folder / "report.html").read_text())
+    report = run.folder / "report.html"
+    page = Page(report.read_text()) if report.exists() else None
+    return run, json.loads((run.folder / "metrics.json").read_text()), page
 
 
 @pytest.fixture(scope="module")
@@ -89,30 +90,21 @@ def finished(tmp_path_factory):
     return execute(folder)
 
 
-@pytest.fixture(scope="module")
-def predicted(finished):
-    """Names, annotations and predictions of all validation images, each predicted by itself."""
-    trainer, predicted = finished[0].trainer, []
-    for example in trainer.eval_dataset:
-        with torch.no_grad():
-            outputs = trainer.model(**trainer.processing_class(example["image"], return_tensors="pt"))
-        truth = np.array(example["annotation"])
-        prediction = trainer.processing_class.post_process_semantic_segmentation(outputs, [truth.shape])[0]
-        predicted.append((example["name"], truth, prediction.numpy(), outputs))
-    return predicted
-
-
 def test_the_report_has_all_sections_and_needs_no_other_file(finished):
     page = finished[2]
     assert page.titles == SECTIONS
     assert {tag for tag, _, _ in page.links} == {"img"}
     assert all(value.startswith("data:image/") for _, _, value in page.links)
     assert not re.search(r"<(script|link|iframe|object|embed)|@import|url\(", page.text)
+    texts = set()
     for uri in (uri for sources in page.pictures.values() for uri in sources):
         kind, content = re.fullmatch(r"data:image/([\w+]+);base64,(.*)", uri).groups()
         if kind == "svg+xml":
+            root = ElementTree.fromstring(base64.b64decode(content))
+            texts |= {each.text.strip() for each in root.iter("{http://www.w3.org/2000/svg}text") if each.text}
             references = re.findall(rb'href="([^"]*)"', base64.b64decode(content))
             assert all(reference.startswith((b"#", b"data:")) for reference in references)
+    assert {"cross entropy", "mask", "dice", "contrastive", "mean IoU"} <= texts
 
 
 def test_key_figures_are_those_of_the_metrics(finished):
@@ -130,33 +122,24 @@ def test_key_figures_are_those_of_the_metrics(finished):
     assert low <= metrics["eval_mean_iou"] <= high
 
 
-def test_class_table_is_recomputed_and_sorted_by_gain_over_the_first_evaluation(finished, predicted):
+def test_class_table_is_sorted_by_gain_over_the_first_evaluation(finished):
     run, metrics, page = finished
-    metric = MeanIoU(num_labels=len(SCENE_CLASSES), ignore_index=255)
-    for _, truth, prediction, _ in predicted:
-        metric.add(prediction=prediction, reference=truth)
-    figures = metric.compute()
     first = next(entry for entry in run.trainer.state.log_history if "eval_mean_iou" in entry)
     assert first["step"] == 2
     assert "<b>first evaluation (step 2)</b>" in page.text
     rows = page.rows("classes")
-    assert {row["class"] for row in rows} == {
-        name for name, each in metrics["classes"].items() if each["iou"] is not None
-    }
+    ious = {name: each["iou"] for name, each in metrics["classes"].items() if each["iou"] is not None}
+    assert {row["class"]: float(row["IoU"]) for row in rows} == pytest.approx(ious, abs=1e-4)
     for row in rows:
-        label = SCENE_CLASSES.index(row["class"])
         before = first.get(f"eval_iou_{row['class']}", 0.0)
-        assert float(row["IoU"]) == pytest.approx(figures["per_category_iou"][label], abs=1e-4)
         assert float(row["IoU of reference"]) == pytest.approx(before, abs=1e-4)
-        assert float(row["gain"]) == pytest.approx(metrics["classes"][row["class"]]["iou"] - before, abs=1e-4)
+        assert float(row["gain"]) == pytest.approx(ious[row["class"]] - before, abs=1e-4)
     gains = [float(row["gain"]) for row in rows]
     assert gains == sorted(gains, reverse=True)
 
 
-def test_confusions_are_recomputed(finished, predicted):
-    counts = np.zeros((len(SCENE_CLASSES),) * 2)
-    for _, truth, prediction, _ in predicted:
-        np.add.at(counts, (truth[truth != 255], prediction[truth != 255]), 1)
+def test_confusions_are_those_of_the_matrix(finished):
+    counts = finished[0].trainer.scores.matrix[:-1, :-1].numpy()
     wrong = counts - np.diag(np.diag(counts))
     rows = finished[2].rows("confusions")
     assert len(rows) == min(15, np.count_nonzero(wrong))
@@ -172,105 +155,62 @@ def test_confusions_are_recomputed(finished, predicted):
     ]
 
 
-def test_best_and_worst_images_are_recomputed(finished, predicted):
-    scores = {}
-    for name, truth, prediction, _ in predicted:
-        ious = []
-        for label in range(len(SCENE_CLASSES)):
-            mine, theirs = (prediction == label) & (truth != 255), truth == label
-            if (mine | theirs).any():
-                ious.append((mine & theirs).sum() / (mine | theirs).sum())
-        scores[name] = np.mean(ious)
-    in_order = sorted(scores, key=scores.get)
+def test_best_and_worst_images_are_those_of_the_scores(finished):
+    in_order = [(score.name, f"{score.mean_iou:.4f}") for score in finished[0].trainer.scores.per_image.scores()]
     shown = re.findall(r"<b>([\w/.]+): mean IoU ([\d.]+)", finished[2].text)
-    assert [name for name, _ in shown] == [*in_order[:1:-1], *in_order[:2]]
-    for name, value in shown:
-        assert float(value) == pytest.approx(scores[name], abs=1e-4)
+    assert shown == [*in_order[:1:-1], *in_order[:2]]
 
 
-def test_context_table_is_recomputed(finished, predicted):
-    wins = {name: [0, 0] for name in SCENE_CLASSES}
-    for _, _, _, outputs in predicted:
-        for query, label in enumerate(outputs.class_queries_logits[0].argmax(dim=-1).tolist()):
-            if label < len(SCENE_CLASSES):
-                wins[SCENE_CLASSES[label]][int(outputs.mask_text_similarity[0, :, query, label].argmax())] += 1
-    rows = finished[2].rows("contexts")
-    assert {row["class"] for row in rows} == {name for name, counts in wins.items() if sum(counts)}
-    for row in rows:
-        counts = np.array(wins[row["class"]])
+def test_context_table_is_that_of_the_counts(finished):
+    usage = finished[0].trainer.scores.contexts
+    rows = {row["class"]: row for row in finished[2].rows("contexts")}
+    assert rows.keys() == {SCENE_CLASSES[index] for index in usage.counts.sum(axis=1).nonzero()[0]}
+    for name, row in rows.items():
+        counts = usage.counts[SCENE_CLASSES.index(name)]
         assert int(row["masks"]) == counts.sum()
         shares = counts[counts > 0] / counts.sum()
         assert row["most often"] == f"{counts.argmax() + 1} ({counts.max() / counts.sum():.0%})"
         assert float(row["entropy (bits)"]) == pytest.approx(-(shares * np.log2(shares)).sum(), abs=1e-3)
 
 
-def test_similarity_matrix_is_the_models(finished, predicted):
-    page = finished[2]
-    masks_of = {name: outputs.class_queries_logits[0].argmax(dim=-1) for name, _, _, outputs in predicted}
-    picked = max(masks_of, key=lambda name: len(set(masks_of[name].tolist()) - {len(SCENE_CLASSES)}))
-    assert f"{picked}: of 5 images" in page.text
-    outputs = next(outputs for name, _, _, outputs in predicted if name == picked)
-    queries = (masks_of[picked] < len(SCENE_CLASSES)).nonzero()[:, 0]
-    cosines = outputs.mask_text_similarity[0, :, queries].amax(dim=0)
-    order = outputs.class_queries_logits[0, queries].softmax(dim=-1).amax(dim=-1).argsort(descending=True)
-    labels = masks_of[picked][queries[order]].tolist()
+def test_similarity_matrix_is_that_of_the_image_with_most_classes(finished):
+    trainer, page = finished[0].trainer, finished[2]
+    images = [trainer.evaluated_image(example) for example in trainer.eval_dataset]
+    picked = max(images, key=lambda image: len(set(image.alignment.classes.tolist())))
+    assert f"{picked.name}: of 5 images" in page.text
     head, *rows = page.tables["similarity"]
     assert head == ["", *SCENE_CLASSES, "no object"]
+    labels = picked.alignment.classes.tolist()
     assert [row[0] for row in rows] == [f"{i} {SCENE_CLASSES[label]}" for i, label in enumerate(labels, start=1)]
     shown = [[float(cell) for cell in row[1:]] for row in rows]
-    np.testing.assert_allclose(shown, cosines[order], atol=0.0051)
+    np.testing.assert_allclose(shown, picked.alignment.similarity, atol=0.0051)
 
 
-def test_curves_show_loss_terms_and_scores(finished):
-    ((picture,),) = [uris for alt, uris in finished[2].pictures.items() if alt.startswith("Loss")]
-    root = ElementTree.fromstring(base64.b64decode(picture.removeprefix("data:image/svg+xml;base64,")))
-    texts = {element.text.strip() for element in root.iter("{http://www.w3.org/2000/svg}text") if element.text}
-    assert {"cross entropy", "mask", "dice", "contrastive", "mean IoU"} <= texts
-
-
-@pytest.fixture(scope="module")
-def evaluation_options(finished, tmp_path_factory):
-    """Options that evaluate the run's model again."""
-    trainer = finished[0].trainer
-    folder = tmp_path_factory.mktemp("model")
-    trainer.save_model(folder)
-    data = trainer.args.output_dir.removesuffix("out") + "data"
-    return [
-        "--do_eval",
-        "--model_name_or_path",
-        str(folder),
-        "--dataset_name",
-        data,
-        "--use_cpu",
-        "--report_to",
-        "none",
-    ]
-
-
-def test_evaluation_alone_has_no_curves_and_gains_over_the_constant_prediction(finished, evaluation_options, tmp_path):
-    _, metrics, page = finished
-    prepare_run(*parse_run_arguments([*evaluation_options, "--output_dir", str(tmp_path)])).execute()
-    alone = Page((tmp_path / "report.html").read_text())
+def test_evaluation_alone_has_no_curves_and_gains_over_the_constant_prediction(finished, tmp_path):
+    run, metrics, page = finished
+    run.trainer.save_model(tmp_path / "model")
+    given = {"model_name_or_path": tmp_path / "model", "dataset_name": run.folder.parent / "data"}
+    given |= {"output_dir": tmp_path / "out", "do_eval": True, "use_cpu": True, "num_threads": 1}
+    arguments = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
+    _, _, alone = execute(tmp_path, *arguments)
     assert alone.titles[0] == "Classes"
     assert "<b>constant prediction</b>" in alone.text
-    assert not (tmp_path / "README.md").exists()
+    assert not (tmp_path / "out" / "README.md").exists()
     assert alone.rows("contexts") == page.rows("contexts")
     ious = {name: each["iou"] for name, each in metrics["classes"].items() if each["iou"] is not None}
     gains = {row["class"]: float(row["gain"]) + float(row["IoU of reference"]) for row in alone.rows("classes")}
     assert gains == pytest.approx(ious, abs=2e-4)
 
 
-def test_a_model_without_text_has_no_text_sections(tmp_path):
+@pytest.mark.parametrize(
+    ("overrides", "titles"),
+    [({"text_branch": False, "max_steps": 2}, [*SECTIONS[:5], "Options"]), ({"report": False, "max_steps": 1}, None)],
+)
+def test_models_without_text_and_runs_without_report(tmp_path, overrides, titles):
     draw_folder(tmp_path / "data")
-    _, _, page = execute(tmp_path, text_branch=False, eval_strategy="no", load_best_model_at_end=False)
-    assert page.titles == [*SECTIONS[:5], "Options"]
-
-
-def test_the_report_can_be_left_out(tmp_path):
-    draw_folder(tmp_path / "data")
-    arguments = options(dataset_name=tmp_path / "data", output_dir=tmp_path / "out", report=False, num_pictures=1)
-    prepare_run(*parse_run_arguments([*arguments, "--report_to", "none", "--check_data", "none"])).execute()
-    assert not (tmp_path / "out" / "report.html").exists()
+    overrides |= {"eval_strategy": "no", "load_best_model_at_end": False, "num_pictures": 1}
+    _, _, page = execute(tmp_path, **overrides)
+    assert (page and page.titles) == titles
     assert len(list((tmp_path / "out" / "pictures").iterdir())) == 1
 
 
@@ -332,14 +272,3 @@ def test_scores_that_say_little_are_called_that(tmp_path):
     assert "&#34;a&#34;: &#34;c&#34;" in page.text
     _, warnings = report_of(tmp_path, ["a", "b"], [(truth, truth + 255), (truth, truth), (truth + 1, truth + 1)])
     assert warnings == ["1 of 3 evaluated images have no annotated pixel and don't count."]
-
-
-@pytest.mark.slow
-def test_two_processes_report_what_one_does(finished, evaluation_options, run_seg, tmp_path):
-    run_seg(*evaluation_options, "--output_dir", tmp_path, num_processes=2)
-    page = Page((tmp_path / "report.html").read_text())
-    for name in ("confusion", "confusions", "contexts", "similarity"):
-        assert page.tables[name] == finished[2].tables[name]
-    shown = [re.findall(r"([\w/.]+: mean IoU [\d.]+)", text) for text in (page.text, finished[2].text)]
-    assert shown[0] == shown[1]
-    assert len(shown[0]) == 5
