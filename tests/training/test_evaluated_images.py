@@ -3,17 +3,20 @@
 """What evaluation keeps for the report, what loggers get, and what the progress bar shows."""
 
 import math
+import os
 import random
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed, multiprocessing
 
 from modeling_mtaclip import MTAClipImageProcessor
-from modeling_mtaclip.metrics import ImageScore
 from modeling_mtaclip.training.callbacks import BriefProgressCallback
 from modeling_mtaclip.training.evaluated_images import (
     BestAndWorstImages,
@@ -29,28 +32,49 @@ from tests.training.test_trainer import trainer
 
 @pytest.mark.parametrize("num_images", [1, 2, 5, 8, 40])
 def test_the_best_and_worst_images_are_kept(num_images):
-    scores = [ImageScore(f"image {index}", index // 3 / 20, 0) for index in range(num_images)]
-    scores.append(ImageScore("nothing annotated", math.nan, None))
-    in_order = sorted(scores[:-1], key=lambda score: (score.mean_iou, score.name))
+    """Of equal scores, the first names are the worst."""
+    in_order = [(f"image {index:02}", index // 3 / 20) for index in range(num_images)]
+    scores = [*in_order, ("nothing annotated", math.nan)]
     random.Random(num_images).shuffle(scores)
     kept = BestAndWorstImages(number=3)
     labels = torch.zeros(4, 6, dtype=torch.long)
     for score in scores:
-        kept.add(score.name, score.mean_iou, Image.new("RGB", (6, 4)), labels, labels)
+        kept.add(*score, Image.new("RGB", (6, 4)), labels, labels)
     kept.gather()
     num_worst = min(3, num_images // 2)
-    assert [image.name for image in kept.worst] == [score.name for score in in_order[:num_worst]]
-    num_best = min(3, num_images - num_worst)
-    assert [image.name for image in kept.best] == [score.name for score in in_order[::-1][:num_best]]
+    assert [(image.name, image.mean_iou) for image in kept.worst] == in_order[:num_worst]
+    assert [(image.name, image.mean_iou) for image in kept.best] == in_order[num_worst:][::-1][:3]
 
 
-def test_images_of_one_name_and_score_are_told_apart():
-    kept, labels = BestAndWorstImages(number=1), torch.zeros(4, 6, dtype=torch.long)
-    for color in ("red", "blue"):
-        kept.add("1.png", 0.5, Image.new("RGB", (6, 4), color), labels, labels)
+def gather_in_process(rank, folder):
+    """Two processes: both have an image of one name and score, in another color."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    PartialState._reset_state()
+    PartialState(cpu=True)
+    kept, usage, labels = BestAndWorstImages(number=2), ContextUsage(2), torch.full((4, 6), rank)
+    for name, score, color in (("1.png", 0.5, ("red", "blue")[rank]), (f"own {rank}", 0.1 + rank, "black")):
+        kept.add(name, score, Image.new("RGB", (6, 4), color), labels, labels)
+    usage.add(torch.eye(3)[None, :2], torch.eye(3)[:2].repeat(1, 2, 1, 1))
     kept.gather()
-    colors = [image.image.getpixel((0, 0)) for image in (*kept.worst, *kept.best)]
-    assert sorted(colors) == [(0, 0, 255), (255, 0, 0)]
+    usage.gather()
+    torch.save((kept.worst, kept.best, usage.counts, usage.agreeing), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_bring_their_images_and_counts_together(tmp_path):
+    multiprocessing.start_processes(
+        gather_in_process, (str(tmp_path),), 2, start_method="fork" if sys.platform == "linux" else "spawn"
+    )
+    for rank in range(2):
+        worst, best, counts, agreeing = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert [image.name for image in (*worst, *best)] == ["own 0", "1.png", "own 1", "1.png"]
+        colors = [image.image.getpixel((0, 0)) for image in (worst[1], best[1])]
+        assert sorted(colors) == [(0, 0, 255), (255, 0, 0)]
+        assert [image.prediction[0, 0] for image in (worst[0], best[0])] == [0, 1]
+        assert counts.tolist() == [[2, 0], [2, 0]]
+        assert agreeing.tolist() == [2, 2]
 
 
 def test_kept_label_maps_have_the_labels_at_the_centers():
