@@ -49,6 +49,7 @@ def test_the_best_and_worst_images_are_kept(num_images):
 def gather_in_process(rank, folder):
     """Two processes: both have an image of one name and score, in another color."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     PartialState._reset_state()
