@@ -9,8 +9,11 @@ A data set that is known by its name is one file in the folder `known`; nothing 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..configuration_mtaclip import IGNORE_INDEX
 
@@ -75,10 +78,13 @@ class DatasetInfo:
                 f"Values such as `ignore_index` must be those of 16-bit pixels, not negative, got {wrong[0]}."
             )
 
-    @property
-    def label_ids(self) -> dict[int, int]:
-        """The values in the annotations and the label ids that they stand for."""
-        return {value: label for label, value in enumerate(self.values)}
+    @cached_property
+    def label_table(self) -> np.ndarray:
+        """Label id of each value in the annotations, int64; -1 for values that must not occur, and as the last one."""
+        table = np.full(MAX_VALUE + 2, -1, dtype=np.int64)
+        table[list(self.ignored_values)] = IGNORE_INDEX
+        table[list(self.values)] = np.arange(len(self.values))
+        return table
 
     def with_reduced_labels(self) -> "DatasetInfo":
         """The same for annotations in which 0 is "no label" and 1 the first class (`do_reduce_labels`).
@@ -106,11 +112,15 @@ def read_dataset_info(path: Path) -> DatasetInfo:
         ValueError: a missing file, other content, gaps in the ids, a name or value used twice, more than 255 classes,
             or an `ignore_index` that is a class or no pixel value.
     """
-    content = _read_json(path)
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: it names the classes; {EXPECTED}.")
     try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         if isinstance(content, dict) and isinstance(content.get("classes"), list):
             return _full_info(**content)
         return _info_of_names(content)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no JSON ({error}); {EXPECTED}.") from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: each of `classes` needs name, value and color; {error!r}; {EXPECTED}.") from error
     except ValueError as error:
@@ -142,15 +152,6 @@ def _info_of_names(content: Any) -> DatasetInfo:
     values = tuple(range(len(content)))
     ignored = {IGNORE_INDEX}.difference(values) | {ignore_index}
     return DatasetInfo(tuple(content), tuple(generate_palette(len(content))), values, frozenset(ignored))
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: it names the classes; {EXPECTED}.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); {EXPECTED}.") from error
 
 
 def _in_order(names: dict[str, Any]) -> list[Any]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import count, islice
 from typing import Any
 
@@ -76,14 +76,6 @@ class SegmentationData:
         """A color for each class."""
         return list(self.info.palette)
 
-    @cached_property
-    def label_table(self) -> np.ndarray:
-        """Label id of each value in the annotations, int64; -1 for values that must not occur, and as the last one."""
-        table = np.full(MAX_VALUE + 2, -1, dtype=np.int64)
-        table[list(self.info.ignored_values)] = IGNORE_INDEX
-        table[list(self.info.values)] = np.arange(len(self.info.values))
-        return table
-
     def split(self, name: str, max_samples: int | None = None) -> Split:
         """The first examples of a split, or all, with files in place of decoded images.
 
@@ -131,7 +123,7 @@ class SegmentationData:
 
     def _to_label_ids(self, annotation: np.ndarray, source: str) -> np.ndarray:
         # Values of one or two bytes are in the table.
-        labels = self.label_table[annotation if annotation.itemsize < 4 else annotation.clip(-1, MAX_VALUE + 1)]
+        labels = self.info.label_table[annotation if annotation.itemsize < 4 else annotation.clip(-1, MAX_VALUE + 1)]
         if labels.min(initial=0) < 0:
             wrong, found = np.unique(annotation[labels < 0]).tolist(), np.unique(annotation)
             values = sorted(self.info.values)

@@ -8,6 +8,7 @@ as they are in the files; [`SegmentationData.read`] turns them into label ids.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -258,7 +259,7 @@ def _as_stream(dataset: Dataset | IterableDataset) -> IterableDataset:
 
 def _load_with_datasets(
     source: str, config_name: str | None, streaming: bool, hub_options: Mapping[str, Any]
-) -> Mapping[str, Dataset | IterableDataset]:
+) -> DatasetDict | IterableDatasetDict:
     """What `datasets` loads by itself: from the Hub, saved to disk, or of parquet files."""
     folder = Path(source)
     try:
@@ -270,9 +271,8 @@ def _load_with_datasets(
                     "expected images/{train,val}, annotations/{train,val} and classes.json, a folder made by "
                     "`save_to_disk`, or parquet files like train-00000.parquet and validation-00000.parquet"
                 )
-            loaded = load_dataset(
-                "parquet", data_dir=source, streaming=streaming, cache_dir=hub_options.get("cache_dir")
-            )
+            cache_dir = hub_options.get("cache_dir")
+            loaded = load_dataset("parquet", data_dir=source, streaming=streaming, cache_dir=cache_dir)
         else:
             config = {} if config_name is None else {"name": config_name}
             loaded = load_dataset(source, **config, streaming=streaming, **hub_options)
@@ -282,19 +282,18 @@ def _load_with_datasets(
 
 
 def _with_known_columns(
-    source: str, loaded: Mapping[str, Any], image_column: str | None, annotation_column: str | None
+    source: str, loaded: DatasetDict | IterableDatasetDict, image_column: str | None, annotation_column: str | None
 ) -> DatasetDict | IterableDatasetDict:
     splits = {}
     for split, spellings in SPLIT_NAMES.items():
-        dataset = next((loaded[spelling] for spelling in spellings if spelling in loaded), None)
-        if dataset is not None:
-            columns = dataset.column_names or list(next(iter(dataset)))
+        for spelling in [spelling for spelling in spellings if spelling in loaded][:1]:
+            columns = loaded[spelling].column_names or list(next(iter(loaded[spelling])))
             image = _find_column(columns, image_column, IMAGE_COLUMNS, "image")
             annotation = _find_column(columns, annotation_column, ANNOTATION_COLUMNS, "annotation")
-            splits[split] = _with_columns(dataset, image, annotation, split)
+            splits[split] = _with_columns(loaded[spelling], image, annotation, split)
     if not splits:
         raise ValueError(f"The data set {source!r} has the splits {list(loaded)}: expected train, validation or test.")
-    return (IterableDatasetDict if isinstance(loaded, IterableDatasetDict) else DatasetDict)(splits)
+    return type(loaded)(splits)
 
 
 def _find_column(columns: Sequence[str], given: str | None, known: Sequence[str], kind: str) -> str:
@@ -310,12 +309,11 @@ def _with_columns(
     dataset: Dataset | IterableDataset, image: str, annotation: str, split: str
 ) -> Dataset | IterableDataset:
     dataset = dataset.select_columns([image, annotation])
-    renamed = {old: new for old, new in ((image, "image"), (annotation, "annotation")) if old != new}
-    dataset = dataset.rename_columns(renamed) if renamed else dataset
-    for column in ("image", "annotation"):
+    for old, new in ((image, "image"), (annotation, "annotation")):
+        dataset = dataset.rename_column(old, new) if old != new else dataset
         # Paths and undecoded files become images too.
-        if dataset.features is not None and not isinstance(dataset.features[column], Image):
-            dataset = dataset.cast_column(column, Image())
+        if dataset.features is not None and not isinstance(dataset.features[new], Image):
+            dataset = dataset.cast_column(new, Image())
     if isinstance(dataset, IterableDataset):
         return undecoded(dataset).map(_with_name, with_indices=True, fn_kwargs={"split": split}, features=FEATURES)
     return dataset.add_column("name", [f"{split} {index}" for index in range(len(dataset))])
@@ -328,21 +326,17 @@ def _with_name(example: dict[str, Any], index: int, split: str) -> dict[str, Any
 def _info_beside(source: str, hub_options: Mapping[str, Any]) -> DatasetInfo:
     """Class names from a file beside the data."""
     for name in CLASS_FILES:
-        path = Path(source) / name if Path(source).is_dir() else _download(source, name, hub_options)
-        if path is not None and path.is_file():
+        path = Path(source, name)
+        if not Path(source).is_dir():
+            # huggingface_hub's errors are of these kinds: no such file, no network, no such repository.
+            with suppress(OSError, ValueError):
+                path = Path(hf_hub_download(source, name, repo_type="dataset", **hub_options))
+        if path.is_file():
             return read_dataset_info(path)
     raise ValueError(
         f"The data set {source!r} does not name its classes: it needs a classes.json that lists them in the order of "
         "their ids. A data set on the Hub that has none can be saved with `save_to_disk`, beside such a file."
     )
-
-
-def _download(repository: str, name: str, hub_options: Mapping[str, Any]) -> Path | None:
-    try:
-        return Path(hf_hub_download(repository, name, repo_type="dataset", **hub_options))
-    except (OSError, ValueError):
-        # huggingface_hub's errors are of these kinds: no such file, no network, no such repository.
-        return None
 
 
 __all__ = ["load_segmentation_dataset"]

@@ -18,6 +18,7 @@ from tests.data.conftest import NAMES, label_map, save, write
 
 
 ADE20K, CITYSCAPES = DATASETS["ade20k"], DATASETS["cityscapes"]
+CITYSCAPES_IDS = {value: label for label, value in enumerate(CITYSCAPES.values)}
 
 
 def read(data, split: str = "train", index: int = 0) -> np.ndarray:
@@ -271,8 +272,8 @@ def test_cityscapes_facts_are_the_official_ones():
     assert tuple(label.name for label in evaluated) == CITYSCAPES.class_names
     assert tuple(label.color for label in evaluated) == CITYSCAPES.palette
     assert tuple(label.category for label in evaluated) == CITYSCAPES.categories
-    assert {label.id: label.trainId for label in evaluated} == CITYSCAPES.label_ids
-    assert CITYSCAPES.ignored_values == {label.id for label in labels if label.id >= 0} - CITYSCAPES.label_ids.keys()
+    assert {label.id: label.trainId for label in evaluated} == CITYSCAPES_IDS
+    assert CITYSCAPES.ignored_values == {label.id for label in labels if label.id >= 0} - CITYSCAPES_IDS.keys()
 
 
 def test_a_new_data_set_is_one_file(cityscapes, tmp_path, monkeypatch):
@@ -301,7 +302,7 @@ def test_a_new_data_set_is_one_file(cityscapes, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sizes", "file", "id_of"),
     [
-        ("cityscapes", (4, 2), "gtFine/val/*/*000004_000019_gtFine_labelIds.png", CITYSCAPES.label_ids),
+        ("cityscapes", (4, 2), "gtFine/val/*/*000004_000019_gtFine_labelIds.png", CITYSCAPES_IDS),
         ("ade20k", (2, 1), "annotations/validation/ADE_val_00000003.png", {value + 1: value for value in range(150)}),
     ],
 )
