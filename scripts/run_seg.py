@@ -24,19 +24,17 @@ from modeling_mtaclip.training import TrainingStopped, dry_run, parse_run_argume
 def main() -> None:
     """Turns bad options, bad data and a training that can't go on into a message instead of a traceback."""
     try:
-        model_arguments, data_arguments, training_arguments = parse_run_arguments(sys.argv[1:])
-        if training_arguments.dry_run:
-            dry_run(model_arguments, data_arguments, training_arguments)
+        arguments = parse_run_arguments(sys.argv[1:])
+        if arguments[-1].dry_run:
+            dry_run(*arguments)
             return
-        run = prepare_run(model_arguments, data_arguments, training_arguments)
+        run = prepare_run(*arguments)  # data, model and trainer
     except ValueError as error:
         sys.exit(f"run_seg.py: {error}")
     try:
-        if training_arguments.do_train:
-            run.train()
-        if training_arguments.do_eval:
-            run.evaluate()
-        run.save_results()
+        run.train()
+        run.evaluate()
+        run.save()
     except (TrainingStopped, BadExamplesError) as stop:
         # What a data loader's worker raises comes with the worker's traceback before it.
         sys.exit(f"run_seg.py: {str(stop).rpartition('BadExamplesError: ')[2]}")

@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegm
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.conversion import make_tokenizer
-from modeling_mtaclip.training.building import load_model
+from modeling_mtaclip.training import load_model
 from tests.tiny import CLASS_NAMES, assert_near, assert_same_labels, label_map, tiny_model
 
 

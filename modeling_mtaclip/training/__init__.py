@@ -3,10 +3,9 @@
 """Training and evaluation of MTA-CLIP with transformers' Trainer; `scripts/run_seg.py` is its command line."""
 
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
-from .building import ModelBundle, build_model, load_model
 from .checkpoints import TrainingStopped
 from .dry_run import dry_run
-from .run import Run, prepare_run
+from .run import Run, build_model, load_model, prepare_run
 from .trainer import MTAClipTrainer
 
 
@@ -15,7 +14,6 @@ __all__ = [
     "MTAClipTrainer",
     "MTAClipTrainingArguments",
     "ModelArguments",
-    "ModelBundle",
     "Run",
     "TrainingStopped",
     "build_model",

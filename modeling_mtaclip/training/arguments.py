@@ -34,6 +34,10 @@ PAPER_STEPS = 160_000
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy", "frequency_weighted_iou")
 BOUNDARY_METRICS = ("boundary_iou", "boundary_f_score")
 CITYSCAPES_METRICS = ("category_iou",)
+# Options that are fields of `MTAClipConfig` by the same name, with the same defaults.
+CONFIG_FIELDS = ("num_queries", "hidden_size", "mask_feature_size", "encoder_layers", "decoder_layers")
+CONFIG_FIELDS += ("num_prompt_contexts", "prompt_length", "contrastive_negatives", "contrastive_temperature")
+CONFIG_FIELDS += ("train_num_points", "text_branch")
 # Options of transformers that would have no effect on this model, or break it.
 UNUSABLE: dict[str, Any] = dict.fromkeys(("do_predict", "group_by_length", "prediction_loss_only"), False)
 UNUSABLE |= dict.fromkeys(("remove_unused_columns", "use_liger_kernel"), False)

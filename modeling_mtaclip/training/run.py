@@ -1,6 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A run from options to results: everything is loaded and checked first, then trained, evaluated and saved."""
+"""A run from options to results: data and model are loaded and checked first, then it trains, evaluates and saves."""
 
 import json
 import os
@@ -18,7 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import has_length
+from transformers.utils import logging
 
+from ..configuration_mtaclip import MTAClipConfig
+from ..conversion import ModelBundle, from_pretrained_parts, load_tokenizer, make_tokenizer, small_text_config
 from ..data import (
     Augmentation,
     SegmentationData,
@@ -27,17 +30,18 @@ from ..data import (
     TrainingCollator,
     load_segmentation_dataset,
 )
+from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..metrics import json_ready
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .arguments import (
     CITYSCAPES_METRICS,
+    CONFIG_FIELDS,
     DataArguments,
     ModelArguments,
     MTAClipTrainingArguments,
     changed_options,
     num_cores,
 )
-from .building import ModelBundle, build_model, load_model
 from .checkpoints import checkpoint_to_resume
 from .evaluated_images import EvaluatedImage, save_pictures
 from .evaluation import categories_of
@@ -45,13 +49,16 @@ from .report import score_warnings, write_report
 from .trainer import MTAClipTrainer
 
 
+logger = logging.get_logger(__name__)
+
+DEFAULT_BACKBONE = "resnet50"
 # How many images the report's masks and class texts are from.
 NUM_ALIGNED_IMAGES = 12
 
 
 @dataclass
 class Run:
-    """A run that is ready to start.
+    """A run that is ready to start; each step does what the arguments ask for.
 
     Attributes:
         trainer ([`MTAClipTrainer`]): with model and data.
@@ -71,22 +78,17 @@ class Run:
         return Path(self.trainer.args.output_dir)
 
     def execute(self) -> dict[str, Any]:
-        """Trains, evaluates and saves, as the arguments say.
-
-        Returns:
-            `dict[str, Any]`: what `metrics.json` holds.
-        """
-        args = self.trainer.args
-        if args.do_train:
-            self.train()
-        if args.do_eval:
-            self.evaluate()
-        self.save_results()
+        """Trains, evaluates and saves, and returns what `metrics.json` holds."""
+        self.train()
+        self.evaluate()
+        self.save()
         return self.metrics
 
     def train(self) -> None:
         """Trains and saves the model, image processor and tokenizer."""
         trainer = self.trainer
+        if not trainer.args.do_train:
+            return
         self.metrics |= trainer.train(resume_from_checkpoint=self.checkpoint).metrics
         self.metrics["num_bad"] = self._count_bad(trainer.train_dataset)
         if trainer.termination.terminated:
@@ -100,32 +102,43 @@ class Run:
             trainer.accelerator.wait_for_everyone()
             trainer.model = type(trainer.model).from_pretrained(self.folder).eval()
 
+    def evaluate(self) -> None:
+        """Evaluates the model on the validation images."""
+        if not self.trainer.args.do_eval:
+            return
+        self.metrics |= self.trainer.evaluate()
+        scores = self.trainer.scores
+        self.metrics |= {f"eval_{name}": value for name, value in scores.details().items()}
+        self.metrics["eval_num_bad"] = self._count_bad(self.trainer.eval_dataset)
+        self.metrics["classes"] = scores.per_class()
+
+    def save(self) -> None:
+        """Writes metrics, model card, pictures and report, prints what they say, and pushes to the Hub if asked to."""
+        args, trainer = self.trainer.args, self.trainer
+        self._write_metrics()
+        if args.do_train:
+            trainer.create_model_card()
+        # All processes predict the same images: one that shares the model's weights with others can't do it alone.
+        number = max(args.num_pictures, NUM_ALIGNED_IMAGES) if args.report else args.num_pictures
+        images = (
+            [trainer.evaluated_image(each) for each in _spread(trainer.eval_dataset, number)] if args.do_eval else []
+        )
+        if trainer.is_world_process_zero():
+            print()
+            if args.do_eval:
+                print("\n".join(_score_lines(self.metrics, score_warnings(trainer.scores))))
+                self._save_views(images)
+            if args.do_train:
+                print(f"Model, image processor, tokenizer and model card: {self.folder}")
+            print(f"Metrics: {self.folder / 'metrics.json'}")
+        if args.do_train and args.push_to_hub:
+            trainer.push_to_hub()
+
     def _count_bad(self, dataset: Dataset) -> int:
         """Examples that turned out to be unusable in any process, which must all call this."""
         bad = self.trainer.accelerator.reduce(dataset.bad.long().to(self.trainer.args.device))
         # Each example has a place of its own, and counts once however many processes met it.
         return int((bad > 0).sum())
-
-    def evaluate(self) -> None:
-        """Evaluates the model on the validation images."""
-        scores_of = self.trainer.evaluate()
-        scores = self.trainer.scores
-        self.metrics |= scores_of | {f"eval_{name}": value for name, value in scores.details().items()}
-        self.metrics["eval_num_bad"] = self._count_bad(self.trainer.eval_dataset)
-        self.metrics["classes"] = scores.per_class()
-
-    def save_results(self) -> None:
-        """Writes metrics, model card, pictures and report, prints what they say, and pushes to the Hub if asked to."""
-        args = self.trainer.args
-        self._write_metrics()
-        if args.do_train:
-            self.trainer.create_model_card()
-        # All processes predict the same images: one that shares the model's weights with others can't do it alone.
-        images = self._evaluated_images() if args.do_eval else []
-        if self.trainer.is_world_process_zero():
-            self._report(images)
-        if args.do_train and args.push_to_hub:
-            self.trainer.push_to_hub()
 
     def _write_metrics(self) -> None:
         if self.trainer.is_world_process_zero():
@@ -133,37 +146,25 @@ class Run:
             text = json.dumps(json_ready(self.metrics), indent=2, allow_nan=False)
             (self.folder / "metrics.json").write_text(text)
 
-    def _report(self, images: list[EvaluatedImage]) -> None:
-        args, scores, palette = self.trainer.args, self.trainer.scores, self.data.palette
-        print()
-        if args.do_eval:
-            print("\n".join(_score_lines(self.metrics, score_warnings(scores))))
-        if args.do_train:
-            print(f"Model, image processor, tokenizer and model card: {self.folder}")
-        print(f"Metrics: {self.folder / 'metrics.json'}")
-        if args.do_eval and args.num_pictures:
+    def _save_views(self, images: list[EvaluatedImage]) -> None:
+        args, data = self.trainer.args, self.data
+        if args.num_pictures:
             places = np.linspace(0, len(images) - 1, min(args.num_pictures, len(images))).round().astype(int)
-            shown, names = [images[place] for place in places], self.data.class_names
-            save_pictures(self.folder / "pictures", shown, names, palette, self.data.ignore_index)
+            shown = [images[place] for place in places]
+            save_pictures(self.folder / "pictures", shown, data.class_names, data.palette, data.ignore_index)
             print(f"Pictures: {self.folder / 'pictures'}")
-        if args.do_eval and args.report:
+        if args.report:
             write_report(
                 self.folder / "report.html",
                 title=f"MTA-CLIP: {self.folder.absolute().name}",
                 metrics=self.metrics,
-                scores=scores,
-                palette=palette,
+                scores=self.trainer.scores,
+                palette=data.palette,
                 history=self.trainer.state.log_history,
                 images=images,
                 options=self.trainer.options,
             )
             print(f"Report: {self.folder / 'report.html'}")
-
-    def _evaluated_images(self) -> list[EvaluatedImage]:
-        """Some images for the pictures and the report."""
-        args = self.trainer.args
-        number = max(args.num_pictures, NUM_ALIGNED_IMAGES) if args.report else args.num_pictures
-        return [self.trainer.evaluated_image(example) for example in _spread(self.trainer.eval_dataset, number)]
 
 
 def prepare_run(
@@ -177,33 +178,29 @@ def prepare_run(
     Raises:
         ValueError: options, data or weights that don't fit, named.
     """
-    _check_together(model_arguments, data_arguments, training_arguments)
-    dataset_name = Path(data_arguments.dataset_name).name
-    training_arguments.output_dir = training_arguments.output_dir.replace("{dataset_name}", dataset_name)
-    checkpoint = checkpoint_to_resume(training_arguments)
-    if training_arguments.device.type == "cpu":
-        torch.set_num_threads(_num_threads(training_arguments.num_threads))
-    set_seed(training_arguments.seed)
+    args = training_arguments
+    _check_together(model_arguments, data_arguments, args)
+    args.output_dir = args.output_dir.replace("{dataset_name}", Path(data_arguments.dataset_name).name)
+    checkpoint = checkpoint_to_resume(args)
+    if args.device.type == "cpu":
+        torch.set_num_threads(_num_threads(args.num_threads))
+    set_seed(args.seed)
 
-    data = _load_data(data_arguments, model_arguments.token, model_arguments.cache_dir)
-    wanted = (training_arguments.metric_for_best_model or "").removeprefix("eval_")
-    if wanted in CITYSCAPES_METRICS and not categories_of(data.class_names):
-        raise ValueError(f"`metric_for_best_model` {wanted} is for data sets with categories, like Cityscapes.")
-    parts = _load_parts(model_arguments, data_arguments, data.class_names, training_arguments)
-    train_dataset = _training_examples(data, data_arguments, training_arguments, parts)
+    data = _load_data(model_arguments, data_arguments, args)
+    parts = _load_parts(model_arguments, data_arguments.size, data.class_names, args)
+    train_dataset = _examples("train", data, data_arguments, args, parts.image_processor) if args.do_train else None
     if train_dataset is not None:
-        _check_batch_norms(parts.model, train_dataset, training_arguments)
-    checked = _check_data(data, data_arguments, training_arguments)
-    options = changed_options(model_arguments, data_arguments, training_arguments)
+        _check_batch_norms(parts.model, train_dataset, args)
+    checked = _check_data(data, data_arguments, args)
     trainer = MTAClipTrainer(
         model=parts.model,
-        args=training_arguments,
+        args=args,
         train_dataset=train_dataset,
-        eval_dataset=_evaluation_examples(data, data_arguments, training_arguments),
+        eval_dataset=_examples("validation", data, data_arguments, args) if args.do_eval else None,
         data_collator=TrainingCollator(len(data.class_names)),
         processing_class=parts.image_processor,
         tokenizer=parts.tokenizer,
-        options=options,
+        options=changed_options(model_arguments, data_arguments, args),
     )
     return Run(trainer, data, checkpoint, {"checked_pixels": checked})
 
@@ -226,8 +223,10 @@ def _check_together(model: ModelArguments, data: DataArguments, training: MTACli
         raise ValueError("`streaming` has no known number of images: give `--max_steps`, not `--num_train_epochs`.")
 
 
-def _load_data(arguments: DataArguments, token: str | None, cache_dir: str | None) -> SegmentationData:
-    return load_segmentation_dataset(
+def _load_data(
+    model: ModelArguments, arguments: DataArguments, training: MTAClipTrainingArguments
+) -> SegmentationData:
+    data = load_segmentation_dataset(
         arguments.dataset_name,
         arguments.data_dir,
         arguments.image_column_name,
@@ -236,93 +235,176 @@ def _load_data(arguments: DataArguments, token: str | None, cache_dir: str | Non
         do_reduce_labels=arguments.do_reduce_labels,
         train_val_split=arguments.train_val_split,
         dataset_config_name=arguments.dataset_config_name,
-        token=token,
-        cache_dir=cache_dir,
+        token=model.token,
+        cache_dir=model.cache_dir,
         max_pixels=arguments.max_pixels,
     )
+    wanted = (training.metric_for_best_model or "").removeprefix("eval_")
+    if wanted in CITYSCAPES_METRICS and not categories_of(data.class_names):
+        raise ValueError(f"`metric_for_best_model` {wanted} is for data sets with categories, like Cityscapes.")
+    return data
 
 
 def _check_data(
-    data: SegmentationData, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
+    data: SegmentationData, arguments: DataArguments, training: MTAClipTrainingArguments
 ) -> dict[str, dict[str, int]]:
     """Pixels of each class in what was checked of each split that the run uses."""
-    how, checked = data_arguments.check_data, {}
-    if training_arguments.do_eval:
-        checked["validation"] = data.check("validation", how, max_samples=data_arguments.max_eval_samples)
-    if training_arguments.do_train:
-        limits = data_arguments.max_bad_share, data_arguments.max_train_samples
-        checked["train"] = data.check("train", how, *limits)
+    how, checked = arguments.check_data, {}
+    if training.do_eval:
+        checked["validation"] = data.check("validation", how, max_samples=arguments.max_eval_samples)
+    if training.do_train:
+        checked["train"] = data.check("train", how, arguments.max_bad_share, arguments.max_train_samples)
     return {split: dict(zip(data.class_names, pixels.tolist(), strict=True)) for split, pixels in checked.items()}
 
 
 def _load_parts(
-    model_arguments: ModelArguments,
-    data_arguments: DataArguments,
+    arguments: ModelArguments,
+    size: dict[str, int] | None,
     class_names: list[str],
-    training_arguments: MTAClipTrainingArguments,
+    training: MTAClipTrainingArguments,
 ) -> ModelBundle:
-    if model_arguments.model_name_or_path is not None:
+    if arguments.model_name_or_path is not None:
+        hub_options = {
+            "revision": arguments.model_revision,
+            "token": arguments.token,
+            "cache_dir": arguments.cache_dir,
+        }
         # The size with which a model was trained is part of it, unless it is trained anew.
-        do_train = training_arguments.do_train
-        return load_model(
-            model_arguments.model_name_or_path,
-            class_names,
-            adapt=do_train,
-            size=data_arguments.size if do_train else None,
-            revision=model_arguments.model_revision,
-            token=model_arguments.token,
-            cache_dir=model_arguments.cache_dir,
-        )
-    parts = build_model(model_arguments, class_names, data_arguments.size)
+        size = size if training.do_train else None
+        return load_model(arguments.model_name_or_path, class_names, training.do_train, size, **hub_options)
+    parts = build_model(arguments, class_names, size)
     report = parts.loading_report
     new = [*report.new, *report.new_classes] if report else []
-    if new and not training_arguments.do_train:
+    if new and not training.do_train:
         raise ValueError(
             f"Evaluation without training needs a trained model, but {len(new)} weights or classes are new, e.g. "
             f"{new[:3]}. Train first; `--text_branch False` makes a model of a Mask2Former alone."
         )
-    if report and report.loaded and training_arguments.process_index == 0:
+    if report and report.loaded and training.process_index == 0:
         print(report, flush=True)
     return parts
 
 
-def _training_examples(
+def build_model(
+    arguments: ModelArguments, class_names: Sequence[str], size: dict[str, int] | None = None
+) -> ModelBundle:
+    """Builds a new model for the classes, with the weights that the arguments name.
+
+    Args:
+        arguments ([`ModelArguments`]): the architecture and sources of weights.
+        class_names (`Sequence[str]`): in the order of the label ids.
+        size (`dict[str, int]`, *optional*): `shortest_edge` and `longest_edge` to which the image processor resizes;
+            `None`: images keep their size.
+
+    Returns:
+        [`ModelBundle`]: the model in training mode, and what belongs to it.
+
+    Raises:
+        ValueError: something is not available, or does not fit.
+    """
+    gives_sizes = arguments.mask2former is not None or arguments.original_checkpoint is not None
+    # Defaults, which are those of the config, must not override the sizes of a source.
+    chosen = changed_options(arguments)
+    parts = from_pretrained_parts(
+        class_names,
+        text_encoder=arguments.text_encoder,
+        text_positions=arguments.text_positions,
+        backbone=arguments.backbone or (None if gives_sizes else DEFAULT_BACKBONE),
+        backbone_config=arguments.backbone_config or None,
+        backbone_weights=arguments.backbone_weights,
+        mask2former=arguments.mask2former,
+        original=arguments.original_checkpoint,
+        **_text_parts(arguments, class_names),
+        **{name: chosen[name] for name in CONFIG_FIELDS if name in chosen},
+        **arguments.model_config,
+    )
+    processor = parts.image_processor
+    processor.image_mean = arguments.image_mean or processor.image_mean
+    processor.image_std = arguments.image_std or processor.image_std
+    processor.do_resize, processor.size = size is not None, size or processor.size
+    parts.model.train()
+    return parts
+
+
+def _text_parts(arguments: ModelArguments, class_names: Sequence[str]) -> dict[str, Any]:
+    if arguments.text_encoder is not None or arguments.original_checkpoint is not None or not arguments.text_branch:
+        return {"tokenizer": arguments.tokenizer}
+    logger.warning(
+        "No `--text_encoder` was given: the run uses a small text encoder with random weights, to which class "
+        "names mean nothing. Give a CLIP model, e.g. --text_encoder openai/clip-vit-base-patch16, for real use."
+    )
+    tokenizer = make_tokenizer([*class_names, MTAClipConfig.no_object_name])
+    text_config = small_text_config(tokenizer, arguments.text_hidden_size, arguments.text_layers)
+    return {"tokenizer": tokenizer, "text_config": text_config}
+
+
+def load_model(
+    name_or_path: str,
+    class_names: Sequence[str],
+    adapt: bool,
+    size: dict[str, int] | None = None,
+    **hub_options: Any,
+) -> ModelBundle:
+    """Loads a saved model with its image processor and tokenizer.
+
+    Args:
+        name_or_path (`str`): folder or Hub id.
+        class_names (`Sequence[str]`): of the data set.
+        adapt (`bool`): whether the model is to be trained, for which it is given these classes if it has others.
+        size (`dict[str, int]`, *optional*): replaces the size to which the image processor resizes.
+        hub_options: `revision`, `token` and `cache_dir` of a model on the Hub.
+
+    Raises:
+        ValueError: there is no model, it can't be trained, or it has other classes and is not to be adapted.
+    """
+    try:
+        model = MTAClipForSemanticSegmentation.from_pretrained(name_or_path, **hub_options)
+        processor = MTAClipImageProcessor.from_pretrained(name_or_path, **hub_options)
+    except (OSError, TypeError) as error:
+        raise ValueError(f"No MTA-CLIP model could be loaded from {name_or_path!r}: {error}") from error
+    if size is not None:
+        processor.do_resize, processor.size = True, size
+    tokenizer = None
+    with suppress(ValueError):  # a model without text branch has none
+        tokenizer = load_tokenizer(name_or_path)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if names != list(class_names):
+        if not adapt:
+            raise ValueError(
+                f"The model in {name_or_path!r} has the classes {names}, but the data set has {list(class_names)}: "
+                "it can't be evaluated on them. Choose the data set it was trained on, or train it on this one."
+            )
+        model = model.with_classes(class_names, tokenizer)
+    model.train(adapt)
+    return ModelBundle(model, processor, tokenizer)
+
+
+def _examples(
+    split: str,
     data: SegmentationData,
     arguments: DataArguments,
-    training_arguments: MTAClipTrainingArguments,
-    parts: ModelBundle,
-) -> Dataset | None:
-    if not training_arguments.do_train:
-        return None
-    augmentation = Augmentation(
-        crop_size=arguments.crop_size,
-        size=arguments.size,
-        scale_range=arguments.scale_range,
-        cat_max_ratio=arguments.cat_max_ratio,
-        horizontal_flip=arguments.horizontal_flip,
-        photometric_distortion=arguments.photometric_distortion,
-        image_mean=parts.image_processor.image_mean,
-        image_std=parts.image_processor.image_std,
-    )
-    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
-    options = (data, "train", augmentation, seed, arguments.max_train_samples, arguments.max_bad_share)
-    if arguments.streaming:
-        return SegmentationStream(
-            *options, rank=training_arguments.process_index, world_size=training_arguments.world_size
+    training: MTAClipTrainingArguments,
+    image_processor: MTAClipImageProcessor | None = None,
+) -> SegmentationExamples | SegmentationStream:
+    """Examples of a split, augmented and normalized as of the image processor if there is one."""
+    options: dict[str, Any] = {"max_samples": arguments.max_eval_samples}
+    if image_processor is not None:
+        augmentation = Augmentation(
+            crop_size=arguments.crop_size,
+            size=arguments.size,
+            scale_range=arguments.scale_range,
+            cat_max_ratio=arguments.cat_max_ratio,
+            horizontal_flip=arguments.horizontal_flip,
+            photometric_distortion=arguments.photometric_distortion,
+            image_mean=image_processor.image_mean,
+            image_std=image_processor.image_std,
         )
-    return SegmentationExamples(*options)
-
-
-def _evaluation_examples(
-    data: SegmentationData, arguments: DataArguments, training_arguments: MTAClipTrainingArguments
-) -> Dataset | None:
-    if not training_arguments.do_eval:
-        return None
-    limit = arguments.max_eval_samples
+        seed = training.seed if training.data_seed is None else training.data_seed
+        options = {"augmentation": augmentation, "seed": seed, "max_samples": arguments.max_train_samples}
+        options["max_bad_share"] = arguments.max_bad_share
     if arguments.streaming:
-        rank, world_size = training_arguments.process_index, training_arguments.world_size
-        return SegmentationStream(data, "validation", max_samples=limit, rank=rank, world_size=world_size)
-    return SegmentationExamples(data, "validation", max_samples=limit)
+        return SegmentationStream(data, split, rank=training.process_index, world_size=training.world_size, **options)
+    return SegmentationExamples(data, split, **options)
 
 
 def _check_batch_norms(
@@ -364,9 +446,8 @@ def _spread(examples: Dataset, number: int) -> Iterator[Mapping[str, Any]]:
 
 def _score_lines(metrics: Mapping[str, Any], warnings: Sequence[str]) -> list[str]:
     """The scores in words, and why they say less than they seem to."""
-    classes = metrics["classes"]
+    classes, annotated = metrics["classes"], metrics["eval_num_annotated_classes"]
     lines = [f"{name:>24}  IoU {each['iou']:.4f}" for name, each in classes.items() if each["iou"] is not None]
-    annotated = metrics["eval_num_annotated_classes"]
     if annotated > 1:
         lines.append(
             f"{f'mean of {annotated}':>24}  IoU {metrics['eval_mean_iou']:.4f} (constant prediction: "
@@ -382,4 +463,4 @@ def _score_lines(metrics: Mapping[str, Any], warnings: Sequence[str]) -> list[st
     return lines + [f"Note: {warning}" for warning in warnings]
 
 
-__all__ = ["Run", "prepare_run"]
+__all__ = ["Run", "build_model", "load_model", "prepare_run"]

@@ -13,7 +13,7 @@ import yaml
 from modeling_mtaclip.conversion import make_backbone_config
 from modeling_mtaclip.data import DATASETS
 from modeling_mtaclip.training import dry_run, parse_run_arguments, prepare_run
-from modeling_mtaclip.training.building import CONFIG_FIELDS
+from modeling_mtaclip.training.arguments import CONFIG_FIELDS
 from modeling_mtaclip.training.dry_run import ADDRESSES, missing_data, missing_weights
 from tests.training.conftest import options
 
