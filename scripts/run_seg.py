@@ -34,7 +34,7 @@ def main() -> None:
     try:
         run.train()
         run.evaluate()
-        run.save()
+        run.save_results()
     except (TrainingStopped, BadExamplesError) as stop:
         # What a data loader's worker raises comes with the worker's traceback before it.
         sys.exit(f"run_seg.py: {str(stop).rpartition('BadExamplesError: ')[2]}")

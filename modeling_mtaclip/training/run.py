@@ -81,7 +81,7 @@ class Run:
         """Trains, evaluates and saves, and returns what `metrics.json` holds."""
         self.train()
         self.evaluate()
-        self.save()
+        self.save_results()
         return self.metrics
 
     def train(self) -> None:
@@ -112,7 +112,7 @@ class Run:
         self.metrics["eval_num_bad"] = self._count_bad(self.trainer.eval_dataset)
         self.metrics["classes"] = scores.per_class()
 
-    def save(self) -> None:
+    def save_results(self) -> None:
         """Writes metrics, model card, pictures and report, prints what they say, and pushes to the Hub if asked to."""
         args, trainer = self.trainer.args, self.trainer
         self._write_metrics()
