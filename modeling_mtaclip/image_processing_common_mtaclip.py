@@ -23,6 +23,7 @@ from transformers.image_utils import (
     ImageInput,
     PILImageResampling,
     SizeDict,
+    load_image,
     make_flat_list_of_images,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
@@ -89,6 +90,12 @@ class MTAClipImageProcessing:
                 )
         if kwargs.get("size_divisor") is not None and kwargs["size_divisor"] < 1:
             raise ValueError(f"`size_divisor` must be at least 1, got {kwargs['size_divisor']}.")
+        for name in ("image_std", "rescale_factor"):
+            if kwargs.get(name) is not None and np.min(kwargs[name]) <= 0:
+                raise ValueError(f"`{name}` must be positive, got {kwargs[name]}.")
+        mean, std = kwargs.get("image_mean"), kwargs.get("image_std")
+        if kwargs.get("do_normalize") and np.ndim(mean) and np.ndim(std) and len(mean) != len(std):
+            raise ValueError(f"`image_mean` and `image_std` need a value for each channel, got {mean} and {std}.")
         return kwargs
 
     def preprocess(
@@ -136,7 +143,7 @@ class MTAClipImageProcessing:
         if isinstance(images, list | tuple):
             return [image for each in images for image in self._prepare_images_structure(each)]
         if isinstance(images, str | os.PathLike):
-            return [Image.open(images) if os.path.isfile(images) else self.fetch_images(images)]
+            return [Image.open(images) if os.path.isfile(images) else load_image(os.fspath(images))]
         if isinstance(images, np.ndarray | Tensor) and images.ndim == expected_ndims + 1:
             return list(images)
         return [images]
@@ -392,9 +399,9 @@ def _layout(
 
 
 def _resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
-    if target.height and target.width:
+    if target.height and target.width and min(target.height, target.width) > 0:
         return target.height, target.width
-    if not target.shortest_edge:
+    if (target.shortest_edge or 0) < 1:
         raise ValueError(
             'A `size` must have the keys "shortest_edge" (and perhaps "longest_edge"), or "height" and "width", got '
             f"{dict(target)}."

@@ -1,5 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
+import base64
 import struct
 import zlib
 from types import SimpleNamespace
@@ -153,6 +154,32 @@ def test_transparent_pixels_are_white(kind):
     processor = kind(do_resize=False, do_pad=False, do_normalize=False)
     for image in (rgba, Image.fromarray(rgba), rgba / 255, rgba.astype(np.int64)):
         np.testing.assert_allclose(processor(image, return_tensors="pt").pixel_values[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_std": [0.0, 0.2, 0.2]}, "must be positive"),
+        ({"rescale_factor": 0.0}, "must be positive"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 2}, "for each channel"),
+        ({"size": {"shortest_edge": -5}}, "shortest_edge"),
+        ({"size": {"height": -5, "width": 4}}, "height"),
+    ],
+)
+def test_settings_that_give_no_image_are_refused(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind()(random_image(), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_addresses_and_missing_paths(kind, tmp_path):
+    turned_jpeg(tmp_path / "photo.jpg")
+    address = "data:image/jpeg;base64," + base64.b64encode((tmp_path / "photo.jpg").read_bytes()).decode()
+    expected, actual = (kind()(each, return_tensors="pt").pixel_values for each in (tmp_path / "photo.jpg", address))
+    assert torch.equal(actual, expected)
+    with pytest.raises(ValueError, match="absent"):
+        kind()(tmp_path / "absent.jpg")
 
 
 @pytest.mark.parametrize("kind", KINDS)

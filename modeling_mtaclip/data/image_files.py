@@ -99,7 +99,7 @@ def name_without_suffix(path: Path) -> Path:
 
 
 def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str | None = None) -> Image.Image:
-    """Opens an image, upright as its EXIF data say, in RGB.
+    """Opens an image, upright as its EXIF data say, in RGB; what is transparent is white, as in the image processor.
 
     Args:
         source (`str`, `os.PathLike`, `bytes`, `Mapping` or `PIL.Image.Image`): a path or an address, a file's
@@ -112,7 +112,7 @@ def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: s
             or has more than 8 bits per channel.
     """
     with _opened_color(source, max_pixels, name) as image:
-        return _upright(image).convert("RGB")
+        return _in_rgb(_upright(image))
 
 
 def image_size(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str | None = None) -> tuple[int, int]:
@@ -264,6 +264,14 @@ def _bits_per_channel(image: Image.Image) -> int:
 def _upright(image: Image.Image) -> Image.Image:
     image.load()
     return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
+
+
+def _in_rgb(image: Image.Image) -> Image.Image:
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image.convert("RGBA"))
+    return white.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:

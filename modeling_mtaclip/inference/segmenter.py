@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.image_utils import ImageInput, get_image_size
+from transformers.image_utils import ImageInput
 
 from ..data.image_files import open_image
+from ..image_processing_common_mtaclip import read_image
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from ..postprocessing_mtaclip import QueryScores, resized_scores, row_bands
@@ -55,7 +56,9 @@ def prepare_image(
         image = open_image(image)
         size = (image.height, image.width)
     else:
-        size = tuple(get_image_size(np.asarray(image))) if np.ndim(image) == 3 else tuple(np.shape(image))
+        mean = image_processor.image_mean
+        channels = None if image_processor.do_convert_rgb or not np.ndim(mean) else len(mean)
+        size = tuple(read_image(image, channels, to_rgb=False, as_given=True).shape[-2:])
     pixel_values = [
         image_processor(
             image, do_pad=False, return_tensors="pt", **_size_options(image_processor, size, scale)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.data.image_files import (
     find_image_files,
     image_size,
@@ -121,6 +122,17 @@ def test_images_of_other_modes_become_rgb(tmp_path: Path, mode: str):
     Image.new("RGB", (4, 3), (255, 255, 255)).convert(mode).save(tmp_path / "a.tif")
     image = open_image(tmp_path / "a.tif")
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_pixels_are_white_as_in_the_image_processor(tmp_path: Path, mode: str):
+    image = Image.new("RGBA", (4, 3), (0, 0, 0, 0))
+    image.paste((80, 80, 80, 255), (0, 0, 2, 3))
+    image.convert(mode).save(tmp_path / "a.png")
+    opened = np.asarray(open_image(tmp_path / "a.png")).transpose(2, 0, 1)
+    assert np.array_equal(opened[0], [[80, 80, 255, 255]] * 3)
+    processor = MTAClipImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_pad=False)
+    assert np.array_equal(processor(str(tmp_path / "a.png"), return_tensors="np").pixel_values[0], opened)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])

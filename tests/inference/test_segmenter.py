@@ -217,3 +217,11 @@ def test_options_from_arguments():
 def test_target_sizes_must_fit(model):
     with pytest.raises(ValueError, match="got 2 for 1"):
         Segmenter(model, MTAClipImageProcessor())([random_image(40, 40)], [(40, 40), (40, 40)])
+
+
+def test_arrays_with_opacity(model):
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    opaque = np.dstack([image, np.full((64, 96), 255, np.uint8)])
+    segmenter = Segmenter(model, MTAClipImageProcessor(do_resize=False))
+    expected, *actual = segmenter([image, opaque, opaque.transpose(2, 0, 1)])
+    assert all(torch.equal(each, expected) for each in actual)
