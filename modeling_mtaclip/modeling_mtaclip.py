@@ -75,10 +75,8 @@ class MTAClipModelOutput(ModelOutput):
             States like `last_hidden_state`, before each decoder layer and after the last.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             States before the LayerNorm: the input of the decoder and the output of each layer.
-        attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Self-attention weights of each decoder layer.
-        cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
-            Weights of the masked attention of each decoder layer, over the pixels that it attends to.
+        attentions, cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Weights of each decoder layer's self-attention, and of its masked attention over pixels.
     """  # noqa: E501
 
     last_hidden_state: Tensor | None = None
@@ -443,8 +441,7 @@ class MTAClipModel(MTAClipPreTrainedModel):
             output_hidden_states (`bool`, `int` or `list[int]`, *optional*):
                 Whether to return the hidden states, or which of them; by default as the config says.
             output_attentions (`bool`, *optional*):
-                Whether to return attention weights, which exist with `attn_implementation="eager"` only; by default as
-                the config says.
+                Whether to return attention weights, as `attn_implementation="eager"` has them; likewise.
 
         Raises:
             ValueError: both or neither of `pixel_values` and `feature_maps`, or values of a wrong shape or type.
@@ -809,10 +806,9 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
                 class names as phrases and this default, labels are about as right as those of the class head.
 
         Returns:
-            `MTAClipForSemanticSegmentationOutput`: as for images with `num_phrases` classes. `logits` `(batch_size,
-            num_phrases, height / 4, width / 4)` are the phrases' scores; `class_queries_logits` the logarithms of the
-            queries' probabilities; `mask_text_similarity` the cosines, without "no object". The image processor's
-            `post_process_semantic_segmentation` turns them into the index of the best phrase at each pixel.
+            `MTAClipForSemanticSegmentationOutput`: as for `num_phrases` classes, for the image processor's
+            `post_process_semantic_segmentation` too. `logits` `(batch_size, num_phrases, height / 4, width / 4)` are
+            the phrases' scores, `class_queries_logits` log-probabilities, `mask_text_similarity` the cosines.
 
         Raises:
             ValueError: a temperature that is not positive; both or neither of `pixel_values` and `feature_maps`.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_mtaclip import MTAClipConfig
-from .deformable_attention_mtaclip import MultiScaleDeformableAttention, constant, level_sizes
+from .deformable_attention_mtaclip import MultiScaleDeformableAttention, SpatialShapes, constant, level_sizes
 
 
 NUM_LEVELS = 3
@@ -25,14 +25,8 @@ def sine_position_embedding(
 ) -> Tensor:
     """Sine-cosine embedding of pixel positions, rows first, normalized to 2π (DETR, arXiv 2005.12872, appendix A.4).
 
-    Args:
-        height, width (`int`): size of the feature map.
-        hidden_size (`int`): channels, a multiple of 4; the first half encodes y, the second x.
-        dtype (`torch.dtype`): of the result; the computation is in float32.
-        device (`torch.device`): of the result.
-
-    Returns:
-        `Tensor` of shape `(1, height * width, hidden_size)`.
+    Of shape `(1, height * width, hidden_size)`: the first half of the channels (a multiple of 4) encodes y, the second
+    x. The computation is in float32, whatever `dtype`.
     """
     half = hidden_size // 2
     channels = torch.arange(half, device=device) // 2
@@ -83,11 +77,7 @@ class MTAClipDeformableAttention(nn.Module):
         return offsets.expand(self.num_heads, NUM_LEVELS, self.num_points, 2).flatten()
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Tensor,
-        centers: Tensor,
-        spatial_shapes: tuple[tuple[int, int], ...],
+        self, hidden_states: Tensor, position_embeddings: Tensor, centers: Tensor, spatial_shapes: SpatialShapes
     ) -> Tensor:
         """Attends from the `(B, S, D)` pixels of all levels, with `(1, S, D)` position embeddings, to themselves.
 
@@ -118,11 +108,7 @@ class MTAClipPixelDecoderLayer(GradientCheckpointingLayer):
         self.final_layer_norm = nn.LayerNorm(config.hidden_size)
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: Tensor,
-        centers: Tensor,
-        spatial_shapes: tuple[tuple[int, int], ...],
+        self, hidden_states: Tensor, position_embeddings: Tensor, centers: Tensor, spatial_shapes: SpatialShapes
     ) -> Tensor:
         attended = self.self_attn(hidden_states, position_embeddings, centers, spatial_shapes)
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
@@ -179,16 +165,15 @@ class MTAClipPixelDecoder(nn.Module):
         mask_features = self.mask_projection(self.output_projection(lateral + upsampled))
         return mask_features, multi_scale_features
 
-    def _position_embeddings(self, spatial_shapes: tuple[tuple[int, int], ...], like: Tensor) -> Tensor:
-        size = like.shape[-1]
+    def _position_embeddings(self, spatial_shapes: SpatialShapes, like: Tensor) -> Tensor:
         embeddings = [
-            constant(sine_position_embedding, height, width, size, like.dtype, like.device) + level
-            for (height, width), level in zip(spatial_shapes, self.level_embed, strict=True)
+            constant(sine_position_embedding, *shape, like.shape[-1], like.dtype, like.device) + level
+            for shape, level in zip(spatial_shapes, self.level_embed, strict=True)
         ]
         return torch.cat(embeddings, dim=1)
 
 
-def _pixel_centers(spatial_shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _pixel_centers(spatial_shapes: SpatialShapes, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Where the pixels of all levels lie on each level, `(S, levels, 2)`: (x, y) in pixels of that level."""
     points = []
     for height, width in spatial_shapes:

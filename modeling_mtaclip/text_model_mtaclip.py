@@ -56,9 +56,8 @@ class MTAClipTextModel(nn.Module):
         self.freeze()
 
     def packed_names(self) -> dict[str, Tensor]:
-        """The class names as groups of packed tokens, see `_pack`."""
-        config = self.config
-        return self._pack([config.class_token_ids[name] for name in config.class_names_with_no_object()])
+        """The class names as `_pack` gives them."""
+        return self._pack([self.config.class_token_ids[name] for name in self.config.class_names_with_no_object()])
 
     def _pack(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Int64: `token_ids`, `positions` in the prompt and `segments` (which name, -1 for padding), all of shape

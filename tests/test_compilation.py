@@ -15,39 +15,17 @@ def fresh_compiler():
     torch.compiler.reset()
 
 
-def decoder_inputs(height=24, width=32):
-    torch.manual_seed(0)
+def decoder_inputs(height, width):
     sizes = [(height // stride, width // stride) for stride in (8, 4, 2)]
     return {
-        "mask_features": torch.randn(2, 16, height, width, requires_grad=True),
-        "multi_scale_features": [torch.randn(2, 32, *size, requires_grad=True) for size in sizes],
-        "text_embeddings": torch.randn(3, 4, 24, requires_grad=True),
+        "mask_features": torch.randn(2, 16, height, width),
+        "multi_scale_features": [torch.randn(2, 32, *size) for size in sizes],
+        "text_embeddings": torch.randn(3, 4, 24),
     }
 
 
 @pytest.mark.slow
-def test_decoder_is_one_graph():
-    decoder = tiny_model().train().model.decoder
-    inputs = decoder_inputs()
-    differentiable = [
-        inputs["mask_features"],
-        *inputs["multi_scale_features"],
-        inputs["text_embeddings"],
-        *decoder.parameters(),
-    ]
-    results = []
-    for decode in (decoder, torch.compile(decoder, fullgraph=True, backend="aot_eager")):
-        states = torch.stack(decode(**inputs)[0])
-        direction = torch.linspace(-1, 1, states.numel()).view(states.shape)
-        gradients = torch.autograd.grad(states, differentiable, direction, allow_unused=True)
-        results.append([states, *(gradient for gradient in gradients if gradient is not None)])
-    assert len(results[0]) == len(results[1]) > 50
-    for eager, compiled in zip(*results, strict=True):
-        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_decoder_is_not_compiled_for_each_size():
+def test_decoder_is_one_graph_for_all_sizes():
     decoder = tiny_model().model.decoder
     compiled = torch.compile(decoder, fullgraph=True, backend="eager")
     with torch.no_grad():
@@ -57,19 +35,6 @@ def test_decoder_is_not_compiled_for_each_size():
             for size in ((32, 24), (64, 64), (16, 80)):
                 inputs = decoder_inputs(*size)
                 assert_near(compiled(**inputs), decoder(**inputs))
-
-
-@pytest.mark.slow
-def test_inference():
-    model = tiny_model()
-    compiled = torch.compile(model, backend="aot_eager")
-    with torch.no_grad():
-        for size in ((64, 96), (96, 128)):
-            images = torch.randn(2, 3, *size)
-            expected, actual = model(images), compiled(images)
-            torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-5)
-        model.model.text_model.contexts.add_(1)
-        assert_near(compiled(images).text_embeddings, model(images).text_embeddings)
 
 
 @pytest.mark.slow

@@ -62,10 +62,6 @@ def test_a_name_may_stand_for_several_classes():
     assert config.num_labels == 3
     assert config.label2id == {"road": 0, "house": 1}
     assert config.class_names_with_no_object() == ["road", "house", "road", "none"]
-
-
-def test_label2id_follows_id2label():
-    config = tiny_config()
     config.id2label = {0: "house", 1: "road"}
     assert config.label2id == {"house": 0, "road": 1}
     assert config.num_labels == 2
@@ -89,6 +85,8 @@ def test_label2id_follows_id2label():
         ({"hidden_size": 40}, r"`hidden_size` \(40\) must be a multiple of `encoder_norm_groups` \(32\)"),
         ({"decoder_attention_heads": 5}, "must be a multiple of `decoder_attention_heads`"),
         ({"importance_sample_ratio": 1.5}, "between 0 and 1, got 1.5"),
+        ({"class_mask_share": 1.5}, "between 0 and 1, got 1.5"),
+        ({"class_mask_weight": 1.0, "text_branch": False}, "without text branch"),
         ({"oversample_ratio": 0.5}, "at least 1, got 0.5"),
         ({"mask_weight": -1}, "`mask_weight` must not be negative"),
         ({"semantic_loss_ignore_index": 1}, "also the id of the class 'house'"),
@@ -99,9 +97,6 @@ def test_label2id_follows_id2label():
 def test_errors(overrides, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**overrides)
-
-
-def test_wrong_type_is_refused():
     with pytest.raises(Exception, match="num_queries"):
         tiny_config(num_queries="many")
 

@@ -1,23 +1,14 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
 import copy
-import pickle
 
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import (
-    AutoModel,
-    AutoModelForSemanticSegmentation,
-    CLIPTextModelWithProjection,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    SwinConfig,
-)
+from transformers import AutoModel, AutoModelForSemanticSegmentation
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, text_model_mtaclip
-from modeling_mtaclip.conversion import config_from_mask2former, convert_mask2former_state_dict
-from tests.tiny import CLASS_NAMES, assert_near, tiny_config, tiny_model
+from tests.tiny import assert_near, assert_same_weights, tiny_config, tiny_model
 
 
 HEIGHT, WIDTH = 64, 96
@@ -47,22 +38,6 @@ def plain_text_embeddings(text_model):
             states = clip.encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
             embeddings.append(encoder.text_projection(clip.final_layer_norm(states[0, -1])))
     return torch.stack(embeddings).unflatten(0, (config.num_prompt_contexts, len(names)))
-
-
-@torch.no_grad()
-def test_text_encoder_is_that_of_transformers():
-    text_model = tiny_model().model.text_model
-    config, encoder = text_model.config, text_model.text_encoder
-    # Contexts that are embeddings of tokens make prompts that a CLIP text encoder can read as a whole.
-    contexts = torch.randint(1, 8, text_model.contexts.shape[:2])
-    text_model.contexts.copy_(encoder.text_model.embeddings.token_embedding(contexts))
-    embeddings = text_model()
-    for context, tokens in enumerate(contexts.tolist()):
-        for index, name in enumerate(config.class_names_with_no_object()):
-            names = config.class_token_ids[name]
-            prompt = [config.prompt_start_token_id, *tokens, *names, config.prompt_end_token_id]
-            expected = CLIPTextModelWithProjection.forward(encoder, input_ids=torch.tensor([prompt])).text_embeds[0]
-            torch.testing.assert_close(embeddings[context, index], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -99,66 +74,24 @@ def test_attention_masks_equal_resized_mask_logits(dtype):
 
 def test_outputs():
     model, batch = tiny_model(), make_batch()
-    with torch.no_grad():
-        outputs = model(batch["pixel_values"])
-    assert outputs.loss is None
-    assert outputs.auxiliary_predictions is None
-    assert outputs.logits.shape == (2, 3, HEIGHT // 4, WIDTH // 4)
-    assert outputs.class_queries_logits.shape == (2, 7, 4)
-    assert outputs.masks_queries_logits.shape == (2, 7, HEIGHT // 4, WIDTH // 4)
-    assert outputs.mask_text_similarity.shape == (2, 3, 7, 4)
-    assert outputs.text_embeddings.shape == (2, 3, 4, 24)
-    scores = torch.einsum(
-        "bqk,bqhw->bkhw", outputs.class_queries_logits.softmax(-1)[..., :-1], outputs.masks_queries_logits.sigmoid()
-    )
-    torch.testing.assert_close(outputs.logits, scores)
-
-
-def test_training_outputs():
-    model, batch = tiny_model().train(), make_batch()
-    outputs = model(**batch, output_logits=False)
-    assert outputs.logits is None
-    assert outputs.masks_queries_logits is None
-    assert outputs.auxiliary_predictions is None
-    assert {
-        "cross_entropy",
-        "mask",
-        "dice",
-        "contrastive",
-        "mask_0",
-        "contrastive_3",
-    } <= outputs.loss_components.keys()
-
-
-def test_hidden_states_and_attentions():
-    model, batch = tiny_model(), make_batch()
     model.set_attn_implementation("eager")
     with torch.no_grad():
         outputs = model(batch["pixel_values"], output_hidden_states=True, output_attentions=True)
+    assert {name: tuple(value.shape) for name, value in outputs.items() if isinstance(value, torch.Tensor)} == {
+        "logits": (2, 3, HEIGHT // 4, WIDTH // 4),
+        "class_queries_logits": (2, 7, 4),
+        "masks_queries_logits": (2, 7, HEIGHT // 4, WIDTH // 4),
+        "mask_text_similarity": (2, 3, 7, 4),
+        "text_embeddings": (2, 3, 4, 24),
+    }
     queries = 7 + 3 * 4
     assert [state.shape for state in outputs.hidden_states] == [(2, queries, 32)] * 5
     assert [weights.shape for weights in outputs.attentions] == [(2, 4, queries, queries)] * 4
     assert [weights.shape[-1] for weights in outputs.cross_attentions] == [6, 24, 96, 6]
-    torch.testing.assert_close(outputs.attentions[0].sum(-1), torch.ones(2, 4, queries))
-
-
-def test_tuple_output():
-    model, batch = tiny_model(), make_batch()
-    with torch.no_grad():
-        expected = model(**batch, point_seeds=torch.arange(2))
-        actual = model(**batch, point_seeds=torch.arange(2), return_dict=False)
-        model.config.return_dict = False
-        assert_near(model(**batch, point_seeds=torch.arange(2)), actual)
-    assert isinstance(actual, tuple)
-    assert_near(actual[:2], (expected.loss, expected.logits))
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_attention_implementation_on_loading(tmp_path, implementation):
-    tiny_model().save_pretrained(tmp_path)
-    loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, attn_implementation=implementation)
-    assert loaded.config._attn_implementation == implementation
-    assert loaded.model.text_model.text_encoder.config._attn_implementation == implementation
+    scores = torch.einsum(
+        "bqk,bqhw->bkhw", outputs.class_queries_logits.softmax(-1)[..., :-1], outputs.masks_queries_logits.sigmoid()
+    )
+    torch.testing.assert_close(outputs.logits, scores)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -181,7 +114,17 @@ def test_every_trainable_parameter_has_a_gradient(labels):
     model, batch = tiny_model().train(), make_batch()
     if labels != "some":
         batch["labels"][:] = 255 if labels == "none" else 1
-    model(**batch).loss.backward()
+    outputs = model(**batch, output_logits=False)
+    outputs.loss.backward()
+    assert outputs.logits is None
+    assert {
+        "cross_entropy",
+        "mask",
+        "dice",
+        "contrastive",
+        "mask_0",
+        "contrastive_3",
+    } <= outputs.loss_components.keys()
     dead = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
     assert not dead
     frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
@@ -198,24 +141,13 @@ def swap_averages(model):
         weight.data = weight.data + 0.1
 
 
-@torch.no_grad()
-def write_in_place(model):
-    for weight in model.model.text_model.text_encoder.parameters():
-        weight.data.add_(0.1)
-
-
-@torch.no_grad()
-def load_others(model):
-    model.load_state_dict({name: value * 1.5 for name, value in model.state_dict().items()})
-
-
 def bend_the_last_layer(model):
     """A switch of a module, as adapters have it: no weight changes."""
     projection = model.model.text_model.text_encoder.text_projection
     projection.register_forward_hook(lambda module, inputs, output: output.flip(-1))
 
 
-@pytest.mark.parametrize("change", [swap_averages, write_in_place, load_others, bend_the_last_layer])
+@pytest.mark.parametrize("change", [swap_averages, bend_the_last_layer])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_text_embeddings_follow_every_change(change, context):
     model, images = tiny_model(), make_batch()["pixel_values"]
@@ -317,85 +249,18 @@ def test_feature_maps_replace_images():
 
 
 @pytest.mark.parametrize("options", [{}, {"device_map": "auto"}])
-@pytest.mark.parametrize("max_shard_size", ["5GB", "50KB"])
-def test_reloading(tmp_path, max_shard_size, options):
+def test_reloading_shards(tmp_path, options):
     model, images = tiny_model(), make_batch()["pixel_values"]
-    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "50KB")
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path, **options).eval()
     base = AutoModel.from_pretrained(tmp_path, **options).eval()
     assert isinstance(loaded, MTAClipForSemanticSegmentation)
     assert isinstance(base, MTAClipModel)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    loaded_tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
-    assert tensors.keys() == loaded_tensors.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, loaded_tensors[name].cpu()), name
-        assert tensor.requires_grad == loaded_tensors[name].requires_grad, name
+    assert_same_weights(loaded, model)
     with torch.no_grad():
         assert_near(loaded(images.to(loaded.device)).logits.cpu(), model(images).logits)
         assert_near(base(images.to(base.device)).last_hidden_state.cpu(), model.model(images).last_hidden_state)
-
-
-def test_pickling():
-    model, batch = tiny_model(), make_batch()
-    copied = pickle.loads(pickle.dumps(model))
-    with torch.no_grad():
-        expected, actual = model(batch["pixel_values"]), copied(batch["pixel_values"])
-        again = pickle.loads(pickle.dumps(model))(batch["pixel_values"], output_hidden_states=True)
-    assert_near((actual.logits, again.logits), (expected.logits, expected.logits))
-    assert len(again.hidden_states) == model.config.decoder_layers + 1
-
-
-@pytest.fixture
-def mask2former():
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=12,
-        depths=[1, 1, 1, 1],
-        num_heads=[1, 2, 2, 4],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
-    config = Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=32,
-        hidden_dim=32,
-        mask_feature_size=16,
-        encoder_layers=2,
-        decoder_layers=5,
-        num_attention_heads=4,
-        encoder_feedforward_dim=48,
-        dim_feedforward=40,
-        num_queries=7,
-        id2label=dict(enumerate(CLASS_NAMES)),
-        label2id={name: index for index, name in enumerate(CLASS_NAMES)},
-    )
-    model = Mask2FormerForUniversalSegmentation(config).eval()
-    with torch.no_grad():
-        # Freshly made, offsets and attention of the pixel decoder would not depend on the image.
-        for layer in model.model.pixel_level_module.decoder.encoder.layers:
-            layer.self_attn.sampling_offsets.weight.normal_(std=0.3)
-            layer.self_attn.attention_weights.weight.normal_(std=0.3)
-    return model
-
-
-def test_without_text_branch_it_is_mask2former(mask2former):
-    ours = MTAClipForSemanticSegmentation(config_from_mask2former(mask2former.config)).eval()
-    weights = convert_mask2former_state_dict(mask2former.state_dict())
-    ours.load_state_dict(weights.tensors)
-    assert list(weights.left_out) == ["criterion.empty_weight"]
-    pixel_values = make_batch()["pixel_values"]
-    with torch.no_grad():
-        expected = mask2former(pixel_values, output_auxiliary_logits=True)
-        actual = ours(pixel_values, output_auxiliary_predictions=True)
-    assert actual.text_embeddings is None
-    assert actual.mask_text_similarity is None
-    for theirs, our in zip(
-        [*expected.auxiliary_logits, expected], [*actual.auxiliary_predictions, actual], strict=True
-    ):
-        for name in ("class_queries_logits", "masks_queries_logits"):
-            torch.testing.assert_close(our[name], theirs[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

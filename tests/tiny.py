@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, ResNetConfig
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation
@@ -102,6 +102,17 @@ def assert_near(actual: Any, expected: Any) -> None:
         assert len(actual) == len(expected)
         for value, other in zip(actual, expected, strict=True):
             assert_near(value, other)
+
+
+def assert_same_weights(actual: nn.Module, expected: nn.Module) -> None:
+    """Compares two models' tensors bit for bit, those that are not saved as well, and which of them are trained."""
+    tensors, expected_tensors = (
+        dict(each.named_parameters()) | dict(each.named_buffers()) for each in (actual, expected)
+    )
+    assert tensors.keys() == expected_tensors.keys()
+    for name, tensor in expected_tensors.items():
+        assert torch.equal(tensors[name].cpu(), tensor), name
+        assert tensors[name].requires_grad == tensor.requires_grad, name
 
 
 def label_map(segments: list[dict[str, Any]]) -> np.ndarray:
