@@ -6,6 +6,7 @@ What torchvision lacks is a transform of its own here. All draw from torch's gen
 [`random_choices`] makes an example a function of a seed alone, whatever the workers, processes and resumed runs.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,16 +39,14 @@ class ResizeByRatio(v2.Transform):
         size = F.get_size(flat_inputs[0])
         scale = _uniform(*self.scale_range)
         if self.size is not None:
-            fit = self.size["shortest_edge"] / min(size)
-            if self.size.get("longest_edge"):
-                fit = min(fit, self.size["longest_edge"] / max(size))
-            scale *= fit
+            longest_edge = self.size.get("longest_edge") or math.inf
+            scale *= min(self.size["shortest_edge"] / min(size), longest_edge / max(size))
         return {"size": [max(1, int(length * scale + 0.5)) for length in size]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Mask):
-            return F.resize(inpt, params["size"], v2.InterpolationMode.NEAREST_EXACT)
-        return F.resize(inpt, params["size"], v2.InterpolationMode.BILINEAR, antialias=True)
+        is_mask = isinstance(inpt, tv_tensors.Mask)
+        mode = v2.InterpolationMode.NEAREST_EXACT if is_mask else v2.InterpolationMode.BILINEAR
+        return F.resize(inpt, params["size"], mode)
 
 
 class CropOfSeveralClasses(v2.Transform):
@@ -101,16 +100,11 @@ class PhotometricDistortion(v2.Transform):
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        pixels = inpt.as_subclass(Tensor)
-        if params["brightness"]:
-            pixels = (pixels + params["brightness"]).clamp_(0, 1)
-        if params["contrast_before"] != 1:
-            pixels = (pixels * params["contrast_before"]).clamp_(0, 1)
+        pixels = _linear(inpt.as_subclass(Tensor), 1.0, params["brightness"])
+        pixels = _linear(pixels, params["contrast_before"])
         if params["saturation"] != 1 or params["hue"]:
             pixels = change_saturation_and_hue(pixels, params["saturation"], params["hue"])
-        if params["contrast_after"] != 1:
-            pixels = (pixels * params["contrast_after"]).clamp_(0, 1)
-        return tv_tensors.wrap(pixels, like=inpt)
+        return tv_tensors.wrap(_linear(pixels, params["contrast_after"]), like=inpt)
 
 
 class PadToSize(v2.Transform):
@@ -165,11 +159,7 @@ class Augmentation:
         )
 
     def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Augments one example, with random choices from torch's generator.
-
-        Args:
-            image (`tv_tensors.Image` of shape `(3, height, width)` and type `torch.uint8`): RGB.
-            mask (`tv_tensors.Mask` of shape `(1, height, width)` and type `torch.uint8`): label ids and 255.
+        """Augments an RGB image `(3, height, width)` and a mask `(1, height, width)` of label ids and 255, both uint8.
 
         Returns:
             `tuple[tv_tensors.Image, tv_tensors.Mask]`: float32 `(3, *crop_size)` and int64 `(1, *crop_size)`.
@@ -203,6 +193,10 @@ def random_choices(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def _linear(pixels: Tensor, factor: float, offset: float = 0.0) -> Tensor:
+    return pixels if (factor, offset) == (1, 0) else (pixels * factor + offset).clamp_(0, 1)
 
 
 def _uniform(low: float, high: float) -> float:
