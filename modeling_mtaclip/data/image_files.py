@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extension
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 # What Pillow's decoders raise on files that are no images, cut off, or broken.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error)
+HEADER_LENGTH = 4096
 UNNAMED = "that was given"
 # Orientations that exchange width and height.
 SIDEWAYS = (5, 6, 7, 8)
@@ -250,14 +251,15 @@ def _bits_per_channel(image: Image.Image) -> int:
     decoding = image.tile[0][3] if getattr(image, "tile", None) else None
     if image.format == "PNG" and isinstance(decoding, str) and (found := re.search(r";(\d+)", decoding)):
         return int(found[1])
-    if image.format == "PPM" and isinstance(decoding, tuple):
+    if image.format == "PPM" and image.mode == "RGB" and isinstance(decoding, tuple):
         return int(decoding[1]).bit_length()
     if image.format == "TIFF" and hasattr(image, "tag_v2"):
         return max(image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,)))
     if image.format == "JPEG2000" and decoding:
         image.fp.seek(0)
-        header = image.fp.read(4096)
-        return (header[header.index(b"\xff\x51") + 40] & 127) + 1
+        header = image.fp.read(HEADER_LENGTH)
+        if (place := header.find(b"\xff\x51")) >= 0:
+            return (header[place + 40] & 127) + 1
     return 8 * np.dtype(ImageMode.getmode(image.mode).typestr).itemsize
 
 

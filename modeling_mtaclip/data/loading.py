@@ -15,20 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import (
-    Dataset,
-    DatasetDict,
-    Features,
-    Image,
-    IterableDataset,
-    IterableDatasetDict,
-    NamedSplit,
-    Value,
-    load_dataset,
-    load_from_disk,
-)
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset
 from huggingface_hub import hf_hub_download
-from PIL import Image as PILImage
 from transformers.utils import logging
 
 from .catalog import DATASETS, IGNORE_INDEX, DatasetInfo, read_dataset_info
@@ -39,12 +27,12 @@ from .scenes import make_scene
 
 logger = logging.get_logger(__name__)
 
-SPLIT_NAMES = {
+SPLITS = {
     "train": ("train", "training"),
     "validation": ("val", "validation", "valid"),
     "test": ("test", "testing"),
 }
-FEATURES = Features({"image": Image(), "annotation": Image(), "name": Value("string")})
+FEATURES = datasets.Features({"image": Image(), "annotation": Image(), "name": datasets.Value("string")})
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
 ANNOTATION_COLUMNS = ("annotation", "label", "mask", "segmentation", "labels", "semantic_mask", "annotations", "masks")
 CLASS_FILES = ("classes.json", "id2label.json")
@@ -54,6 +42,8 @@ SCENE_SEEDS = {"train": range(640), "validation": range(10_000_000, 10_000_100)}
 MAX_STREAM_SHARDS = 64
 
 FilePair = tuple[Path, Path]
+
+_scene_of = lru_cache(maxsize=1024)(make_scene)
 
 
 def load_segmentation_dataset(
@@ -130,13 +120,8 @@ def _scenes() -> DatasetDict:
 
 
 def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:
-    images, annotations = zip(*map(_make_scene, batch["seed"]), strict=True)
+    images, annotations = zip(*map(_scene_of, batch["seed"]), strict=True)
     return {"image": images, "annotation": annotations, "name": [f"scene {seed}" for seed in batch["seed"]]}
-
-
-@lru_cache(maxsize=1024)
-def _make_scene(seed: int) -> tuple[PILImage.Image, PILImage.Image]:
-    return make_scene(seed)
 
 
 def _folder_of(name: str, data_dir: str | Path | None) -> Path:
@@ -156,20 +141,20 @@ def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo
         if not found and not info.splits:
             raise ValueError(f"{root / images.format('')} has no images.")
         # Of a known data set one may have a part, and some splits, such as coarse annotations, without their images.
-        if found and (split in SPLIT_NAMES or any(mask.is_file() for _, mask in found)):
+        if found and (split in SPLITS or any(mask.is_file() for _, mask in found)):
             pairs[split] = found
     if not pairs:
         raise ValueError(f"{root} is no folder of {info.title}: expected files like {info.splits['train'][0]}.")
     if info.train_ids is not None:
-        old, new = info.train_ids
-        ready = {
-            split: [(image, mask.with_name(mask.name.replace(old, new))) for image, mask in each]
-            for split, each in pairs.items()
-        }
+        ready = {split: [_with_train_ids(pair, info) for pair in each] for split, each in pairs.items()}
         if all(mask.is_file() for split, each in ready.items() if split != "test" for _, mask in each):
             label_ids = tuple(range(len(info.values)))
             pairs, info = ready, replace(info, values=label_ids, ignored_values=frozenset({IGNORE_INDEX}))
     return DatasetDict({split: _make_split(split, each, root) for split, each in pairs.items()}), info
+
+
+def _with_train_ids(pair: FilePair, info: DatasetInfo) -> FilePair:
+    return pair[0], pair[1].with_name(pair[1].name.replace(*info.train_ids))
 
 
 def _usual_splits(root: Path) -> dict[str, tuple[str, str]]:
@@ -177,7 +162,7 @@ def _usual_splits(root: Path) -> dict[str, tuple[str, str]]:
     if not (root / "images").is_dir() or not (root / "annotations").is_dir():
         raise ValueError(f"{root} must have the folders images and annotations, each with train and val.")
     splits = {}
-    for split, spellings in SPLIT_NAMES.items():
+    for split, spellings in SPLITS.items():
         if folders := [name for name in spellings if (root / "images" / name).is_dir()]:
             splits[split] = (f"images/{folders[0]}/{{}}", f"annotations/{folders[0]}/{{}}")
     if not splits:
@@ -236,7 +221,7 @@ def _make_split(split: str, pairs: Sequence[FilePair], root: Path) -> Dataset:
         # Without the folder of all images.
         "name": [Path(*image.relative_to(root).parts[1:]).as_posix() for image, _ in pairs],
     }
-    return Dataset.from_dict(columns, features=FEATURES, split=NamedSplit(split))
+    return Dataset.from_dict(columns, features=FEATURES, split=datasets.NamedSplit(split))
 
 
 def _split_off_validation(splits: Mapping[str, Any], share: float) -> DatasetDict:
@@ -264,7 +249,7 @@ def _load_with_datasets(
     folder = Path(source)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            loaded = load_from_disk(source)
+            loaded = datasets.load_from_disk(source)
         elif folder.is_dir():
             if not any(folder.rglob("*.parquet")):
                 raise ValueError(
@@ -285,7 +270,7 @@ def _with_known_columns(
     source: str, loaded: DatasetDict | IterableDatasetDict, image_column: str | None, annotation_column: str | None
 ) -> DatasetDict | IterableDatasetDict:
     splits = {}
-    for split, spellings in SPLIT_NAMES.items():
+    for split, spellings in SPLITS.items():
         for spelling in [spelling for spelling in spellings if spelling in loaded][:1]:
             columns = loaded[spelling].column_names or list(next(iter(loaded[spelling])))
             image = _find_column(columns, image_column, IMAGE_COLUMNS, "image")

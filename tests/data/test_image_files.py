@@ -122,6 +122,9 @@ def test_images_of_other_modes_become_rgb(tmp_path: Path, mode: str):
     Image.new("RGB", (4, 3), (255, 255, 255)).convert(mode).save(tmp_path / "a.tif")
     image = open_image(tmp_path / "a.tif")
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
+    Image.new("F", (4, 3)).save(tmp_path / "a.pfm")
+    with pytest.raises(ValueError, match="32 bits per channel"):
+        open_image(tmp_path / "a.pfm")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
