@@ -66,11 +66,11 @@ def error_map(
 def confidence_map(values: Any) -> Image.Image:
     """Paints probabilities `(height, width)` from 0 (dark) to 1 (light); NaN is void."""
     values = np.asarray(values, dtype=np.float32)
-    if values.ndim != 2 or not values.size or ((values < 0) | (values > 1)).any():
-        bounds = [float(np.nanmin(values)), float(np.nanmax(values))] if values.size else []
+    wrong = values[(values < 0) | (values > 1)]
+    if values.ndim != 2 or not values.size or wrong.size:
         raise ValueError(
             "Confidences must have the shape (height, width) and lie between 0 and 1, got the shape "
-            f"{values.shape} and the bounds {bounds}."
+            f"{values.shape} and values like {wrong[:3].tolist()}."
         )
     stops = np.linspace(0, 1, len(CONFIDENCE_COLORS))
     channels = [np.interp(values, stops, channel) for channel in zip(*CONFIDENCE_COLORS, strict=True)]
@@ -91,19 +91,18 @@ def legend(
     The legend is `width` pixels wide, but not less than `MIN_LEGEND_WIDTH`, and as high as it needs to be. A name that
     is wider ends with dots.
     """
-    shares = [None] * len(names) if shares is None else shares
-    if not len(names) or not len(names) == len(palette) == len(shares):
+    suffixes = [""] * len(names) if shares is None else [f" {100 * share:.1f} %" for share in shares]
+    if not len(names) or not len(names) == len(palette) == len(suffixes):
         raise ValueError(
             "A legend needs at least one name, and a color (and a share) for each, got "
-            f"{len(names)} names, {len(palette)} colors and {len(shares)} shares."
+            f"{len(names)} names, {len(palette)} colors and {len(suffixes)} shares."
         )
     width, gap = max(width, MIN_LEGEND_WIDTH), font_size // 2
     font, row_height = ImageFont.load_default(font_size), font_size + gap
-    texts = []
-    for name, share in zip(names, shares, strict=True):
-        suffix = "" if share is None else f" {100 * share:.1f} %"
-        room = width - font_size - 4 * gap - font.getlength(suffix)
-        texts.append(_shortened(" ".join(name.split()), font, room) + suffix)
+    room = width - font_size - 4 * gap
+    texts = [
+        _shortened(" ".join(name.split()), suffix, font, room) for name, suffix in zip(names, suffixes, strict=True)
+    ]
     column_width = int(max(map(font.getlength, texts))) + font_size + 3 * gap
     num_columns = max(1, (width - gap) // column_width)
     picture = Image.new("RGB", (width, -(-len(texts) // num_columns) * row_height + gap), "white")
@@ -177,14 +176,8 @@ def plot_alignment(
 ) -> "Figure":
     """Plots masks and class texts in the two directions in which they differ most (Figure 1b of the paper).
 
-    Args:
-        masks (`np.ndarray` of shape `(M, E)`): embeddings of masks, drawn as dots.
-        mask_classes (`Sequence[int]`): the class of each.
-        texts (`Mapping[int, np.ndarray]`): class → embedding `(E,)` of its text, drawn as a star with its name.
-        names, palette: of the classes.
-
-    Returns:
-        `matplotlib.figure.Figure`: to be saved or shown.
+    `masks` are embeddings `(M, E)`, drawn as dots in the colors of their classes; `texts` has the embedding `(E,)` of
+    some classes' text, drawn as a star with the class's name.
     """
     from matplotlib.figure import Figure
 
@@ -233,13 +226,13 @@ def _check_sizes(first: tuple[int, int], second: tuple[int, int]) -> None:
         raise ValueError(f"Images and label maps must have the same size, got {first} and {second} (width, height).")
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    """The text, or as much of its beginning as has room in front of three dots."""
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(text + "...") > room:
+def _shortened(text: str, suffix: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+    """The text with its suffix, or as much of its beginning as has room in front of three dots."""
+    if font.getlength(text + suffix) <= room:
+        return text + suffix
+    while text and font.getlength(f"{text}...{suffix}") > room:
         text = text[:-1]
-    return text + "..."
+    return f"{text}...{suffix}"
 
 
 __all__ = [

@@ -15,6 +15,7 @@ from modeling_mtaclip.visualization import (
     confidence_map,
     error_map,
     legend,
+    legend_entries,
     overlay,
     plot_alignment,
 )
@@ -68,10 +69,7 @@ def test_confidences_go_from_dark_to_light():
         (lambda: overlay(GRAY, [[0]], PALETTE), r"got \(2, 2\) and \(1, 1\)"),
         (lambda: overlay(GRAY, LABELS, PALETTE, 2), "`opacity`"),
         (lambda: error_map([[0]], LABELS), "same size"),
-        (
-            lambda: confidence_map([[1.5, np.nan]]),
-            r"between 0 and 1, got the shape \(1, 2\) and the bounds \[1.5, 1.5\]",
-        ),
+        (lambda: confidence_map([[1.5, np.nan]]), r"between 0 and 1, got the shape \(1, 2\) and values like \[1.5\]"),
         (lambda: confidence_map([]), r"got the shape \(0,\)"),
         (lambda: legend([], []), "at least one name"),
         (lambda: legend(["a"], PALETTE), "1 names, 2 colors"),
@@ -84,18 +82,15 @@ def test_what_cannot_be_drawn_is_refused(draw, message):
         draw()
 
 
-@pytest.mark.parametrize("width", [16, 640, 2048])
-@pytest.mark.parametrize(
-    "names", [["road"], ["道路", "дом", "بيت", "a\nb"], [f"class number {i}" for i in range(150)]]
-)
+@pytest.mark.parametrize("width", [16, 2048])
+@pytest.mark.parametrize("names", [["道路", "дом", "بيت", "a\nb"], [f"class number {i}" for i in range(150)]])
 def test_every_class_has_its_box_and_text_inside_the_legend(names, width):
     palette = [(i, 255 - i, 128) for i in range(len(names))]
     picture = legend(names, palette, [1 / len(names)] * len(names), width=width)
     assert picture.width == max(width, 320)
     counts = {color: count for count, color in picture.getcolors(1 << 24)}
     assert all(counts[color] >= 12 * 12 for color in palette)
-    edge = np.array(picture)[:, -3:]
-    assert (edge == 255).all()
+    assert (np.array(picture)[:, -3:] == 255).all()
 
 
 def test_long_names_end_with_dots(monkeypatch):
@@ -103,7 +98,7 @@ def test_long_names_end_with_dots(monkeypatch):
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **options: texts.append(text))
     legend(["x" * 500, "sky"], PALETTE, [0.25, 0.75], width=100)
     assert texts[0].endswith("xxx... 25.0 %")
-    assert ImageFont.load_default(14).getlength(texts[0]) <= 320
+    assert 300 < 14 + 4 * 7 + ImageFont.load_default(14).getlength(texts[0]) <= 320
     assert texts[1] == "sky 75.0 %"
 
 
@@ -118,23 +113,23 @@ def test_panels_stand_side_by_side_above_the_classes_that_occur():
     assert (1, 2, 3) not in colors
 
 
-@pytest.mark.parametrize(("width", "height"), [(500, 28 + 28), (900, 40 + 40), (4000, 80 + 80)])
-def test_text_grows_with_the_pictures(width, height):
-    picture = compare([("title", Image.new("RGB", (width, 10)))], ["road"], PALETTE[:1])
+@pytest.mark.parametrize(
+    ("title", "width", "height"), [("", 500, 28), ("title", 500, 56), ("title", 900, 80), ("title", 4000, 160)]
+)
+def test_text_grows_with_the_pictures(title, width, height):
+    picture = compare([(title, Image.new("RGB", (width, 10)))], ["road"], PALETTE[:1])
     assert picture.size == (width, height + 10)
 
 
-def test_a_picture_alone_has_no_title_and_a_legend_of_shares(monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(
-        "modeling_mtaclip.visualization.legend",
-        lambda names, palette, shares, width, font_size: (
-            drawn.update(names=names, shares=shares) or Image.new("RGB", (320, 9))
-        ),
+def test_a_legend_has_the_shares_of_the_classes_that_occur():
+    names, colors, shares = legend_entries([LABELS], ["a", "b", "c"], [*PALETTE, (1, 2, 3)])
+    assert (names, colors, shares) == (
+        ["b", "a", "not annotated"],
+        [PALETTE[1], PALETTE[0], VOID_COLOR],
+        [0.5, 0.25, 0.25],
     )
-    picture = compare([("", GRAY)], ["a", "b"], PALETTE, label_maps=[LABELS], show_shares=True)
-    assert picture.size == (320, 11)
-    assert drawn == {"names": ["b", "a", "not annotated"], "shares": [0.5, 0.25, 0.25]}
+    pictures = [compare([("", GRAY)], ["a", "b"], PALETTE, [LABELS], show_shares=show) for show in (True, False)]
+    assert pictures[0] != pictures[1]
 
 
 def test_masks_and_texts_stand_on_the_principal_axes_of_their_covariance():

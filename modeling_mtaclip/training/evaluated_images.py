@@ -29,15 +29,9 @@ THUMBNAIL_SIZE = 480
 
 @dataclass
 class MaskAlignment:
-    """Masks of an image and class texts in CLIP's space, as unit vectors. A mask is a query whose most probable class,
-    in the image as a whole, is not "no object".
-
-    Attributes:
-        classes (`np.ndarray` of shape `(M,)`): int64, the class of each mask, the most probable mask first.
-        centers (`np.ndarray` of shape `(M, 2)`): where each mask is surest, as shares (x, y) of the image's size.
-        masks (`np.ndarray` of shape `(M, E)`): of the masks.
-        texts (`np.ndarray` of shape `(C, K + 1, E)`): of the class texts and "no object" in each context.
-    """
+    """Unit vectors in CLIP's space: of an image's `masks` `(M, E)`, the most probable first, with their `classes`
+    `(M,)` and `centers` `(M, 2)`, where each is surest, as shares (x, y) of the image's size; and of the `texts`
+    `(C, K + 1, E)` of classes and "no object" in each context. What a mask is, [`ContextUsage`] says."""
 
     classes: np.ndarray
     centers: np.ndarray
@@ -53,10 +47,7 @@ class MaskAlignment:
 @dataclass
 class EvaluatedImage:
     """An image with ground truth and prediction. It becomes a thumbnail, its label maps (integer arrays or tensors of
-    shape `(height, width)`) int64 arrays of the thumbnail's size.
-
-    `mean_iou` is over the classes of the image, NaN if it is not known; `alignment` is absent without text branch.
-    """
+    shape `(height, width)`) int64 arrays of the thumbnail's size. `alignment` is absent without text branch."""
 
     name: str
     image: Image.Image
@@ -85,11 +76,8 @@ def _shrink(labels: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 class BestAndWorstImages:
-    """Keeps the images with the highest and the lowest mean IoU, `number` of each, however many are evaluated.
-
-    After `gather`, `best` has the best of all processes, the best first, and `worst` the worst, the worst first, as
-    [`EvaluatedImage`]s; no image is in both.
-    """
+    """Keeps the images with the highest and the lowest mean IoU, `number` of each, however many are evaluated: after
+    `gather`, those of all processes in `best`, the best first, and in `worst`, the worst first, none in both."""
 
     def __init__(self, number: int = 4) -> None:
         self.number = number
@@ -121,11 +109,9 @@ class ContextUsage:
     """Counts which prompt context is the most similar one to the masks of each of `num_labels` classes.
 
     A mask is a query whose most probable class is not "no object"; the winning context of a mask is the one in which
-    the text of that class is most similar to the mask, as in the contrastive loss (Sec. 3.4).
-
-    After `gather`, `counts`, int64 `(K, C)`, has the masks of each class that each context won (C is 0 without text
-    branch), and `agreeing`, int64 `(K,)`, the masks of each class whose most similar text, over all classes, "no
-    object" and contexts, is a text of the class.
+    the text of that class is most similar to the mask, as in the contrastive loss (Sec. 3.4). After `gather`,
+    `counts`, int64 `(K, C)`, has the masks of each class that each context won (C is 0 without text branch), and
+    `agreeing`, int64 `(K,)`, the masks of each class whose most similar of all texts is one of the class.
     """
 
     def __init__(self, num_labels: int) -> None:
@@ -198,24 +184,22 @@ def save_pictures(
     palette: Sequence[Color],
     ignore_index: int = 255,
 ) -> None:
-    """Draws image, ground truth and prediction side by side, in files `000_name.png`, `001_name.png`, …
-
-    Small ones are enlarged. The folder is made if it is absent; pictures with such names that an earlier run left in
-    it are removed first.
-    """
+    """Draws image, ground truth and prediction side by side, small ones enlarged, in files `000_name.png`,
+    `001_name.png`, … Pictures with such names that an earlier run left in the folder are removed first."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("[0-9][0-9][0-9]_*.png"):
         old.unlink()
     for place, image in enumerate(images):
-        label_maps = {"ground truth": image.ground_truth, "prediction": image.prediction}
-        colors = [(title, colorize(labels, palette, ignore_index)) for title, labels in label_maps.items()]
+        label_maps = [image.ground_truth, image.prediction]
+        pictures = [image.image, *(colorize(labels, palette, ignore_index) for labels in label_maps)]
         factor = max(1, THUMBNAIL_SIZE // max(image.image.size))
+        size = (factor * image.image.width, factor * image.image.height)
         panels = [
-            (title, picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST))
-            for title, picture in (("image", image.image), *colors)
+            (title, each.resize(size, Image.Resampling.NEAREST))
+            for title, each in zip(("image", "ground truth", "prediction"), pictures, strict=True)
         ]
-        picture = compare(panels, class_names, palette, list(label_maps.values()), ignore_index=ignore_index)
+        picture = compare(panels, class_names, palette, label_maps, ignore_index=ignore_index)
         stem = re.sub(r"[^\w.-]+", "_", Path(image.name).stem)[:80]
         picture.save(folder / f"{place:03}_{stem}.png")
 

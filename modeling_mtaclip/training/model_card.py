@@ -51,19 +51,13 @@ def write_model_card(
     tags: str | Sequence[str] | None = None,
     **metadata: Any,
 ) -> bool:
-    """Writes the card, unless there is one that does not come from a run, and returns whether it did.
+    """Writes the card to `path`, unless there is one that does not come from a run, and returns whether it did.
 
-    Args:
-        path (`str` or `Path`): the file, `README.md` in the model's folder.
-        model, image_processor: that were trained.
-        model_id (`str`): name on the Hub, or of the folder.
-        options (`Mapping[str, Any]`): of the run; the card has them as [`public_options`] gives them.
-        history (`Sequence[Mapping[str, Any]]`): the trainer's log, whose last evaluation has the scores.
-        data ([`DatasetInfo`], *optional*): of the data set, for its title and license.
-        num_images (`Mapping[str, int]`, *optional*): images of each split that was used, as far as known.
-        warnings (`Sequence[str]`): what restricts the scores, see [`score_warnings`].
-        tags (`str` or `Sequence[str]`, *optional*): beside the default ones.
-        metadata: fields of `huggingface_hub.ModelCardData` in place of the run's own, unless they are `None`.
+    `model_id` is the name on the Hub, or of the folder; `options` are those of the run, shown as [`public_options`]
+    gives them; the last evaluation in `history`, the trainer's log, has the scores, and `warnings` say what restricts
+    them; `data` is for the data set's title and license, `num_images` has those of each split, as far as known; `tags`
+    stand beside the default ones, and `metadata`, unless `None`, in place of the run's own fields of
+    `huggingface_hub.ModelCardData`.
     """
     path, config = Path(path), model.config
     if path.exists() and MARKER not in path.read_text(encoding="utf-8"):

@@ -9,13 +9,12 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
 from ..data import generate_palette
 from ..metrics import constant_prediction, iou_figures
@@ -58,27 +57,20 @@ def write_report(
     images: Sequence[EvaluatedImage] = (),
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the report; sections without content, like those of the text branch of a model without it, are left out.
+    """Writes the report to an HTML file; sections without content are left out.
 
-    Args:
-        path (`str` or `Path`): the HTML file.
-        title (`str`): of the page.
-        metrics (`Mapping[str, Any]`): what `metrics.json` holds.
-        scores ([`SegmentationScores`]): of the evaluation.
-        palette (`Sequence[Sequence[int]]`): red, green and blue of each class, 0 … 255.
-        history (`Sequence[Mapping[str, Any]]`): the trainer's log; empty if nothing was trained.
-        images (`Sequence[EvaluatedImage]`): some images with the alignment of their masks, if there is a text branch.
-        options (`Mapping[str, Any]`, *optional*): of the run; shown as [`public_options`] gives them.
+    `metrics` are what `metrics.json` holds, `scores` those of the evaluation, `palette` has red, green and blue of
+    each class, `history` is the trainer's log (empty if nothing was trained), `images` are some images with the
+    alignment of their masks, and `options` those of the run, shown as [`public_options`] gives them.
     """
     names, ignore_index = scores.class_names, scores.ignore_index
     aligned = [image for image in images if image.alignment is not None and len(image.alignment.classes)]
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     environment.filters |= {
-        "jpeg": lambda image: _data_uri(image, "JPEG"),
-        "colorize": lambda labels: _data_uri(colorize(labels, palette, ignore_index), "PNG"),
-        "errors": lambda image: _data_uri(
-            error_map(image.prediction, image.ground_truth, ignore_index, image.image), "JPEG"
-        ),
+        "jpeg": lambda picture: _data_uri("jpeg", picture.save, optimize=True),
+        "png": lambda picture: _data_uri("png", picture.save, optimize=True),
+        "colorize": lambda labels: colorize(labels, palette, ignore_index),
+        "errors": lambda image: error_map(image.prediction, image.ground_truth, ignore_index, image.image),
         "legend": lambda label_maps: zip(*legend_entries(label_maps, names, palette, ignore_index)[:2], strict=True),
     }
     page = environment.get_template("report.html.jinja").render(
@@ -100,11 +92,7 @@ def write_report(
 
 
 def score_warnings(scores: SegmentationScores) -> list[str]:
-    """Why the scores say less than they seem to, or nothing at all: a sentence or two on each reason.
-
-    Args:
-        scores ([`SegmentationScores`]): after `finish`.
-    """
+    """Why scores, after `finish`, say less than they seem to, or nothing at all: a sentence or two on each reason."""
     annotated = scores.matrix.sum(dim=1)[:-1].tolist()
     num_images = len(scores.per_image)
     if not any(annotated):
@@ -133,7 +121,7 @@ def score_warnings(scores: SegmentationScores) -> list[str]:
 
 def _reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
     """What the classes' gains are over, and its IoU of each class: the run's first evaluation, or the constant
-    prediction if there is no earlier evaluation than the one reported, which is the log's last."""
+    prediction if that is the one reported."""
     evaluations = [entry for entry in history if "eval_mean_iou" in entry]
     if evaluations and evaluations[0]["step"] < evaluations[-1]["step"]:
         first = evaluations[0]
@@ -173,7 +161,7 @@ def _classes(
     pixels = scores.matrix.sum(dim=1)[:-1].numpy()
     columns = (per_class.items(), palette, pixels / max(pixels.sum(), 1), reference_ious)
     rows = [
-        {"name": name, "color": color, "share": share, "reference": before, "gain": each["iou"] - before, **each}
+        {"name": name, "color": color, "share": share, "gain": each["iou"] - before, **each}
         for (name, each), color, share, before in zip(*columns, strict=True)
         if each["iou"] is not None
     ]
@@ -190,7 +178,7 @@ def _confusion(scores: SegmentationScores) -> dict[str, Any] | None:
     names = [scores.class_names[index] for index in present]
     with np.errstate(invalid="ignore"):
         shares = matrix / matrix.sum(axis=1, keepdims=True)
-    wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    wrong = matrix - np.diag(np.diag(matrix))
     most = np.argsort(-wrong, axis=None, kind="stable")[:NUM_CONFUSIONS]
     rows = [
         (names[row], names[column], wrong[row, column] / wrong.sum(), shares[row, column])
@@ -255,16 +243,15 @@ def _alignment(
 def _svg(figure: "Figure") -> str:
     from matplotlib import rc_context
 
-    buffer = io.BytesIO()
     with rc_context({"svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        return _data_uri("svg+xml", figure.savefig, format="svg", metadata={"Date": None})
 
 
-def _data_uri(picture: Image.Image, kind: str) -> str:
+def _data_uri(kind: str, save: Callable, **options: Any) -> str:
+    """What a function saves in a file, as an address that holds it; the format of pictures is the kind."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, optimize=True)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    save(buffer, **({"format": kind} | options))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 __all__ = ["score_warnings", "write_report"]

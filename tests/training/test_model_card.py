@@ -111,15 +111,12 @@ def test_pushing_goes_through_the_trainer_with_our_card(finished, monkeypatch):
 
 
 def test_a_run_pushes_when_it_is_told_to(finished, monkeypatch):
-    run, uploads = finished[0], []
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
-    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **kwargs: uploads.append(kwargs["repo_id"]))
-    monkeypatch.setattr(run.trainer, "hub_model_id", "someone/something")
-    run.save_results()
-    assert uploads == []
-    monkeypatch.setattr(run.trainer.args, "push_to_hub", True)
-    run.save_results()
-    assert uploads == ["someone/something"]
+    run, pushed = finished[0], []
+    monkeypatch.setattr(run.trainer, "push_to_hub", lambda: pushed.append(True))
+    for told in (False, True):
+        monkeypatch.setattr(run.trainer.args, "push_to_hub", told)
+        run.save_results()
+        assert len(pushed) == told
 
 
 def card(tmp_path, warnings=(), history=(), model=None, data=None, **options):
@@ -149,28 +146,22 @@ def test_a_card_that_its_reader_took_over_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "license", "text"),
+    ("info", "name", "license", "shown", "text"),
     [
-        ("scenes", "apache-2.0", "trained on Synthetic scenes:"),
-        ("cityscapes", "unknown", "License of the data: for non-commercial purposes"),
+        ("scenes", "scenes", "apache-2.0", "scenes", "trained on Synthetic scenes:"),
+        ("cityscapes", "cityscapes", "unknown", "cityscapes", "License of the data: for non-commercial purposes"),
+        (None, "/home/me/scenes", "unknown", "scenes", "trained on scenes:"),
+        (None, "/home/me/my own: data", "unknown", "my-own-data", "trained on my own: data:"),
     ],
 )
-def test_known_data_have_their_title_and_license(tmp_path, name, license, text):
+def test_known_data_have_their_title_and_license(tmp_path, info, name, license, shown, text):
+    """A folder named like them is not taken for them."""
     evaluation = {"eval_mean_iou": 0.5, "step": 1}
-    _, written = card(tmp_path, data=DATASETS[name], dataset_name=name, history=[evaluation])
-    assert written.data.license == license
-    assert written.data.datasets == [name]
-    assert written.data.eval_results[0].dataset_name == DATASETS[name].title
+    _, written = card(tmp_path, data=DATASETS.get(info), dataset_name=name, history=[evaluation])
+    assert (written.data.license, written.data.datasets) == (license, [shown])
+    title = DATASETS[info].title if info else name.split("/")[-1]
+    assert written.data.eval_results[0].dataset_name == title
     assert text in written.text
-
-
-def test_a_folder_named_like_known_data_is_not_taken_for_them(tmp_path):
-    _, written = card(tmp_path, dataset_name="/home/me/scenes")
-    assert written.data.license == "unknown"
-    assert "trained on scenes:" in written.text
-    _, written = card(tmp_path, dataset_name="/home/me/my own: data")
-    assert written.data.datasets == ["my-own-data"]
-    assert "trained on my own: data:" in written.text
 
 
 @pytest.mark.parametrize("missing", [None, math.nan])
