@@ -10,7 +10,6 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 from transformers.image_utils import ImageInput
 
 from ..data.image_files import open_image
-from ..image_processing_common_mtaclip import read_image
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from ..postprocessing_mtaclip import QueryScores, resized_scores, row_bands
@@ -56,9 +54,8 @@ def prepare_image(
         image = open_image(image)
         size = (image.height, image.width)
     else:
-        mean = image_processor.image_mean
-        channels = None if image_processor.do_convert_rgb or not np.ndim(mean) else len(mean)
-        size = tuple(read_image(image, channels, to_rgb=False, as_given=True).shape[-2:])
+        as_it_is = image_processor(image, do_resize=False, do_pad=False, return_tensors="pt").pixel_values
+        size = tuple(as_it_is.shape[-2:])
     pixel_values = [
         image_processor(
             image, do_pad=False, return_tensors="pt", **_size_options(image_processor, size, scale)
