@@ -93,18 +93,15 @@ class SegmentationData:
         return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
     def read(self, example: Mapping[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        """Reads an example.
-
-        Args:
-            example (`Mapping[str, Any]`): of one of the splits, decoded or not.
+        """Reads an example of one of the splits, decoded or not.
 
         Returns:
             `tuple[PIL.Image.Image, np.ndarray]`: the RGB image, upright as its EXIF data say, and the int64 label map
             `(height, width)` with label ids and 255.
 
         Raises:
-            ValueError: a file that is missing or can't be decoded, no annotation, an annotation of another size than
-                the image, or with a value that stands for no class; the message names file and value.
+            ValueError: a file that can't be read, no annotation, one of another size than the image, or with a value
+                that stands for no class; the message names file and value.
         """
         image, annotation = self.read_image(example), self._read_annotation(example)
         _require_one_size(example, annotation, image.size)
@@ -357,11 +354,7 @@ class SegmentationStream(_Examples, IterableDataset):
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Examples.
-
-        Raises:
-            BadExamplesError: more unusable training examples than allowed.
-        """
+        """Examples; a [`BadExamplesError`] ends training when more are unusable than allowed."""
         for repetition in count():
             number, num_bad = 0, 0
             for number, example in enumerate(self._share(repetition), start=1):
