@@ -236,20 +236,32 @@ class MTAClipImageProcessing:
         )
 
 
-def _read_image(image: Any, as_given: bool, settings: Mapping[str, Any]) -> Tensor:
-    """One image as `(C, H, W)`, uint8 or float32, in [0, 255] unless values are to stay as they are (`as_given`)."""
-    wanted = as_given and settings["do_rescale"]
-    as_given = as_given or not settings["do_rescale"] or settings["rescale_factor"] != EIGHT_BIT_FACTOR
-    to_rgb, data_format = bool(settings["do_convert_rgb"]), settings["input_data_format"]
+def _read_image(image: Any, asked: bool, settings: Mapping[str, Any]) -> Tensor:
+    """One image as the settings say, of which some were `asked` for in the call."""
     means = settings["image_mean"] if settings["do_normalize"] else None
+    to_rgb, as_is = bool(settings["do_convert_rgb"]), settings["rescale_factor"] != EIGHT_BIT_FACTOR
     num_channels = len(means) if np.ndim(means) else 3 if to_rgb else None
+    as_given = asked or as_is or not settings["do_rescale"]
+    image = read_image(image, num_channels, to_rgb, as_given, settings["input_data_format"])
+    if asked and settings["do_rescale"] and image.is_floating_point() and image.max() <= 1:
+        logger.warning_once("`do_rescale` is applied to images of floats in [0, 1]: `False` takes them as they are.")
+    return image
+
+
+def read_image(
+    image: Any,
+    num_channels: int | None,
+    to_rgb: bool,
+    as_given: bool,
+    data_format: str | ChannelDimension | None = None,
+) -> Tensor:
+    """One image as `(C, H, W)`, uint8 or float32, in [0, 255] unless values are to stay as they are (`as_given`); a
+    ValueError if it isn't clear what it shows, or if `num_channels` don't come out."""
     if isinstance(image, Image.Image):
         image, data_format = _decoded(image, to_rgb), ChannelDimension.LAST
     if not isinstance(image, np.ndarray | Tensor):
         raise ValueError(f"Images must be PIL images, paths, arrays or tensors, got {type(image).__name__}.")
     image = _values(image, as_given)
-    if wanted and image.is_floating_point() and image.max() <= 1:
-        logger.warning_once("`do_rescale` is applied to images of floats in [0, 1]: `False` takes them as they are.")
     image = _channels_first(image, (1, 3, 4) if to_rgb or not num_channels else (num_channels,), data_format)
     if to_rgb:
         image = _in_rgb(image, as_given)

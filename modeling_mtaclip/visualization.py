@@ -100,9 +100,8 @@ def legend(
     width, gap = max(width, MIN_LEGEND_WIDTH), font_size // 2
     font, row_height = ImageFont.load_default(font_size), font_size + gap
     room = width - font_size - 4 * gap
-    texts = [
-        _shortened(" ".join(name.split()), suffix, font, room) for name, suffix in zip(names, suffixes, strict=True)
-    ]
+    names = [" ".join(name.split()) for name in names]
+    texts = [_shortened(*each, font, room) for each in zip(names, suffixes, strict=True)]
     column_width = int(max(map(font.getlength, texts))) + font_size + 3 * gap
     num_columns = max(1, (width - gap) // column_width)
     picture = Image.new("RGB", (width, -(-len(texts) // num_columns) * row_height + gap), "white")
