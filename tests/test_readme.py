@@ -82,7 +82,12 @@ def test_no_kind_of_snippet_is_left_out():
     assert (len(INSTALL), len(PYTHON), len(RUNS)) == (2, 2, 9)
 
 
-@pytest.mark.parametrize("code", PYTHON)
+TRAINING_PAGE = (README.parent / "docs" / "training.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "code", PYTHON + re.findall(r"^```python\n(.*?)^```", TRAINING_PAGE, re.DOTALL | re.MULTILINE)
+)
 def test_python_snippet(user_folder, code):
     output = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}", user_folder)
     assert output.strip()
