@@ -83,11 +83,10 @@ def test_no_kind_of_snippet_is_left_out():
 
 
 TRAINING_PAGE = (README.parent / "docs" / "training.md").read_text()
+IN_TRAINING_PAGE = re.findall(r"^```python\n(.*?)^```", TRAINING_PAGE, flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    "code", PYTHON + re.findall(r"^```python\n(.*?)^```", TRAINING_PAGE, re.DOTALL | re.MULTILINE)
-)
+@pytest.mark.parametrize("code", PYTHON + IN_TRAINING_PAGE)
 def test_python_snippet(user_folder, code):
     output = run(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}", user_folder)
     assert output.strip()
