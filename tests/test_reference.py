@@ -212,8 +212,8 @@ def test_gradient_norms(losses_and_gradients, model, folder, expected):
     weights = load_file(folder / "weights.safetensors")
     used = {name: torch.zeros_like(weight) for name, weight in weights.items() if not name.startswith("backbone")}
     targets: dict[str, list[str]] = {}
-    for target, (name,) in convert_original_state_dict(used, model.config).made_from.items():
-        targets.setdefault(name, []).append(target)
+    for target, origin in convert_original_state_dict(used, model.config).origins.items():
+        targets.setdefault(origin.names[0], []).append(target)
     for name, ours in targets.items():
         norm = torch.stack([gradients[target].norm() for target in ours]).norm()
         torch.testing.assert_close(norm, expected[f"grad_norm.{name}"].squeeze(), rtol=1e-3, atol=1e-5, msg=name)

@@ -127,19 +127,11 @@ def image_statistics(config: PreTrainedConfig | None) -> tuple[list[float], list
 
 
 def backbone_weights(backbone: nn.Module, name: str, source: str) -> SourceWeights:
-    """Pretrained weights for the backbone of a model.
+    """Pretrained weights for the backbone of a model, as `AutoBackbone` builds it; no such weights: `ValueError`.
 
-    Those of timm's models are matched by name; where no name fits, in order, if number and shapes agree one by one
-    with timm's whole classifier.
-
-    Args:
-        backbone (`nn.Module`): as `AutoBackbone` builds it.
-        name (`str`): as for [`make_backbone_config`].
-        source (`str`): `"pretrained"` for the weights that the name stands for (timm's from the Hub, or those of a
-            folder or Hub id), a file or folder of weights, or an installed package that contains a file.
-
-    Raises:
-        ValueError: the weights are not there, or not those of the backbone.
+    `source` is `"pretrained"` for the weights that the name stands for (timm's from the Hub, or those of a folder or
+    Hub id), a file or folder of weights, or an installed package that contains a file. timm's are matched by name;
+    where no name fits, in order, if number and shapes agree one by one with timm's whole classifier.
     """
     path = None if source == "pretrained" else _find_weights(source)
     new = {rf"model\.backbone\.{NORMS_OF_MAPS}": "norms of the feature maps, which classifiers don't have"}
@@ -163,13 +155,12 @@ def _find_weights(source: str) -> Path:
             f"Backbone weights {source!r} are neither a file nor an installed package. Give the path of a "
             f"{', '.join(WEIGHT_SUFFIXES)} file, or install the package with pip."
         ) from None
-    found = [file for file in files if file.suffix in WEIGHT_SUFFIXES]
+    found = [str(file.locate()) for file in files if file.suffix in WEIGHT_SUFFIXES]
     if len(found) != 1:
         raise ValueError(
-            f"The package {source!r} contains {len(found)} files of weights ({[str(file) for file in found]}), "
-            "expected one. Give the path of the right one."
+            f"The package {source!r} contains {len(found)} files of weights: give the path of one. {found}"
         )
-    return Path(found[0].locate())
+    return Path(found[0])
 
 
 def _match_transformers(weights: SourceWeights, tensors: Mapping[str, Tensor] | None, backbone: nn.Module) -> None:
@@ -197,38 +188,36 @@ def _pretrained_timm(config: TimmBackboneConfig) -> dict[str, Tensor]:
 
 def _match_timm(weights: SourceWeights, tensors: Mapping[str, Tensor], backbone: nn.Module) -> None:
     name = backbone.config.backbone
-    whole = _import_timm().create_model(name, pretrained=False).state_dict()
-    # In a backbone, timm writes `layer1_0` for `layer1.0`.
-    ours = {each: each.removeprefix("_backbone.").replace(".", "_") for each in backbone.state_dict()}
-    wanted = set(ours.values())
-    prefixes = {prefix: _without_prefix(tensors, prefix) for prefix in ("", "model.", "backbone.", BACKBONE)}
-    found = max(prefixes.values(), key=lambda names: len(wanted & names.keys()))
-    note = ""
-    if not wanted & found.keys():
+    whole = {_flat(key): value for key, value in _import_timm().create_model(name).state_dict().items()}
+    ours = {_flat(key.removeprefix("_backbone.")): key for key in backbone.state_dict()}
+    by_name = [
+        {_flat(key.removeprefix(prefix)): key for key in tensors if key.startswith(prefix)}
+        for prefix in ("", "model.", "backbone.", BACKBONE)
+    ]
+    found, note = max(by_name, key=lambda names: len(ours.keys() & names.keys())), ""
+    if not ours.keys() & found.keys():
         if [each.shape for each in tensors.values()] != [each.shape for each in whole.values()]:
             raise ValueError(
                 f"{weights.source} holds weights of another model than {name}: neither names nor shapes are the same. "
                 f"It has {len(tensors)} tensors, e.g. {list(tensors)[:3]}; timm's has {len(whole)}, e.g. "
                 f"{list(whole)[:3]}."
             )
-        found, note = dict(zip((each.replace(".", "_") for each in whole), tensors, strict=True)), "matched in order"
-    known = wanted | {each.replace(".", "_") for each in whole}
-    unknown = [original for key, original in found.items() if key not in known]
+        found, note = dict(zip(whole, tensors, strict=True)), "matched in order"
+    unknown = [original for key, original in found.items() if key not in ours and key not in whole]
     if unknown:
         raise ValueError(
             f"{weights.source} holds weights of another model than {name}, which does not have its {len(unknown)} "
             f"tensors {unknown[:3]}, …"
         )
-    for our_name, key in ours.items():
-        if key in found:
-            weights.add(BACKBONE + our_name, tensors[found[key]], found[key])
-            weights.notes[BACKBONE + our_name] = note
-    used = {found[key] for key in wanted & found.keys()}
-    weights.left_out = {each: "not a part of the backbone" for each in tensors if each not in used}
+    for key in [key for key in ours if key in found]:
+        weights.add(BACKBONE + ours[key], tensors[found[key]], found[key], note)
+    used = {found[key] for key in ours.keys() & found.keys()}
+    weights.left_out = {key: "not a part of the backbone" for key in tensors if key not in used}
 
 
-def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
-    return {name.removeprefix(prefix).replace(".", "_"): name for name in tensors if name.startswith(prefix)}
+def _flat(name: str) -> str:
+    """In a backbone, timm writes `layer1_0` for `layer1.0`."""
+    return name.replace(".", "_")
 
 
 def _import_timm() -> Any:

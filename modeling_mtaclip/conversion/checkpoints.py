@@ -46,38 +46,33 @@ class Checkpoint:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Reads weights: a file, the `.index.json` of several files, or a folder with either by transformers' names.
 
-    Args:
-        path (`str` or `Path`): the format is known from the content, not from the name.
-
     Raises:
         ValueError: no such file or folder, or one that can't be read, like a truncated one, or without a state dict.
     """
-    file = _find_file(Path(path))
-    content = _read_shards(file) if file.name.endswith(".index.json") else _read_file(file)
-    meta = content.get("meta") if isinstance(content, Mapping) else None
-    return Checkpoint(str(path), _state_dict(content, file), *_read_meta(meta))
+    checkpoint = Checkpoint(str(path), {})
+    for file in _find_files(Path(path)):
+        content = _read_file(file)
+        checkpoint.tensors |= _state_dict(content, file)
+        names, run_config = look_up(content, "meta.dataset_meta.classes"), look_up(content, "meta.cfg")
+        if isinstance(names, (list, tuple)):
+            checkpoint.class_names = [str(name) for name in names]
+        if isinstance(run_config, str):
+            checkpoint.run_config = parse_python_config(run_config)
+    return checkpoint
 
 
-def _find_file(path: Path) -> Path:
+def _find_files(path: Path) -> list[Path]:
     if path.is_dir():
         found = [path / name for name in FILE_NAMES if (path / name).is_file()]
         if not found:
             raise ValueError(f"The folder {path} has no weights: expected one of {', '.join(FILE_NAMES)}.")
-        return found[0]
+        path = found[0]
     if not path.is_file():
         raise ValueError(f"There is no file {path}: expected weights, like .safetensors, .pth, .pt or .bin.")
-    return path
-
-
-def _read_shards(index: Path) -> dict[str, Any]:
-    names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    content: dict[str, Any] = {}
-    for shard in sorted(set(names.values())):
-        content |= _read_file(_find_file(index.parent / shard))
-    missing = sorted(set(names) - set(content))
-    if missing:
-        raise ValueError(f"The files named in {index} lack {len(missing)} of its tensors, e.g. {missing[:3]}.")
-    return content
+    if not path.name.endswith(".index.json"):
+        return [path]
+    shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [file for shard in shards for file in _find_files(path.parent / shard)]
 
 
 def _read_file(path: Path) -> Any:
@@ -91,7 +86,9 @@ def _read_file(path: Path) -> Any:
         if not zipfile.is_zipfile(path):
             # As PyTorch wrote them before version 1.6.
             return torch.load(path, map_location="cpu", weights_only=True)
-        return _read_torchscript(path) if _is_torchscript(path) else _read_pickle(path)
+        with zipfile.ZipFile(path) as archive:
+            is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
+        return _read_torchscript(path) if is_torchscript else _read_pickle(path)
     except Exception as error:  # every reader has its own kinds
         raise ValueError(
             f"{path} can't be read safely as safetensors, TorchScript or pickled tensors. It may be truncated: "
@@ -99,16 +96,10 @@ def _read_file(path: Path) -> Any:
         ) from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
     with warnings.catch_warnings():
         # PyTorch advises against TorchScript, but OpenAI's files are what they are.
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")
         return torch.jit.load(path, map_location="cpu").state_dict()
 
 
@@ -145,13 +136,11 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in content.items()}
 
 
-def _read_meta(meta: Any) -> tuple[list[str] | None, dict[str, Any]]:
-    """The class names and the configuration in what mmengine says about a run."""
-    meta = meta if isinstance(meta, Mapping) else {}
-    data = meta.get("dataset_meta")
-    names = data.get("classes") if isinstance(data, Mapping) else None
-    names = [str(name) for name in names] if isinstance(names, (list, tuple)) else None
-    return names, parse_python_config(meta["cfg"]) if isinstance(meta.get("cfg"), str) else {}
+def look_up(content: Any, path: str, default: Any = None) -> Any:
+    """What stands at a path like `"model.decode_head.num_queries"` of nested mappings, or the default."""
+    for key in path.split("."):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return default if content is None else content
 
 
 def parse_python_config(text: str) -> dict[str, Any]:
@@ -186,7 +175,7 @@ def _value(node: ast.expr) -> Any:
 
 
 def load_config(name_or_path: str, *model_types: str) -> PreTrainedConfig:
-    """Reads the configuration of a model of transformers of one of the types, or of any; else it is a `ValueError`."""
+    """The configuration of a model of transformers, which must be of one of the types if there are any given."""
     try:
         config = AutoConfig.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
@@ -207,18 +196,9 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, dict[str, list[str]]]:
     """Loads a model of transformers in float32, without any tensor that would be random or unused.
 
-    Args:
-        model_class (`type[PreTrainedModel]`): the class.
-        name_or_path (`str`): folder or Hub id.
-        may_lack (`str`): regular expression of tensors that may be missing.
-        may_leave_out (`str`): regular expression of tensors of the checkpoint that may stay unused.
-        options: for `from_pretrained`; with a `state_dict`, nothing is read from files.
-
-    Returns:
-        `tuple[PreTrainedModel, dict[str, list[str]]]`: the model, and what is `"missing"` and `"unexpected"`.
-
-    Raises:
-        ValueError: there is no such model, or it has not the tensors of the architecture.
+    The regular expressions are of tensors that may be missing and of those of the checkpoint that may stay unused.
+    `options` are for `from_pretrained`; with a `state_dict`, nothing is read from files. Returned are the model, and
+    what is `"missing"` and `"unexpected"`. No such model, or other tensors than the architecture's: `ValueError`.
     """
     options |= {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     folder = name_or_path if options.get("state_dict") is None else None
@@ -238,4 +218,4 @@ def load_pretrained(
     return model, found
 
 
-__all__ = ["Checkpoint", "load_checkpoint", "load_config", "load_pretrained", "parse_python_config"]
+__all__ = ["Checkpoint", "load_checkpoint", "load_config", "load_pretrained", "look_up", "parse_python_config"]

@@ -117,7 +117,7 @@ class ClipSource:
         positions = weights.tensors.get(POSITIONS)
         if positions is not None and len(positions) > num_positions:
             weights.tensors[POSITIONS] = positions[:num_positions].clone()
-            weights.notes[POSITIONS] = f"the first {num_positions} of {len(positions)} positions"
+            weights.origins[POSITIONS].note = f"the first {num_positions} of {len(positions)} positions"
         return weights
 
     def backbone_weights(self) -> SourceWeights:
@@ -146,26 +146,26 @@ def load_clip(name_or_path: str) -> ClipSource:
 
 def _load_openai(path: str) -> ClipSource:
     tensors = load_checkpoint(path).tensors
+    source = ClipSource(path, tensors)
     try:
-        text_config = openai_text_config(tensors) if "token_embedding.weight" in tensors else None
-        visual_fields = openai_visual_fields(tensors, "visual.") if "visual.conv1.weight" in tensors else None
+        if "token_embedding.weight" in tensors:
+            source.text_config = openai_text_config(tensors)
+        if "visual.conv1.weight" in tensors:
+            source.visual_fields = openai_visual_fields(tensors, "visual.")
     except KeyError as error:
         raise ValueError(f"{path} is no complete CLIP model: it lacks the tensor {error}.") from error
-    if text_config is None and visual_fields is None:
+    if source.text_config is None and source.visual_fields is None:
         raise ValueError(
             f"{path} is no CLIP model by OpenAI's names: there is neither a tensor 'token_embedding.weight' nor "
             f"'visual.conv1.weight', but {sorted(tensors)[:3]}."
         )
-    return ClipSource(path, tensors, text_config, visual_fields)
+    return source
 
 
 def is_clip(name_or_path: str) -> bool:
     """Whether a name is that of a file, or of a folder or Hub id with a CLIP model."""
-    if Path(name_or_path).is_file():
-        return True
-    if not is_pretrained(name_or_path):
-        return False
-    return isinstance(load_config(name_or_path), CLIPConfig)
+    is_file = Path(name_or_path).is_file()
+    return is_file or (is_pretrained(name_or_path) and isinstance(load_config(name_or_path), CLIPConfig))
 
 
 def is_pretrained(name_or_path: str) -> bool:
@@ -173,19 +173,14 @@ def is_pretrained(name_or_path: str) -> bool:
     return Path(name_or_path).is_dir() or ("/" in name_or_path and not name_or_path.startswith("timm/"))
 
 
-def is_vision_transformer(tensors: Mapping[str, Tensor], prefix: str) -> bool:
-    """Whether the visual half with this prefix is a vision transformer; else it is a ResNet."""
-    return f"{prefix}class_embedding" in tensors
-
-
 def visual_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, str]:
     """For [`SourceWeights.rename`]: the names of the visual half with this prefix."""
-    return VISUAL_NAMES if is_vision_transformer(tensors, prefix) else RESNET_NAMES
+    return VISUAL_NAMES if f"{prefix}class_embedding" in tensors else RESNET_NAMES
 
 
 def openai_visual_fields(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     """Fields of the backbone's configuration by the shapes of tensors with OpenAI's names behind a prefix."""
-    if not is_vision_transformer(tensors, prefix):
+    if f"{prefix}class_embedding" not in tensors:
         layers = [count_layers(tensors, f"{prefix}layer{stage}.") for stage in (1, 2, 3, 4)]
         return {"width": len(tensors[f"{prefix}conv3.weight"]), "layers": layers}
     hidden_size, _, patch_size, _ = tensors[f"{prefix}conv1.weight"].shape
@@ -230,16 +225,12 @@ def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
 def transpose_openai_projection(weights: SourceWeights) -> None:
     """OpenAI multiplies by the text projection from the other side."""
     name = TEXT_ENCODER + PROJECTION
-    if weights.made_from.get(name, [""])[0].endswith("text_projection"):
+    if name in weights.origins and weights.origins[name].names[0].endswith("text_projection"):
         weights.tensors[name] = weights.tensors[name].T.contiguous()
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer from a folder or the Hub.
-
-    Raises:
-        ValueError: there is none, or it has no vocabulary.
-    """
+    """Loads a tokenizer from a folder or the Hub; none, or one without vocabulary, is a `ValueError`."""
     hint = "Give a folder with `tokenizer.json`, or `vocab.json` and `merges.txt`, or the name of a CLIP checkpoint."
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
@@ -263,13 +254,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, text_config: CLIPTextCon
 
 
 def make_tokenizer(names: Sequence[str] = ()) -> CLIPTokenizer:
-    """Makes a tokenizer in CLIP's format that knows every byte, and the words of some names, without any download.
+    """Makes a tokenizer in CLIP's format without any download, for which each word of the names is one token.
 
-    A known word is one token; any other text falls apart into words and bytes that are known, so that a model can be
-    given other classes later.
-
-    Args:
-        names (`Sequence[str]`, *optional*): texts whose words become tokens; underscores count as spaces.
+    Any other text falls apart into words and bytes that are known, so that a model can be given other classes later.
+    Underscores count as spaces.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
@@ -301,13 +289,7 @@ def _merge(pieces: list[str], merges: dict[tuple[str, str], int]) -> list[str]:
 def small_text_config(
     tokenizer: PreTrainedTokenizerBase, hidden_size: int = 128, num_layers: int = 2
 ) -> CLIPTextConfig:
-    """Configures a small CLIP text encoder for a tokenizer.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`): its vocabulary is the encoder's.
-        hidden_size (`int`): width, a multiple of 64; also the size of the text embeddings.
-        num_layers (`int`): layers.
-    """
+    """Configures a small CLIP text encoder for a tokenizer; its width, a multiple of 64, is also its embeddings'."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

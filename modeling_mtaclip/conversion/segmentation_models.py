@@ -13,7 +13,7 @@ from transformers import Mask2FormerConfig, PreTrainedTokenizerBase
 
 from ..configuration_mtaclip import CONTRASTIVE_NEGATIVES, MTAClipConfig
 from ..pixel_decoder_mtaclip import NUM_LEVELS
-from .checkpoints import Checkpoint
+from .checkpoints import Checkpoint, look_up
 from .clip import (
     POOLING,
     TEXT_NAMES,
@@ -67,18 +67,13 @@ READS_BACKBONE = {
 
 
 def config_from_mask2former(original: Mask2FormerConfig, **overrides: Any) -> MTAClipConfig:
-    """Our config for the architecture and losses of a Mask2Former.
-
-    Args:
-        original (`Mask2FormerConfig`): of the model.
-        overrides: fields of [`MTAClipConfig`]; `text_branch` is `False` unless given here.
+    """Our config for the architecture and losses of a Mask2Former, without text branch unless `overrides` say so.
 
     Raises:
         ValueError: an architecture that ours does not have.
     """
-    return MTAClipConfig(
-        **({"id2label": original.id2label, "text_branch": False} | fields_from_mask2former(original) | overrides)
-    )
+    fields = {"id2label": original.id2label, "text_branch": False} | fields_from_mask2former(original)
+    return MTAClipConfig(**(fields | overrides))
 
 
 def fields_from_mask2former(original: Mask2FormerConfig) -> dict[str, Any]:
@@ -109,13 +104,17 @@ def convert_mask2former_state_dict(
 
     Where the model has another backbone, the layers that read the backbone's feature maps are left out, too.
     """
-    covers = r"model\.(backbone|pixel_decoder|decoder)\..+|class_predictor\..+"
+    covers, new, left_out = (
+        r"model\.(pixel_decoder|decoder)\..+|class_predictor\..+",
+        TEXT_QUERIES,
+        MASK2FORMER_LEFT_OUT,
+    )
     if with_backbone:
-        weights = SourceWeights(source, covers, TEXT_QUERIES)
-        weights.rename(original, MASK2FORMER_NAMES, MASK2FORMER_LEFT_OUT)
+        covers += r"|model\.backbone\..+"
     else:
-        weights = SourceWeights(source, covers.replace("backbone|", ""), TEXT_QUERIES | READS_BACKBONE)
-        weights.rename(original, MASK2FORMER_NAMES, MASK2FORMER_LEFT_OUT | OTHER_BACKBONE)
+        new, left_out = new | READS_BACKBONE, left_out | OTHER_BACKBONE
+    weights = SourceWeights(source, covers, new)
+    weights.rename(original, MASK2FORMER_NAMES, left_out)
     return weights
 
 
@@ -193,11 +192,8 @@ def config_from_original(
 ) -> MTAClipConfig:
     """Our config for an original run, with the authors' behavior where ours differs.
 
-    Sizes are read from the tensors; what these don't tell, from the run's configuration in the checkpoint, or else it
-    is the authors' value.
-
-    Raises:
-        ValueError: the checkpoint is not one of the authors' code.
+    Sizes are read from the tensors, the rest from the run's configuration in the checkpoint, or else it is as the
+    authors have it. A checkpoint of other code is a `ValueError`.
     """
     try:
         fields = _fields_from_run(checkpoint)
@@ -211,27 +207,21 @@ def config_from_original(
 
 
 def _fields_from_run(checkpoint: Checkpoint) -> dict[str, Any]:
-    fields = {name: _look_up(checkpoint, *entry) for name, entry in RUN_CONFIG_FIELDS.items()}
+    run = checkpoint.run_config.get("model")
+    fields = {name: look_up(run, *entry) for name, entry in RUN_CONFIG_FIELDS.items()}
     costs = {
         str(cost.get("type")).removeprefix("mmdet."): cost.get("weight", 1.0)
-        for cost in _look_up(checkpoint, "decode_head.train_cfg.assigner.match_costs", [])
+        for cost in look_up(run, "decode_head.train_cfg.assigner.match_costs", [])
         if isinstance(cost, Mapping)
     }
     fields |= {name: costs.get(cost, default) for name, (cost, default) in MATCH_COSTS.items()}
     return fields | {
-        "no_object_weight": _look_up(checkpoint, "decode_head.loss_cls.class_weight", [0.1])[-1],
-        "contrastive_negatives": CONTRASTIVE_NEGATIVES[_look_up(checkpoint, "decode_head.query_loss_type", 2)],
+        "no_object_weight": look_up(run, "decode_head.loss_cls.class_weight", [0.1])[-1],
+        "contrastive_negatives": CONTRASTIVE_NEGATIVES[look_up(run, "decode_head.query_loss_type", 2)],
         "supervise_initial_prediction": False,
         "mask_loss_normalizer": "class_weights",
         "ignored_pixels": "background",
     }
-
-
-def _look_up(checkpoint: Checkpoint, path: str, default: Any) -> Any:
-    value = checkpoint.run_config.get("model")
-    for key in path.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return default if value is None else value
 
 
 def _fields_from_shapes(checkpoint: Checkpoint, num_points: int) -> dict[str, Any]:
@@ -240,9 +230,8 @@ def _fields_from_shapes(checkpoint: Checkpoint, num_points: int) -> dict[str, An
     num_queries, hidden_size = tensors["decode_head.query_feat.weight"].shape
     encoder, decoder = "decode_head.pixel_decoder.encoder.layers.", "decode_head.transformer_decoder.layers."
     text_config = openai_text_config(tensors, "text_encoder.")
-    text_config.num_attention_heads = _look_up(
-        checkpoint, "text_encoder.transformer_heads", text_config.num_attention_heads
-    )
+    heads = look_up(checkpoint.run_config, "model.text_encoder.transformer_heads")
+    text_config.num_attention_heads = heads or text_config.num_attention_heads
     num_offsets = len(tensors[f"{encoder}0.self_attn.sampling_offsets.bias"])
     return {
         "num_prompt_contexts": num_contexts,
@@ -269,7 +258,7 @@ def convert_original_state_dict(
     transpose_openai_projection(weights)
     tensors = weights.tensors
     if QUERY_POSITIONS in tensors:
-        (name,) = weights.made_from.pop(QUERY_POSITIONS)
+        (name,) = weights.origins.pop(QUERY_POSITIONS).names
         mask_positions, text_positions = tensors.pop(QUERY_POSITIONS).tensor_split([config.num_queries])
         if len(text_positions) % config.num_prompt_contexts:
             raise ValueError(
@@ -283,7 +272,7 @@ def convert_original_state_dict(
         # Their vision transformer adds the class token a second time, together with its position.
         positions = tensors[VIT_POSITIONS].clone()
         positions[0] += tensors[CLASS_TOKEN]
-        weights.add(VIT_POSITIONS, positions, *weights.made_from[CLASS_TOKEN])
+        weights.add(VIT_POSITIONS, positions, *weights.origins[CLASS_TOKEN].names)
     return weights
 
 

@@ -193,7 +193,8 @@ class _Sources:
 
 def _give_classes(weights: SourceWeights, model: MTAClipForSemanticSegmentation, source_names: Sequence[str]) -> None:
     names = model.config.class_names_with_no_object()[:-1]
-    weights.notes |= move_classes(weights.tensors, model.state_dict(), names, source_names)
+    for name, note in move_classes(weights.tensors, model.state_dict(), names, source_names).items():
+        weights.origins[name].note = note
     weights.new_classes = new_classes(names, source_names)
 
 

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,6 +31,15 @@ NUMBER, LAST_WORD = r"(.*\.)(\d+)(\..*|)", r"(.*\.|)([^.{]+)()"
 
 
 @dataclass
+class LoadedTensor:
+    """Where a tensor of the model comes from: which tensors of which source, and which part of them if not all."""
+
+    source: str
+    names: list[str]
+    note: str = ""
+
+
+@dataclass
 class SourceWeights:
     """What one source (a file, folder or Hub id) gives to a model."""
 
@@ -39,34 +47,30 @@ class SourceWeights:
     # Regular expression of the model's tensors that the source must give, but for those in `new`, with the reasons.
     covers: str
     new: dict[str, str] = field(default_factory=dict)
-    # By the model's names, the tensors, and the source's tensors that each is made from.
+    # By the model's names: the tensors, and where they come from.
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    made_from: dict[str, list[str]] = field(default_factory=dict)
-    # By the source's names, why other tensors are not used.
+    origins: dict[str, LoadedTensor] = field(default_factory=dict)
+    # By the source's names: why other tensors are not used.
     left_out: dict[str, str] = field(default_factory=dict)
-    # For tensors that are only a part of the source's, which one; and classes that the source does not have.
-    notes: dict[str, str] = field(default_factory=dict)
+    # Classes that the source does not have.
     new_classes: list[str] = field(default_factory=list)
 
-    def add(self, name: str, tensor: Tensor, made_from: str) -> None:
-        """Adds a tensor of the model, and the source's tensor that it is made from."""
+    def add(self, name: str, tensor: Tensor, made_from: str, note: str = "") -> None:
+        """Adds a tensor of the model, and one of the source's that it is made from."""
         self.tensors[name] = tensor
-        self.made_from.setdefault(name, []).append(made_from)
+        self.origins.setdefault(name, LoadedTensor(self.source, [], note)).names.append(made_from)
 
     def mark_missing(self, missing: Sequence[str]) -> None:
         """Notes which tensors are not the source's, because it may lack them."""
-        for name, originals in self.made_from.items():
-            if originals and set(originals) <= set(missing):
-                self.made_from[name], self.notes[name] = [], "not in the source; no prediction depends on it"
+        for origin in self.origins.values():
+            if set(origin.names) <= set(missing):
+                origin.names, origin.note = [], "not in the source; no prediction depends on it"
 
     def rename(self, original: Mapping[str, Tensor], names: Mapping[str, str], left_out: Mapping[str, str]) -> None:
         """Adds the tensors of a foreign state dict, the packed projections of attention split into three.
 
-        Args:
-            original (`Mapping[str, Tensor]`): the foreign state dict.
-            names (`Mapping[str, str]`): regular expressions and what replaces them, one after the other, like
-                transformers' `key_mapping`.
-            left_out (`Mapping[str, str]`): regular expressions of whole foreign names that we don't use, and why.
+        `names` are regular expressions and what replaces them, one after the other, like transformers' `key_mapping`;
+        `left_out` are those of whole foreign names that we don't use, and why.
         """
         for name, tensor in original.items():
             reason = _find_reason(name, left_out)
@@ -83,14 +87,6 @@ class SourceWeights:
                 self.add(target, tensor, name)
 
 
-class LoadedTensor(NamedTuple):
-    """Where a tensor of the model comes from: which tensors of which source, and which part of them if not all."""
-
-    source: str
-    names: tuple[str, ...]
-    note: str
-
-
 @dataclass
 class LoadingReport:
     """Where a model's weights come from. `str(report)` lists everything; names that differ in one place share a line.
@@ -98,7 +94,7 @@ class LoadingReport:
     Attributes:
         loaded (`dict[str, LoadedTensor]`): by the model's names.
         new (`dict[str, str]`): the model's other tensors, which keep their initial values, and why.
-        left_out (`dict[str, dict[str, str]]`): by source, its tensors that are not used, and why.
+        left_out (`dict[str, dict[str, str]]`): by source, its tensors that are not used in any role, and why.
         new_classes (`list[str]`): classes whose slices of loaded tensors are new.
     """
 
@@ -113,11 +109,8 @@ class LoadingReport:
         loaded = "".join(f"{count} tensors from {source}; " for source, count in counts.items())
         lines = [f"Weights: {loaded}{len(self.new)} new; {left_out} of the sources left out."]
         for source in counts:
-            rows = [
-                ((name, *tensor.names), f" ({tensor.note})" if tensor.note else "")
-                for name, tensor in self.loaded.items()
-                if tensor.source == source
-            ]
+            origins = {name: origin for name, origin in self.loaded.items() if origin.source == source}
+            rows = [((name, *each.names), f" ({each.note})" if each.note else "") for name, each in origins.items()]
             lines.append(f"From {source}:")
             lines += [f"  {name} <- {' + '.join(names)}{note}" for (name, *names), note in _unite_rows(rows)]
         sections = {"New": self.new} | {f"Left out of {source}": names for source, names in self.left_out.items()}
@@ -134,71 +127,64 @@ def load_weights(model: nn.Module, sources: Sequence[SourceWeights]) -> LoadingR
     Raises:
         ValueError: a tensor that doesn't fit, is missing, is not finite, or is given twice.
     """
-    target = model.state_dict()
-    report, tensors = LoadingReport(), {}
+    target, report = model.state_dict(), LoadingReport()
     for weights in sources:
-        _check(weights, target, report)
-        tensors |= weights.tensors
-        report.loaded |= {
-            name: LoadedTensor(weights.source, tuple(originals), weights.notes.get(name, ""))
-            for name, originals in weights.made_from.items()
-        }
+        for name in weights.tensors:
+            _check_tensor(name, weights, target)
+            if name in report.loaded:
+                both = f"{weights.source} and {report.loaded[name].source}"
+                raise ValueError(f"{both} both give {name}. Choose one of them.")
+        _check_complete(weights, target)
+        report.loaded |= weights.origins
         report.new_classes += weights.new_classes
-    reasons = {pattern: reason for weights in sources for pattern, reason in weights.new.items()} | REASONS_FOR_NEW
-    report.new = {name: _find_reason(name, reasons) or "no source was given" for name in target if name not in tensors}
-    report.left_out = _left_out(sources)
-    model.load_state_dict(tensors, strict=False)
+    used = {(origin.source, name) for origin in report.loaded.values() for name in origin.names}
+    reasons: dict[str, str] = {}
+    for weights in sources:
+        unused = {name: why for name, why in weights.left_out.items() if (weights.source, name) not in used}
+        if unused:
+            report.left_out.setdefault(weights.source, {}).update(unused)
+        reasons |= weights.new
+    reasons |= REASONS_FOR_NEW
+    new = [name for name in target if name not in report.loaded]
+    report.new = {name: _find_reason(name, reasons) or "no source was given" for name in new}
+    model.load_state_dict(
+        {name: weights.tensors[name] for weights in sources for name in weights.tensors}, strict=False
+    )
     return report
 
 
-def _check(weights: SourceWeights, target: Mapping[str, Tensor], report: LoadingReport) -> None:
-    for name, tensor in weights.tensors.items():
-        described = f"{weights.source}: the tensor {' + '.join(weights.made_from[name])} {tuple(tensor.shape)}"
-        if name not in target:
-            raise ValueError(
-                f"{described} has no place in the model. Either it is another kind of checkpoint, or its architecture "
-                "differs from the configured one."
-            )
-        if tensor.shape != target[name].shape:
-            raise ValueError(
-                f"{described} does not fit: {name} has {tuple(target[name].shape)} in the model. Leave out options "
-                "that change the architecture, or choose the weights that belong to it."
-            )
-        if tensor.is_floating_point() != target[name].is_floating_point():
-            raise ValueError(
-                f"{described} holds {tensor.dtype}, but {target[name].dtype} is needed: quantized weights?"
-            )
-        if not tensor.isfinite().all():
-            raise ValueError(f"{described} holds values that are not finite: the checkpoint is broken.")
-        if name in report.loaded:
-            raise ValueError(
-                f"{weights.source} and {report.loaded[name].source} both give {name}. Choose one of them."
-            )
-    missing = [
-        name
-        for name in target
-        if re.fullmatch(weights.covers, name)
-        and name not in weights.tensors
-        and not name.endswith(".num_batches_tracked")
-        and _find_reason(name, weights.new) is None
-    ]
+def _check_tensor(name: str, weights: SourceWeights, target: Mapping[str, Tensor]) -> None:
+    tensor, expected = weights.tensors[name], target.get(name)
+    if expected is None:
+        problem = (
+            "has no place in the model. Either it is another kind of checkpoint, or its architecture differs from the "
+            "configured one."
+        )
+    elif tensor.shape != expected.shape:
+        problem = (
+            f"does not fit: {name} has {tuple(expected.shape)} in the model. Leave out options that change the "
+            "architecture, or choose the weights that belong to it."
+        )
+    elif tensor.is_floating_point() != expected.is_floating_point():
+        problem = f"holds {tensor.dtype}, but {expected.dtype} is needed: quantized weights?"
+    elif not tensor.isfinite().all():
+        problem = "holds values that are not finite: the checkpoint is broken."
+    else:
+        return
+    originals = " + ".join(weights.origins[name].names)
+    raise ValueError(f"{weights.source}: the tensor {originals} {tuple(tensor.shape)} {problem}")
+
+
+def _check_complete(weights: SourceWeights, target: Mapping[str, Tensor]) -> None:
+    may_lack = {r".*\.num_batches_tracked": "", **weights.new}
+    wanted = [name for name in target if re.fullmatch(weights.covers, name) and name not in weights.tensors]
+    missing = [name for name in wanted if _find_reason(name, may_lack) is None]
     if missing:
         raise ValueError(f"{weights.source} lacks {len(missing)} tensors of the model, e.g. {missing[:3]}.")
 
 
 def _find_reason(name: str, reasons: Mapping[str, str]) -> str | None:
     return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, name)), None)
-
-
-def _left_out(sources: Sequence[SourceWeights]) -> dict[str, dict[str, str]]:
-    """By source; what is used in another role of the same source is not left out."""
-    used = {(weights.source, name) for weights in sources for names in weights.made_from.values() for name in names}
-    left_out: dict[str, dict[str, str]] = {}
-    for weights in sources:
-        for name, reason in weights.left_out.items():
-            if (weights.source, name) not in used:
-                left_out.setdefault(weights.source, {})[name] = reason
-    return left_out
 
 
 def _unite_rows(rows: Iterable[tuple[tuple[str, ...], str]]) -> list[tuple[tuple[str, ...], str]]:

@@ -284,7 +284,7 @@ def test_mask2former_as_older_versions_of_transformers_saved_it(mask2former, tmp
         from_pretrained_parts(mask2former=str(source), text_branch=False) for source in (folder, mask2former[1])
     )
     assert not older.loading_report.new
-    assert older.loading_report.loaded["model.backbone.swin.layernorm.bias"].names == ()
+    assert older.loading_report.loaded["model.backbone.swin.layernorm.bias"].names == []
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(older.model(images).logits, newer.model(images).logits, rtol=0, atol=1e-5)
