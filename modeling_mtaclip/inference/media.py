@@ -4,9 +4,10 @@
 
 import glob
 import hashlib
-import importlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.image_files import MAX_PIXELS, find_image_files, name_without_suffix, open_image
+from ..data.image_files import MAX_PIXELS, ImageFiles, find_image_files, name_without_suffix, open_image
 from .result_formats import fingerprint_of
 
 
@@ -23,14 +24,7 @@ VIDEO_SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".m
 
 @dataclass(frozen=True)
 class Frame:
-    """One image to predict.
-
-    Attributes:
-        name (`Path`): of its results, without suffix, relative to the output folder.
-        source (`str`): names it in messages and results.
-        content (`Callable[[], str]`): gives a hash of the file, and of the frame in it; raises `ValueError`.
-        read (`Callable[[], Image.Image]`): gives the upright RGB image; raises `ValueError` if it can't be read.
-    """
+    """One image to predict: what its results and itself are called, and how its hash and the RGB image are read."""
 
     name: Path
     source: str
@@ -40,126 +34,111 @@ class Frame:
 
 @dataclass(frozen=True)
 class MediaFile:
-    """A file to predict.
-
-    Attributes:
-        path (`Path`): an image or a video.
-        name (`Path`): where it lies below what was asked for, without suffix.
-        max_pixels (`int`, *optional*): larger images are refused; `None`: none are.
-    """
+    """An image or a video, and where it lies below what was asked for, without suffix."""
 
     path: Path
     name: Path
-    max_pixels: int | None = MAX_PIXELS
 
     @property
     def is_video(self) -> bool:
         """Whether the file is a video, by its suffix."""
         return self.path.suffix.lower() in VIDEO_SUFFIXES
 
-    def frames(self) -> Iterator[Frame]:
-        """The image, or the images of the video, from the first to the last.
+    def name_of_frame(self, number: int) -> Path:
+        """The name of a video's frame."""
+        return self.name.with_name(f"{self.name.name}_{number:06d}")
 
-        Raises:
-            ValueError: a video that can't be decoded, or only in part.
-        """
+    def frames(self, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
+        """The image, or the images of the video; one that can't be decoded to its end raises a `ValueError`."""
         if not self.is_video:
-            yield Frame(self.name, str(self.path), self.content, partial(open_image, self.path, self.max_pixels))
+            yield Frame(self.name, str(self.path), self.content, partial(open_image, self.path, max_pixels))
             return
         content = self.content()
         for number, frame in enumerate(read_video(self.path)):
-            name = self.name.with_name(f"{self.name.name}_{number:06d}")
-            hashed = f"{content}-{number}"
-            yield Frame(name, f"{self.path}, frame {number}", partial(str, hashed), partial(upright, frame))
+            hashed, source = partial("{}-{}".format, content, number), f"{self.path}, frame {number}"
+            yield Frame(self.name_of_frame(number), source, hashed, partial(upright, frame))
 
     def content(self) -> str:
-        """A hash of the file's bytes.
-
-        Raises:
-            ValueError: a file that can't be read.
-        """
-        digest = hashlib.sha256()
+        """A hash of the file's bytes; a file that can't be read raises a `ValueError`."""
         try:
             with self.path.open("rb") as file:
-                while chunk := file.read(2**20):
-                    digest.update(chunk)
+                digest = hashlib.sha256()
+                for part in iter(partial(file.read, 2**20), b""):
+                    digest.update(part)
+                return digest.hexdigest()
         except OSError as error:
             raise ValueError(f"The file {self.path} can't be read: {error}.") from error
-        return digest.hexdigest()
 
 
-def find_media(
-    inputs: Sequence[str], exclude: Path | None = None, max_pixels: int | None = MAX_PIXELS
-) -> tuple[list[MediaFile], dict[str, int]]:
+def find_media(inputs: Sequence[str], exclude: Path | None = None) -> tuple[list[MediaFile], str]:
     """Finds the files that are meant, each once, in the order of their names.
 
     Args:
-        inputs (`Sequence[str]`): images, videos, folders (with all images and videos below them) and globs (`**`
-            stands for any folders). Hidden files are meant only if they are named.
+        inputs (`Sequence[str]`): images, videos, folders (searched in depth) and globs. Hidden files are meant only if
+            they are named.
         exclude (`Path`, *optional*): the folder of the results. Nothing in it is meant, or only what is no earlier
             result if it is or holds an input.
-        max_pixels (`int`, *optional*): as in [`MediaFile`].
 
     Returns:
-        `tuple[list[MediaFile], dict[str, int]]`: the files, and how many others there are by the reason why they are
-        left out.
+        `tuple[list[MediaFile], str]`: the files, and how many were left out and why ("2 hidden, 1 not an image").
 
     Raises:
         ValueError: an input that is or has no image or video.
     """
     found: dict[str, MediaFile] = {}
-    left_out: dict[str, int] = {}
+    left_out: Counter[str] = Counter()
     for given in inputs:
-        root, paths, others = _expand(given, [exclude] if exclude else [])
-        if not paths:
-            reasons = ", ".join(f"{number} {reason}" for reason, number in others.items())
+        root, files = _expand(given, [exclude] if exclude else [])
+        if not files.paths:
             raise ValueError(
                 f"{given!r} is neither an image or video nor a folder or glob with some"
-                f"{f': its files are left out ({reasons})' if reasons else ''}."
+                f"{f': its files are left out ({files.remark})' if files.remark else ''}."
             )
-        for path in paths:
+        left_out.update(files.left_out)
+        for path in files.paths:
             if exclude and exclude.resolve() in path.resolve().parents and fingerprint_of(path):
-                others["an earlier result"] = others.get("an earlier result", 0) + 1
+                left_out["an earlier result"] += 1
                 continue
             name = path.relative_to(root)
             name = name.with_suffix("") if name.suffix.lower() in VIDEO_SUFFIXES else name_without_suffix(name)
-            found.setdefault(os.path.abspath(path), MediaFile(path, name, max_pixels))
-        left_out |= {reason: left_out.get(reason, 0) + number for reason, number in others.items()}
-    return list(found.values()), dict(sorted(left_out.items()))
+            found.setdefault(os.path.abspath(path), MediaFile(path, name))
+    return list(found.values()), ImageFiles([], left_out).remark
 
 
-def _expand(given: str, exclude: list[Path]) -> tuple[Path, list[Path], dict[str, int]]:
-    """The folder by which results are named, the files, and what was left out."""
+def _expand(given: str, exclude: list[Path]) -> tuple[Path, ImageFiles]:
+    """The folder by which results are named, and the files."""
     path = Path(given)
     if path.is_file():
-        return path.parent, [path], {}
+        return path.parent, ImageFiles([path])
     if path.is_dir():
-        files = find_image_files(path, exclude=exclude, other_suffixes=VIDEO_SUFFIXES)
-        return path, files.paths, files.left_out
+        return path, find_image_files(path, exclude=exclude, other_suffixes=VIDEO_SUFFIXES)
     fixed = next((index for index, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
     matches = {each for each in map(Path, glob.glob(given, recursive=True)) if each.is_file()}
     usable: set[Path] = set()
     for folder in {each.parent for each in matches}:
         usable.update(find_image_files(folder, False, exclude, VIDEO_SUFFIXES).paths)
-    others = len(matches - usable)
-    return Path(*path.parts[:fixed]), sorted(matches & usable), {"not an image or excluded": others} if others else {}
+    others = Counter({"not an image or excluded": len(matches - usable)})
+    return Path(*path.parts[:fixed]), ImageFiles(sorted(matches & usable), +others)
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[Any]:
+    """PyAV's container; errors become a `ValueError` that names the video."""
+    try:
+        import av
+    except ImportError as error:
+        raise ValueError(f"The video {path} needs PyAV: pip install av.") from error
+    try:
+        with av.open(str(path)) as container:
+            yield container
+    except (av.FFmpegError, IndexError) as error:
+        raise ValueError(f"The video {path} can't be read to its end: {error}.") from error
 
 
 def read_video(path: Path) -> Iterator[Any]:
-    """The frames of a video, as PyAV gives them.
-
-    Raises:
-        ValueError: PyAV is not installed, or a video that can't be decoded, or only in part.
-    """
-    av = _import_av(path)
-    number = 0
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                yield frame
-                number += 1
-    except (av.FFmpegError, IndexError) as error:
-        raise ValueError(f"The video {path} can't be read beyond {number} frames: {error}.") from error
+    """The frames of a video, as PyAV gives them."""
+    with _open_video(path) as container:
+        yield from container.decode(video=0)
 
 
 def upright(frame: Any) -> Image.Image:
@@ -169,23 +148,18 @@ def upright(frame: Any) -> Image.Image:
 
 
 def write_video(path: Path, images: Iterable[Image.Image], like: Path, comment: str) -> None:
-    """Writes an MPEG-4 video.
-
-    Args:
-        path (`Path`): the file; it appears when it is complete.
-        images (`Iterable[PIL.Image.Image]`): of one size, at least one.
-        like (`Path`): a video with the same frame rate.
-        comment (`str`): is kept in the file, for [`comment_of_video`].
+    """Writes an MPEG-4 video of images of one size, with the frame rate of another video and a comment.
 
     Raises:
-        ValueError: PyAV is not installed, or videos that can't be read or written.
+        ValueError: PyAV is not installed, or a video that can't be read.
+        OSError: a video that can't be written.
     """
-    av = _import_av(like)
-    incomplete = path.with_name(f".{path.name}.partial")
+    with _open_video(like) as container:
+        rate = container.streams.video[0].average_rate or 25
+    import av
+
     try:
-        with av.open(str(like)) as container:
-            rate = container.streams.video[0].average_rate or 25
-        with av.open(str(incomplete), "w", format="mp4") as container:
+        with av.open(str(path), "w", format="mp4") as container:
             container.metadata["comment"] = comment
             stream = container.add_stream("mpeg4", rate=rate)
             stream.pix_fmt, stream.bit_rate = "yuv420p", 8_000_000
@@ -196,28 +170,8 @@ def write_video(path: Path, images: Iterable[Image.Image], like: Path, comment: 
                 frame = av.VideoFrame.from_image(image.crop((0, 0, stream.width, stream.height)))
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-        incomplete.replace(path)
     except av.FFmpegError as error:
-        raise ValueError(f"The video {path} can't be written: {error}.") from error
-    finally:
-        incomplete.unlink(missing_ok=True)
+        raise OSError(f"the video {path.name} can't be written: {error}") from error
 
 
-def comment_of_video(path: Path) -> str | None:
-    """The comment in a video, if it can be read and has one."""
-    av = _import_av(path)
-    try:
-        with av.open(str(path)) as container:
-            return container.metadata.get("comment")
-    except av.FFmpegError:
-        return None
-
-
-def _import_av(path: Path) -> Any:
-    try:
-        return importlib.import_module("av")
-    except ImportError as error:
-        raise ValueError(f"The video {path} needs PyAV: pip install av.") from error
-
-
-__all__ = ["Frame", "MediaFile", "comment_of_video", "find_media", "read_video", "upright", "write_video"]
+__all__ = ["Frame", "MediaFile", "find_media", "read_video", "upright", "write_video"]

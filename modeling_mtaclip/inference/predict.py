@@ -17,7 +17,6 @@ import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, distributed
+from torch import distributed
 from tqdm.auto import tqdm
 
 from ..data import palette_of
@@ -34,20 +33,20 @@ from ..data.image_files import MAX_PIXELS
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from ..visualization import overlay
-from .media import Frame, MediaFile, comment_of_video, find_media, read_video, upright, write_video
+from .media import Frame, MediaFile, find_media, read_video, upright, write_video
 from .options import MODES, STRIDE, WINDOW, InferenceOptions
-from .result_formats import FORMATS, ResultFormat, fingerprint_of
+from .result_formats import FORMATS, OtherMakerError, Result
 from .segmenter import PreparedImage, Segmenter
 
 
 DTYPES = ("float32", "bfloat16", "float16")
 # How long the first process to end waits for the last one.
 PATIENCE = timedelta(days=30)
+# In the name of a video's frame, before a format's ending.
+FRAME_NUMBER = re.compile(r"_\d{6,}(?=[a-z_.]*$)")
 DONE, SOME_LEFT_OUT, BAD_OPTIONS, NOT_WRITTEN, INTERRUPTED = 0, 1, 2, 3, 130
 
-
-class OtherMakerError(ValueError):
-    """A result is there already that another model or other options made."""
+Writer = Callable[[np.ndarray], None]
 
 
 def predict(arguments: Sequence[str]) -> int:
@@ -64,14 +63,14 @@ def predict(arguments: Sequence[str]) -> int:
     rank, world_size = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
     connected = world_size > 1 and "MASTER_ADDR" in os.environ
     try:
-        files, no_input = find_media(options.inputs, options.output_dir, options.max_pixels or None)
+        files, no_input = find_media(options.inputs, options.output_dir)
         prediction = Prediction(options, files, rank, world_size)
         if connected:
             distributed.init_process_group("gloo", timeout=PATIENCE)
         prediction.run()
         if connected:
             prediction.add_other_processes()
-        if rank == 0 and "video" in options.format:
+        if rank == 0:
             prediction.write_videos()
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from here.", file=sys.stderr)
@@ -88,9 +87,7 @@ def predict(arguments: Sequence[str]) -> int:
         return NOT_WRITTEN
     if rank == 0 or not connected:
         if no_input:
-            print(
-                f"Files that are no input: {', '.join(f'{number} {reason}' for reason, number in no_input.items())}."
-            )
+            print(f"Files that are no input: {no_input}.")
         print(
             f"{prediction.predicted} images predicted, {prediction.present} were there already, "
             f"{len(prediction.problems)} left out. Results: {options.output_dir}"
@@ -133,30 +130,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@dataclass
-class LoadedFrame:
-    """An image as it is and as the model reads it, what it is called, and its results to write with fingerprints."""
-
-    source: str
-    missing: list[tuple[ResultFormat, Path, str]]
-    image: Image.Image
-    prepared: PreparedImage
-
-
 class Prediction:
-    """One run of the command line.
-
-    Args:
-        options (`argparse.Namespace`): of [`make_parser`].
-        files (`Sequence[MediaFile]`): what is predicted, the same on all processes.
-        rank, world_size (`int`): which of the processes that share the images this is.
+    """One run of the command line, by the process `rank` of `world_size` that share the files.
 
     Attributes:
         predicted, present (`int`): images whose results were written, and whose were there already.
         problems (`list[str]`): why images or videos were left out.
-
-    Raises:
-        ValueError: options or a model that can't be used, or results that would take the place of others or of inputs.
     """
 
     def __init__(self, options: argparse.Namespace, files: Sequence[MediaFile], rank: int, world_size: int) -> None:
@@ -165,134 +144,124 @@ class Prediction:
                 f"--num_threads must be positive, got {options.num_threads}, and --max_pixels not negative, got "
                 f"{options.max_pixels}."
             )
-        self.files, self.folder, self.overwrite = files, options.output_dir, options.overwrite
-        self.rank, self.world_size, self.num_threads = rank, world_size, options.num_threads
+        self.options, self.files, self.rank, self.world_size = options, files, rank, world_size
         inference = InferenceOptions.from_arguments(
             options.inference_mode, options.window, options.stride, options.tta, options.batch_size
         )
         device = _device(options.device)
         model, processor = _load_model(options.model_name_or_path, getattr(torch, options.dtype))
-        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        self.formats = [FORMATS[each](names) for each in dict.fromkeys(options.format) if each != "video"]
-        if "video" in options.format and "index" not in options.format:
-            self.formats.append(FORMATS["index"](names))
-        _check_paths(self.formats, files, self.folder)
+        self.class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        self.videos = [file for file in files if file.is_video] if "video" in options.format else []
+        names = [name for name in options.format if name != "video"] + ["index"] * ("video" in options.format)
+        self.formats = {name: FORMATS[name] for name in names}
+        for each in self.formats.values():
+            each.check(self.class_names)
+        self._check_paths()
         self.maker = _hash_of_maker(model, processor, inference)
         self.segmenter = Segmenter(model.to(device), processor, inference)
         self.predicted, self.present, self.problems = 0, 0, []
 
-    def run(self) -> None:
-        """Predicts this process's share of the images, every `world_size`-th one.
+    def _check_paths(self) -> None:
+        """Refuses results of two inputs, or in two formats, with one name, and results in the place of an input."""
+        inputs, owners = {_place(file.path) for file in self.files}, {}
+        for file in sorted(self.files, key=lambda each: not each.is_video):
+            # The first frame stands for all frames of a video, whatever their numbers.
+            name = file.name_of_frame(0) if file.is_video else file.name
+            paths = [each.path(name) for each in self.formats.values()]
+            if len(set(paths)) < len(paths):
+                raise ValueError(
+                    "Some of the formats use the same file names: write 'index', 'cityscapes' and 'ade20k' into "
+                    "folders of their own."
+                )
+            for path in [*paths, *([_overlay_name(file)] if file in self.videos else [])]:
+                if _place(self.options.output_dir / path) in inputs:
+                    raise ValueError(f"{self.options.output_dir / path} is an input: choose another --output_dir.")
+                owner = owners.setdefault(_place(path), file)
+                video = owners.get(_place(FRAME_NUMBER.sub("_000000", str(path))))
+                other = video if video and video.is_video else owner
+                if other is not file:
+                    raise ValueError(
+                        f"{other.path} and {file.path} would both be written as {path}. Give the folder that holds "
+                        "both, or a quoted glob, to keep their folders apart; or predict them into two folders."
+                    )
 
-        Raises:
-            ValueError: results of another model or other options are there already.
-            OSError: results can't be written.
-        """
+    def run(self) -> None:
+        """Predicts this process's share of the images, every `world_size`-th one."""
         total = len(range(self.rank, len(self.files), self.world_size))
-        frames, batch_size = self._own_frames(), self.segmenter.options.batch_size
-        loading: deque[list[Future]] = deque()
-        writing: deque[Future] = deque()
         # The other processes have no bar; the first has one if it writes to a terminal.
         self.bar = tqdm(total=total, desc="Predicting", unit="image", disable=True if self.rank else None)
-        pool = ThreadPoolExecutor(self.num_threads)
-        batches_ahead = 1 + self.num_threads // batch_size
+        self.pool = ThreadPoolExecutor(self.options.num_threads)
+        self.writing: deque[Future] = deque()
+        loaded, batch_size = self._loaded(), self.options.batch_size
         try:
-            while True:
-                while len(loading) <= batches_ahead and (batch := list(islice(frames, batch_size))):
-                    loading.append([pool.submit(self._load, frame) for frame in batch])
-                if not loading:
-                    break
-                loaded = self._readable(loading.popleft())
-                maps = self.segmenter.predict([each.prepared for each in loaded])
-                writing.extend(map(partial(pool.submit, self._write), loaded, [labels.cpu() for labels in maps]))
-                self._finish(writing, self.num_threads)
+            while batch := list(islice(loaded, batch_size)):
+                maps = self.segmenter.predict([prepared for prepared, _ in batch])
+                for (_, writers), labels in zip(batch, maps, strict=True):
+                    self.writing.append(self.pool.submit(_write, writers, labels.cpu().numpy()))
+                self._finish_writing(self.options.num_threads)
         finally:
             # What is predicted is written even if the run is interrupted.
-            self._finish(writing, 0)
-            pool.shutdown(cancel_futures=True)
+            self._finish_writing(0)
+            self.pool.shutdown(cancel_futures=True)
             self.bar.close()
 
-    def _own_frames(self) -> Iterator[Frame]:
-        number = 0
-        for file in self.files:
-            frames = file.frames()
-            while True:
-                own = number % self.world_size == self.rank
-                try:
-                    frame = next(frames, None)
-                except ValueError as error:
-                    if own:
-                        self._leave_out(error)
-                    break
-                if frame is None:
-                    break
-                number += 1
-                if own:
-                    yield frame
-
-    def _load(self, frame: Frame) -> LoadedFrame | None:
-        missing, content = [], frame.content()
-        for each in self.formats:
-            path = self.folder / each.path(frame.name)
-            fingerprint = self._fingerprint(type(each).__name__, content)
-            if self._must_write(path, fingerprint, fingerprint_of):
-                missing.append((each, path, fingerprint))
-        if not missing:
-            return None
-        image = frame.read()
-        return LoadedFrame(frame.source, missing, image, self.segmenter.prepare(image))
-
-    def _fingerprint(self, kind: str, content: str) -> str:
-        """Of a result of some format: its maker and its input."""
-        return f"{hashlib.sha256(f'{self.maker} {kind}'.encode()).hexdigest()[:32]}:{content}"
-
-    def _must_write(self, path: Path, fingerprint: str, read: Callable[[Path], str | None]) -> bool:
-        """Whether a result is missing; one that is there counts only if model, options and input are the same."""
-        if self.overwrite or not path.exists():
-            return True
-        found = read(path)
-        if found is None or found.split(":")[0] != fingerprint.split(":")[0]:
-            raise OtherMakerError(
-                f"{path} is there already, and was not made by this model with these options. Choose another "
-                "--output_dir, or --overwrite existing results."
-            )
-        if found != fingerprint:
-            raise ValueError(
-                f"{path} is there already, and was made from another input. Choose another --output_dir, or "
-                "--overwrite existing results."
-            )
-        return False
-
-    def _readable(self, loading: list[Future]) -> list[LoadedFrame]:
-        loaded = []
-        for future in loading:
+    def _loaded(self) -> Iterator[tuple[PreparedImage, list[Writer]]]:
+        """The images whose results are missing, in order, and what writes these. Some are loaded ahead."""
+        frames, ahead = self._own_frames(), self.options.batch_size + self.options.num_threads
+        loading = deque(self.pool.submit(self._load, frame) for frame in islice(frames, ahead))
+        while loading:
             try:
-                frame = future.result()
+                loaded = loading.popleft().result()
             except OtherMakerError:
                 raise
             except ValueError as error:
                 self._leave_out(error)
-                continue
-            if frame is None:
-                self.present += 1
-                self.bar.update()
             else:
-                loaded.append(frame)
-        return loaded
+                if loaded is None:
+                    self.present += 1
+                    self.bar.update()
+                else:
+                    yield loaded
+            loading.extend(self.pool.submit(self._load, frame) for frame in islice(frames, 1))
+
+    def _own_frames(self) -> Iterator[Frame]:
+        number = 0
+        for file in self.files:
+            try:
+                for frame in file.frames(self.options.max_pixels):
+                    if number % self.world_size == self.rank:
+                        yield frame
+                    number += 1
+            except ValueError as error:
+                if number % self.world_size == self.rank:
+                    self._leave_out(error)
+
+    def _load(self, frame: Frame) -> tuple[PreparedImage, list[Writer]] | None:
+        content = frame.content()
+        results = {name: self._result(each.path(frame.name), name, content) for name, each in self.formats.items()}
+        missing = [(self.formats[name], result) for name, result in results.items() if self._is_missing(result)]
+        if not missing:
+            return None
+        image = frame.read()
+        writers = [partial(each.write, result, frame.source, image, self.class_names) for each, result in missing]
+        return self.segmenter.prepare(image), writers
+
+    def _result(self, path: Path, kind: str, content: str) -> Result:
+        hashes = (hashlib.sha256(each.encode()).hexdigest()[:32] for each in (f"{self.maker} {kind}", content))
+        return Result(self.options.output_dir / path, ":".join(hashes))
+
+    def _is_missing(self, result: Result) -> bool:
+        return self.options.overwrite or not result.is_there()
 
     def _leave_out(self, error: ValueError) -> None:
         self.problems.append(str(error))
         self.bar.update()
         self.bar.write(f"Left out: {error}", file=sys.stderr)
 
-    def _write(self, loaded: LoadedFrame, labels: Tensor) -> None:
-        for each, path, fingerprint in loaded.missing:
-            each.save(path, loaded.source, loaded.image, labels.numpy(), fingerprint)
-
-    def _finish(self, writing: deque[Future], remaining: int) -> None:
+    def _finish_writing(self, remaining: int) -> None:
         """Waits until at most so many images are being written."""
-        while len(writing) > remaining:
-            writing.popleft().result()
+        while len(self.writing) > remaining:
+            self.writing.popleft().result()
             self.predicted += 1
             self.bar.update()
 
@@ -305,32 +274,35 @@ class Prediction:
         self.problems = [problem for _, _, problems in reports for problem in problems]
 
     def write_videos(self) -> None:
-        """Writes an overlay of each video, from its frames' label maps; those whose frames are not there are left out.
-
-        Raises:
-            ValueError: results of another model or other options are there already.
-            OSError: results can't be written.
-        """
-        for file in self.files:
-            path = self.folder / file.name.with_name(f"{file.name.name}_overlay.mp4")
+        """Writes an overlay of each video, if that was asked for, from its frames' label maps."""
+        for file in self.videos:
             try:
-                if file.is_video:
-                    fingerprint = self._fingerprint("video", file.content())
-                    if self._must_write(path, fingerprint, comment_of_video):
-                        write_video(path, self._overlays(file), file.path, fingerprint)
+                result = self._result(_overlay_name(file), "video", file.content())
+                if self._is_missing(result):
+                    with result.written() as path:
+                        write_video(path, self._overlays(file), file.path, f"fingerprint {result.fingerprint}")
             except OtherMakerError:
                 raise
             except ValueError as error:
                 self._leave_out(error)
 
     def _overlays(self, file: MediaFile) -> Iterator[Image.Image]:
-        palette = palette_of(self.formats[0].class_names)
+        palette = palette_of(self.class_names)
         for number, frame in enumerate(read_video(file.path)):
-            path = self.folder / file.name.with_name(f"{file.name.name}_{number:06d}.png")
+            path = self.options.output_dir / self.formats["index"].path(file.name_of_frame(number))
             if not path.exists():
                 raise ValueError(f"{path} is missing for the video of {file.path}: give the same command again.")
             with Image.open(path) as labels:
                 yield overlay(upright(frame), np.array(labels), palette, ignore_index=-1)
+
+
+def _write(writers: Sequence[Writer], labels: np.ndarray) -> None:
+    for write in writers:
+        write(labels)
+
+
+def _overlay_name(video: MediaFile) -> Path:
+    return video.name.with_name(f"{video.name.name}_overlay.mp4")
 
 
 def _device(name: str | None) -> torch.device:
@@ -357,39 +329,14 @@ def _hash_of_maker(
     model: MTAClipForSemanticSegmentation, processor: MTAClipImageProcessor, options: InferenceOptions
 ) -> str:
     """Of all on which label maps depend, besides the image."""
-    settings = (str(model.dtype), processor.to_dict(), options.mode, options.scales, options.flip)
-    settings += (options.window, options.stride) if options.mode == "slide" else ()
-    labels = model.config.id2label
-    digest = hashlib.sha256(json.dumps([*settings, labels], sort_keys=True, default=str).encode())
+    config = model.config.to_dict() | {"_name_or_path": "", "dtype": str(model.dtype)}
+    settings = [config, processor.to_dict(), options.mode, options.scales, options.flip]
+    settings += [options.window, options.stride] if options.mode == "slide" else []
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _check_paths(formats: Sequence[ResultFormat], files: Sequence[MediaFile], folder: Path) -> None:
-    """Refuses results of two inputs, or in two formats, with one name, and results in the place of an input."""
-    inputs, owners = {_place(file.path) for file in files}, {}
-    for file in sorted(files, key=lambda each: not each.is_video):
-        # The first frame stands for all frames of a video.
-        name = file.name.with_name(f"{file.name.name}_000000") if file.is_video else file.name
-        like_a_frame = name.with_name(re.sub(r"_\d{6,}$", "_000000", name.name))
-        if len({each.path(name) for each in formats}) < len(formats):
-            raise ValueError(
-                "Some of the formats use the same file names: write 'index', 'cityscapes' and 'ade20k' into folders "
-                "of their own."
-            )
-        for each in formats:
-            if _place(folder / each.path(name)) in inputs:
-                raise ValueError(f"{folder / each.path(name)} is an input: choose another --output_dir.")
-            owner = owners.setdefault(_place(each.path(name)), file)
-            video = owners.get(_place(each.path(like_a_frame)))
-            other = video if video is not None and video.is_video else owner
-            if other is not file:
-                raise ValueError(
-                    f"{other.path} and {file.path} would both be written as {each.path(name)}. Give the folder that "
-                    "holds both, or a quoted glob, to keep their folders apart; or predict them into two folders."
-                )
 
 
 def _place(path: Path) -> str:

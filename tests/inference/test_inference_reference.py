@@ -43,7 +43,7 @@ def test_scores(model, expected, original, mode, batch_size):
     for pixel_values, scores in zip(expected["pixel_values"], authors, strict=True):
         prepared = PreparedImage(tuple(pixel_values.shape[-2:]), [pixel_values])
         with torch.no_grad():
-            (view,) = segmenter._views(prepared)
+            ((view,),) = segmenter._views([prepared])
             torch.testing.assert_close(view.read(0, view.size[0]), scores, rtol=0, atol=1e-4)
         best = scores.topk(2, dim=0)
         clear = best.values[0] - best.values[1] > 2e-4

@@ -4,10 +4,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from modeling_mtaclip.inference.media import find_media
+from modeling_mtaclip.inference.result_formats import FORMATS, OtherMakerError, Result
 
 
 @pytest.fixture
@@ -54,7 +56,21 @@ def test_what_is_left_out_is_counted(folder):
     (folder / ".cache" / "d.jpg").touch()
     files, left_out = find_media([".", "sub/*"], exclude=folder / "sub" / "deep")
     assert [str(file.name) for file in files] == ["a", "b", "sub/a", "sub/clip"]
-    assert left_out == {"hidden": 2, "not an image": 1, "in an excluded folder": 1}
+    assert left_out == "2 hidden, 1 in an excluded folder, 1 not an image"
+
+
+@pytest.mark.parametrize("kind", ["index", "overlay", "json"])
+def test_fingerprints_are_read_whole_whatever_follows_them(tmp_path, kind):
+    """In PNG files a checksum follows, some of whose bytes look like digits."""
+    image, labels = Image.new("RGB", (4, 4)), np.zeros((4, 4), dtype=np.int64)
+    for number in range(60):
+        result = Result(tmp_path / f"{number}", f"{number:032x}:{number:032x}")
+        FORMATS[kind].write(result, "a.png", image, ["road"], labels)
+        assert result.is_there()
+        with pytest.raises(ValueError, match="made from another input"):
+            Result(result.path, f"{number:032x}:{number + 1:032x}").is_there()
+        with pytest.raises(OtherMakerError, match="not made by this model"):
+            Result(result.path, f"{number + 1:032x}:{number:032x}").is_there()
 
 
 def test_formats_are_known_from_content(folder):

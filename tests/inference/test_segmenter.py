@@ -146,12 +146,12 @@ def test_only_two_rows_of_windows_are_kept(model):
     processor = MTAClipImageProcessor(do_resize=False)
     segmenter = Segmenter(model, processor, InferenceOptions("slide", (64, 64), (43, 43)))
     prepared = segmenter.prepare(random_image(279, 64))
-    (view,) = segmenter._views(prepared)
+    ((view,),) = segmenter._views([prepared])
     kept = []
     for row in range(279):
         view.read(row, row + 1)
-        kept.append(len(view.predicted))
-        assert all(top <= row < top + 64 for top in view.predicted)
+        kept.append(len(view.rows))
+        assert all(top <= row < top + 64 for top in view.rows)
     assert set(kept) == {1, 2}
     assert not view.waiting_tops
 
