@@ -21,6 +21,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -329,14 +330,18 @@ def _hash_of_maker(
     model: MTAClipForSemanticSegmentation, processor: MTAClipImageProcessor, options: InferenceOptions
 ) -> str:
     """Of all on which label maps depend, besides the image."""
-    config = model.config.to_dict() | {"_name_or_path": "", "dtype": str(model.dtype)}
-    settings = [config, processor.to_dict(), options.mode, options.scales, options.flip]
+    config = json.loads(model.config.to_json_string(use_diff=False), object_hook=_without_origin)
+    settings = [config, str(model.dtype), processor.to_dict(), options.mode, options.scales, options.flip]
     settings += [options.window, options.stride] if options.mode == "slide" else []
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _without_origin(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def _place(path: Path) -> str:
