@@ -236,21 +236,15 @@ class CLIPViTBackbone(BackboneMixin, CLIPPreTrainedModel):
 
 @dataclass
 class FeatureMapShapes:
-    """What a backbone returns.
-
-    Attributes:
-        channels (`list[int]`): of each map.
-        strides (`list[int]`): pixels of the image, per pixel of each map.
-        channels_last (`bool`): whether the maps are `(B, H, W, C)`, as some of timm's are.
-        image_divisor (`int`): what the sides of images must be multiples of.
-        unused_parameters (`list[str]`): names of the parameters on which no map depends, like the mask tokens that
-            self-supervised training left behind.
-    """
+    """What a backbone returns, and what it takes."""
 
     channels: list[int]
     strides: list[int]
+    # Whether the maps are `(B, H, W, C)`, as some of timm's are.
     channels_last: bool
+    # What the sides of images must be multiples of.
     image_divisor: int
+    # On which no map depends, like the mask tokens that self-supervised training left behind.
     unused_parameters: list[str]
 
     @property
@@ -272,10 +266,7 @@ def copy_backbone_config(config: PreTrainedConfig) -> PreTrainedConfig:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def build_backbone(config: PreTrainedConfig) -> tuple[nn.Module, FeatureMapShapes]:
-    """Builds a backbone with new weights, and reads from one run without data what it returns.
-
-    Args:
-        config (`PreTrainedConfig`): of any backbone that `AutoBackbone` builds.
+    """Builds any backbone of `AutoBackbone` with new weights, and reads from one run without data what it returns.
 
     Raises:
         ValueError: a backbone that can't be used, with the reason.
@@ -357,10 +348,6 @@ class MTAClipFeaturePyramid(nn.Module):
 
     Each map is normalized, and then enlarged by transposed convolutions or reduced by max pooling. That changes its
     size by powers of two; where the stride is no power of two (patches of 14 pixels), the map is resampled.
-
-    Args:
-        channels (`list[int]`): of the four maps.
-        stride (`int`): of all four.
     """
 
     def __init__(self, channels: list[int], stride: int) -> None:
@@ -409,17 +396,4 @@ def register_backbones() -> None:
         AutoBackbone.register(config, backbone, exist_ok=True)
 
 
-__all__ = [
-    "FEATURE_STRIDES",
-    "CLIPResNetBackbone",
-    "CLIPResNetBackboneConfig",
-    "CLIPViTBackbone",
-    "CLIPViTBackboneConfig",
-    "FeatureMapShapes",
-    "MTAClipFeaturePyramid",
-    "build_backbone",
-    "copy_backbone_config",
-    "enlarge_images",
-    "register_backbones",
-    "spread_stages",
-]
+__all__ = ["CLIPResNetBackbone", "CLIPResNetBackboneConfig", "CLIPViTBackbone", "CLIPViTBackboneConfig"]

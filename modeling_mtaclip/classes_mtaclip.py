@@ -17,10 +17,6 @@ def match_classes(names: Sequence[str], source_names: Sequence[str]) -> dict[int
     Case, underscores and spaces at the ends don't count; commas separate synonyms, as in "door, double door". Names
     that several classes share are matched in order.
 
-    Args:
-        names (`Sequence[str]`): the classes that are wanted.
-        source_names (`Sequence[str]`): the classes that are there.
-
     Returns:
         `dict[int, int]`: from index in `names` to index in `source_names`; a class that is not there is absent.
     """
@@ -48,13 +44,12 @@ def new_classes(names: Sequence[str], source_names: Sequence[str]) -> list[str]:
 def move_classes(
     tensors: dict[str, Tensor], initial: Mapping[str, Tensor], names: Sequence[str], source_names: Sequence[str]
 ) -> dict[str, str]:
-    """Rewrites tensors of a source for other classes; new classes keep their initial values.
+    """Rewrites tensors of a source for other classes, in place; new classes keep their initial values.
 
     Args:
         tensors (`dict[str, Tensor]`): the source's, by our names; those of [`PER_CLASS`] are replaced.
         initial (`Mapping[str, Tensor]`): state dict of the model with the new classes.
-        names (`Sequence[str]`): of the model's classes.
-        source_names (`Sequence[str]`): of the source's classes.
+        names, source_names (`Sequence[str]`): of the model's and of the source's classes.
 
     Returns:
         `dict[str, str]`: for each replaced tensor, which classes were moved.

@@ -144,10 +144,7 @@ class MTAClipConfig(PreTrainedConfig):
         ),
         "text_config": SubConfigSpec(config_class=CLIPTextConfig, optional=True),
     }
-    attribute_map = {  # noqa: RUF012
-        "num_hidden_layers": "decoder_layers",
-        "num_attention_heads": "decoder_attention_heads",
-    }
+    attribute_map = {"num_hidden_layers": "decoder_layers", "num_attention_heads": "decoder_attention_heads"}  # noqa: RUF012
     keys_to_ignore_at_inference = [  # noqa: RUF012 (Trainer adds a list to it)
         "class_queries_logits",
         "masks_queries_logits",
@@ -247,7 +244,7 @@ class MTAClipConfig(PreTrainedConfig):
             )
 
     def _check_labels(self, num_labels: int | None) -> None:
-        ids = sorted(int(index) for index in self.id2label)
+        ids = sorted(map(int, self.id2label))
         if ids != list(range(len(ids))):
             raise ValueError(f"`id2label` must name the classes 0 … {len(ids) - 1} without gaps, got the ids {ids}.")
         if num_labels is not None and num_labels != len(self.id2label):
@@ -268,13 +265,10 @@ class MTAClipConfig(PreTrainedConfig):
             kwargs: any field of this class.
 
         Raises:
-            ValueError: no names, a name used twice, a name without tokens, too long for the text encoder, or outside
-                its vocabulary.
+            ValueError: no names, or a name without tokens, too long for the text encoder, or outside its vocabulary.
         """
         if isinstance(labels, str) or not labels:
-            raise ValueError(
-                f"`labels` must name at least one class, as a list or a map from label id, got {labels!r}."
-            )
+            raise ValueError(f"`labels` must name at least one class, as a list or by label id, got {labels!r}.")
         id2label = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
         if isinstance(tokenizer, str):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -366,15 +360,7 @@ class MTAClipConfig(PreTrainedConfig):
                 )
 
     def check_token_ids(self, name: str, token_ids: Sequence[int]) -> None:
-        """Whether the text encoder can read a name behind a prompt context.
-
-        Args:
-            name (`str`): for the error.
-            token_ids (`Sequence[int]`): its tokens, without start and end.
-
-        Raises:
-            ValueError: no tokens, too many, or ids outside the vocabulary.
-        """
+        """Refuses a name that the text encoder can't read: no tokens, too many, or ids outside the vocabulary."""
         longest_name = self.text_config.max_position_embeddings - self.prompt_length - 2
         if not token_ids:
             raise ValueError(f"The name {name!r} has no tokens. Choose one with letters in it.")
@@ -392,12 +378,7 @@ class MTAClipConfig(PreTrainedConfig):
 
 
 def tokenize_names(names: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:
-    """Token ids of each name, without start and end tokens; underscores are read as spaces.
-
-    Args:
-        names (`Sequence[str]`): class names.
-        tokenizer (`PreTrainedTokenizerBase`): CLIP's tokenizer.
-    """
+    """Token ids of each name by CLIP's tokenizer, without start and end tokens; underscores are read as spaces."""
     return {
         name: list(tokenizer(str(name).replace("_", " "), add_special_tokens=False)["input_ids"]) for name in names
     }

@@ -314,8 +314,7 @@ class MTAClipPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads a model as `PreTrainedModel.from_pretrained` does, with the text encoder frozen.
 
-        A model keeps the classes that it was trained with; [`MTAClipForSemanticSegmentation.with_classes`] gives it
-        others.
+        It keeps the classes that it was trained with; [`MTAClipForSemanticSegmentation.with_classes`] gives others.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
@@ -348,11 +347,11 @@ class MTAClipPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Whether weights are initialized by functions that overwrite loaded ones: no, see `_init_weights`.
+        """No: `_init_weights` overwrites no loaded weights.
 
-        transformers takes that for granted of code outside its tree, and then skips modules whose own parameters are
-        all loaded, also those that have none: the layers of CLIP, whose rules fill the parameters of their parts. What
-        a checkpoint lacks of a text encoder would stay unset memory. There is no public way to say so.
+        transformers assumes so of code outside its tree, and then skips modules without missing parameters of their
+        own, also CLIP's layers, whose rules fill the parameters of their parts: what a checkpoint lacks of a text
+        encoder would stay unset memory. There is no public way to say so.
         """
         return False
 

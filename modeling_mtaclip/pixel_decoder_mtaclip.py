@@ -148,9 +148,13 @@ class MTAClipPixelDecoder(nn.Module):
         levels = [projection(maps) for projection, maps in projections]
         spatial_shapes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         hidden_states = torch.cat([to_sequence(level) for level in levels], dim=1)
-        position_embeddings = self._position_embeddings(spatial_shapes, hidden_states)
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        centers = constant(_pixel_centers, spatial_shapes, dtype, hidden_states.device)
+        size, dtype, device = hidden_states.shape[-1], hidden_states.dtype, hidden_states.device
+        positions = [
+            constant(sine_position_embedding, *shape, size, dtype, device) + level
+            for shape, level in zip(spatial_shapes, self.level_embed, strict=True)
+        ]
+        position_embeddings = torch.cat(positions, dim=1)
+        centers = constant(_pixel_centers, spatial_shapes, torch.promote_types(dtype, torch.float32), device)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_embeddings, centers, spatial_shapes)
 
@@ -164,13 +168,6 @@ class MTAClipPixelDecoder(nn.Module):
         )
         mask_features = self.mask_projection(self.output_projection(lateral + upsampled))
         return mask_features, multi_scale_features
-
-    def _position_embeddings(self, spatial_shapes: SpatialShapes, like: Tensor) -> Tensor:
-        embeddings = [
-            constant(sine_position_embedding, *shape, like.shape[-1], like.dtype, like.device) + level
-            for shape, level in zip(spatial_shapes, self.level_embed, strict=True)
-        ]
-        return torch.cat(embeddings, dim=1)
 
 
 def _pixel_centers(spatial_shapes: SpatialShapes, dtype: torch.dtype, device: torch.device) -> Tensor:

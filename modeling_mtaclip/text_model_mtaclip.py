@@ -41,9 +41,8 @@ class MTAClipTextModel(nn.Module):
         super().__init__()
         if config.class_token_ids is None:
             raise ValueError(
-                "The config has no `class_token_ids`, so that the text encoder has no class names to read. Make it "
-                "with `MTAClipConfig.from_labels(names, tokenizer, ...)`, or set `text_branch=False` for a model "
-                "without text."
+                "The config has no `class_token_ids`: the text encoder has no class names to read. Make it with "
+                "`MTAClipConfig.from_labels(names, tokenizer, ...)`, or set `text_branch=False` to do without text."
             )
         config.validate_class_names()
         self.config = config

@@ -67,8 +67,13 @@ def timm_config(name, out_indices):
     return TimmBackboneConfig(backbone=name, out_indices=out_indices)
 
 
-def check_life_of_a_model(backbone_config, folder):
-    """A forward, a training step, saving, loading, and other classes."""
+@pytest.mark.parametrize(
+    ("make_config", "arguments"),
+    [pytest.param(make, (), id=name) for name, make in CONFIGS.items()]
+    + [pytest.param(timm_config, each, id=each[0], marks=pytest.mark.slow) for each in LARGE_TIMM.items()],
+)
+def test_every_family_runs_trains_and_is_saved(make_config, arguments, tmp_path):
+    backbone_config = make_config(*arguments)
     torch.manual_seed(0)
     model = tiny_model(backbone_config=backbone_config)
     images, labels = torch.randn(2, 3, *SIZE), torch.randint(0, 3, (2, *SIZE))
@@ -92,8 +97,8 @@ def check_life_of_a_model(backbone_config, folder):
     optimizer.step()
     assert any(not torch.equal(value, before[name]) for name, value in trained.items() if ".backbone." in name)
 
-    model.eval().save_pretrained(folder)
-    loaded = MTAClipForSemanticSegmentation.from_pretrained(folder)
+    model.eval().save_pretrained(tmp_path)
+    loaded = MTAClipForSemanticSegmentation.from_pretrained(tmp_path)
     assert_same_weights(loaded, model)
     with torch.no_grad():
         assert_near(loaded(images), model(images))
@@ -102,17 +107,6 @@ def check_life_of_a_model(backbone_config, folder):
     loaded.model.post_init()
     assert_same_weights(loaded, model)
     assert_same_weights(loaded.with_classes(["road", "house"]).model.backbone, model.model.backbone)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_family_runs_trains_and_is_saved(name, tmp_path):
-    check_life_of_a_model(CONFIGS[name](), tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE_TIMM)
-def test_every_timm_family_runs_trains_and_is_saved(name, tmp_path):
-    check_life_of_a_model(timm_config(name, LARGE_TIMM[name]), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["clip_vit_patch16", "clip_vit_patch14", "dinov2", "dinov3_vit", "beit"])

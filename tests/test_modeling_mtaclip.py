@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSemanticSegmentation
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipModel, text_model_mtaclip
@@ -53,23 +52,6 @@ def test_shared_prefix_text_encoding(dtype, tokens_per_group, monkeypatch):
         torch.autograd.grad((value * direction).sum(), text_model.contexts)[0] for value in (embeddings, expected)
     ]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_attention_masks_equal_resized_mask_logits(dtype):
-    model = tiny_model().to(dtype)
-    with torch.no_grad():
-        base = model.model(make_batch()["pixel_values"])
-        states = base.last_hidden_state
-        logits = torch.einsum("bnd,bdhw->bnhw", model.model.decoder.mask_embedder(states), base.mask_features)
-        for maps in base.multi_scale_features:
-            resized = F.interpolate(logits, maps.shape[-2:], mode="bilinear").flatten(2)
-            outside = resized.sigmoid() < 0.5
-            outside[outside.all(-1)] = False
-            features = F.interpolate(base.mask_features, maps.shape[-2:], mode="bilinear").flatten(2)
-            mask = model.model.decoder._attention_mask(states, features)[:, 0]
-            certain = resized.abs() > 1e-5
-            assert torch.equal((mask < 0)[certain], outside[certain])
 
 
 def test_outputs():
@@ -238,14 +220,6 @@ def test_gradient_checkpointing_computes_the_backbone_twice_and_counts_its_image
     torch.testing.assert_close(gradients, gradients_again)
     assert any("running_mean" in name for name in buffers)
     assert_near(buffers_again, buffers)
-
-
-def test_feature_maps_replace_images():
-    model, batch = tiny_model(), make_batch()
-    with torch.no_grad():
-        feature_maps = model.model.backbone(batch["pixel_values"]).feature_maps
-        expected, actual = model(batch["pixel_values"]), model(feature_maps=list(feature_maps))
-    torch.testing.assert_close(actual.logits, expected.logits)
 
 
 @pytest.mark.parametrize("options", [{}, {"device_map": "auto"}])

@@ -67,19 +67,13 @@ def assert_near(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-def test_text_embeddings(outputs, expected):
+def test_states(model, feature_maps, outputs, expected):
     assert_near(outputs.text_embeddings[0], expected["text_embeddings"])
-
-
-def test_pixel_decoder(model, feature_maps, expected):
     with torch.no_grad():
         mask_features, multi_scale_features = model.model.pixel_decoder(feature_maps)
     assert_near(mask_features, expected["pixel_decoder.mask_features"])
     for index, maps in enumerate(multi_scale_features):
         assert_near(maps, expected[f"pixel_decoder.memory{index}"])
-
-
-def test_decoder_states(outputs, expected):
     names = ["decoder.init_hidden", *(f"{layer}.hidden" for layer in LAYERS)]
     for state, name in zip(outputs.hidden_states, names, strict=True):
         assert_near(state, expected[name])
@@ -175,6 +169,11 @@ def recorded_losses(predictions, expected, config, recording="loss"):
     return terms
 
 
+def assert_recorded(terms, expected, recording):
+    for name, term in (terms | {"total": sum(terms.values())}).items():
+        torch.testing.assert_close(term, expected[f"{recording}.scalar.{name}"][0], rtol=1e-4, atol=0, msg=name)
+
+
 @pytest.fixture(scope="module")
 def losses_and_gradients(model, feature_maps, expected):
     model.requires_grad_(True)
@@ -189,11 +188,7 @@ def losses_and_gradients(model, feature_maps, expected):
 
 
 def test_losses_at_recorded_points(losses_and_gradients, expected):
-    terms, _ = losses_and_gradients
-    for name, term in terms.items():
-        torch.testing.assert_close(term, expected[f"loss.scalar.{name}"][0], rtol=1e-4, atol=0, msg=name)
-    total = expected["loss.scalar.total"][0]
-    torch.testing.assert_close(sum(terms.values()), total, rtol=1e-4, atol=0)
+    assert_recorded(losses_and_gradients[0], expected, "loss")
 
 
 def test_gradients(losses_and_gradients, model, expected):
@@ -252,11 +247,7 @@ def test_scores_from_pixels(whole_model, pixel_values, expected, original_config
 def test_training_from_pixels(whole_model, pixel_values, expected):
     outputs = whole_model.train()(pixel_values, output_auxiliary_predictions=True)
     predictions = dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
-    terms = recorded_losses(predictions, expected, whole_model.config, recording="train_loss")
-    for name, term in terms.items():
-        torch.testing.assert_close(term, expected[f"train_loss.scalar.{name}"][0], rtol=1e-4, atol=0, msg=name)
-    total = sum(terms.values())
-    torch.testing.assert_close(total, expected["train_loss.scalar.total"][0], rtol=1e-4, atol=0)
+    assert_recorded(recorded_losses(predictions, expected, whole_model.config, "train_loss"), expected, "train_loss")
     statistics = {name: value for name, value in expected.items() if name.startswith("train_loss.after.")}
     assert statistics
     for name, value in statistics.items():

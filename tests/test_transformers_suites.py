@@ -115,20 +115,6 @@ class MTAClipModelTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin,
             inputs["point_seeds"] = torch.arange(self.model_tester.batch_size)
         return inputs
 
-    @unittest.skip("The input is an image; the token embeddings belong to the frozen text encoder.")
-    def test_model_get_set_embeddings(self):
-        pass
-
-    @unittest.skip("The token embeddings belong to the frozen text encoder: they have no gradient to compare.")
-    def test_enable_input_require_grads_with_gradient_checkpointing(self):
-        pass
-
-    @unittest.skip(
-        "The learned position embeddings are those of queries and prompts, whose numbers are in the config."
-    )
-    def test_resize_position_vector_embeddings(self):
-        pass
-
     def test_sdpa_can_dispatch_composite_models(self):
         """As the suite's own, which looks for a vision tower and a language model by their names."""
         with tempfile.TemporaryDirectory() as folder:
@@ -149,6 +135,9 @@ NO_TOKENS = "The input is an image; the vocabulary is that of the frozen text en
 NO_PROMPTS = "Pipelines for mask generation need a model that points and boxes can prompt."
 # Reasons that are true of our model, where the suites have none or that of other models.
 SKIPPED = {
+    "test_enable_input_require_grads_with_gradient_checkpointing": "Frozen token embeddings have no gradient.",
+    "test_model_get_set_embeddings": NO_TOKENS,
+    "test_resize_position_vector_embeddings": "Learned positions belong to queries and prompts.",
     "test_pipeline_mask_generation": NO_PROMPTS,
     "test_pipeline_mask_generation_fp16": NO_PROMPTS,
     "test_resize_embeddings_untied": NO_TOKENS,
