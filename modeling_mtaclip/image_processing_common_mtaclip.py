@@ -54,7 +54,7 @@ class MTAClipImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class MTAClipImageProcessing:
-    """Mix-in for a backend of transformers."""
+    """Mix-in for a backend of transformers; [`MTAClipImageProcessor`] documents the settings."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (transformers reads the class attribute)
     do_resize = True
@@ -237,26 +237,12 @@ class MTAClipImageProcessing:
 
 
 def _read_image(image: Any, asked: bool, settings: Mapping[str, Any]) -> Tensor:
-    """One image as the settings say, of which some were `asked` for in the call."""
+    """One image as `(C, H, W)`, uint8 or float32, in [0, 255] unless it was `asked` for a factor in the call or the
+    settings have another than usual: then values stay as they are."""
+    as_given = asked or not settings["do_rescale"] or settings["rescale_factor"] != EIGHT_BIT_FACTOR
+    to_rgb, data_format = bool(settings["do_convert_rgb"]), settings["input_data_format"]
     means = settings["image_mean"] if settings["do_normalize"] else None
-    to_rgb, as_is = bool(settings["do_convert_rgb"]), settings["rescale_factor"] != EIGHT_BIT_FACTOR
     num_channels = len(means) if np.ndim(means) else 3 if to_rgb else None
-    as_given = asked or as_is or not settings["do_rescale"]
-    image = read_image(image, num_channels, to_rgb, as_given, settings["input_data_format"])
-    if asked and settings["do_rescale"] and image.is_floating_point() and image.max() <= 1:
-        logger.warning_once("`do_rescale` is applied to images of floats in [0, 1]: `False` takes them as they are.")
-    return image
-
-
-def read_image(
-    image: Any,
-    num_channels: int | None,
-    to_rgb: bool,
-    as_given: bool,
-    data_format: str | ChannelDimension | None = None,
-) -> Tensor:
-    """One image as `(C, H, W)`, uint8 or float32, in [0, 255] unless values are to stay as they are (`as_given`); a
-    ValueError if it isn't clear what it shows, or if `num_channels` don't come out."""
     if isinstance(image, Image.Image):
         image, data_format = _decoded(image, to_rgb), ChannelDimension.LAST
     if not isinstance(image, np.ndarray | Tensor):
@@ -271,6 +257,8 @@ def read_image(
             "values). Images of other than three channels need `do_convert_rgb=False` and a mean and standard "
             "deviation for each; `input_data_format` says where the channels are."
         )
+    if asked and settings["do_rescale"] and image.is_floating_point() and image.max() <= 1:
+        logger.warning_once("`do_rescale` is applied to images of floats in [0, 1]: `False` takes them as they are.")
     return image.contiguous()
 
 

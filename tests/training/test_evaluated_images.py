@@ -78,42 +78,32 @@ def test_two_processes_bring_their_images_and_counts_together(tmp_path):
         assert agreeing.tolist() == [2, 2]
 
 
-def test_kept_label_maps_have_the_labels_at_the_centers():
+def test_kept_images_are_upright_thumbnails_and_have_the_labels_at_the_centers():
     labels = np.arange(40).reshape(4, 10) % 256
-    image = EvaluatedImage("", Image.new("L", (10, 4)), labels, labels)
-    assert np.array_equal(image.ground_truth, labels)
+    assert np.array_equal(EvaluatedImage("", Image.new("L", (10, 4)), labels, labels).ground_truth, labels)
     large = np.zeros((1440, 960), dtype=np.uint8)
     large[1::3, 1::3] = 255
-    image = EvaluatedImage("", Image.new("L", (960, 1440)), large, large)
-    assert image.image.size == (320, 480)
-    assert (image.prediction == 255).all()
-
-
-def test_kept_images_are_upright():
-    image = Image.new("RGB", (4, 2))
-    image.putpixel((0, 0), (255, 0, 0))
-    image.getexif()[0x0112] = 6
-    kept = EvaluatedImage("", image, np.zeros((4, 2), int), np.zeros((4, 2), int))
-    assert kept.image.size == (2, 4)
-    assert kept.image.getpixel((1, 0)) == (255, 0, 0)
+    photo = Image.new("RGB", (1440, 960))
+    photo.paste("red", (0, 0, 300, 300))
+    photo.getexif()[0x0112] = 6
+    kept = EvaluatedImage("", photo, large, large)
+    assert kept.image.size == (320, 480)
+    assert kept.image.getpixel((319, 0)) == (255, 0, 0)
+    assert (kept.prediction == 255).all()
 
 
 def test_winning_contexts_are_counted_as_written_out():
-    num_contexts, num_labels = 3, 4
-    class_logits = torch.randn(5, 7, num_labels + 1)
-    similarity = torch.randn(5, num_contexts, 7, num_labels + 1)
-    usage = ContextUsage(num_labels)
+    class_logits, similarity = torch.randn(5, 7, 5), torch.randn(5, 3, 7, 5)
+    usage = ContextUsage(4)
     for part in range(5):
         usage.add(class_logits[part : part + 1], similarity[part : part + 1])
     usage.gather()
-    counts = np.zeros((num_labels, num_contexts))
-    agreeing = np.zeros(num_labels)
-    for image in range(5):
-        for query in range(7):
-            label = int(class_logits[image, query].argmax())
-            if label < num_labels:
-                counts[label, int(similarity[image, :, query, label].argmax())] += 1
-                agreeing[label] += int(similarity[image, :, query].argmax()) % (num_labels + 1) == label
+    counts, agreeing = np.zeros((4, 3)), np.zeros(4)
+    for image, query in np.ndindex(5, 7):
+        label = int(class_logits[image, query].argmax())
+        if label < 4:
+            counts[label, int(similarity[image, :, query, label].argmax())] += 1
+            agreeing[label] += int(similarity[image, :, query].argmax()) % 5 == label
     assert np.array_equal(usage.counts, counts)
     assert np.array_equal(usage.agreeing, agreeing)
 

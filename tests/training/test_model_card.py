@@ -31,36 +31,30 @@ def finished(tmp_path_factory):
     return run, run.execute(), folder / "my_model"
 
 
-def test_metadata_is_what_the_hub_reads(finished):
-    _, metrics, folder = finished
-    data = ModelCard.load(folder / "README.md").data
+def test_the_card_has_what_the_hub_reads_and_what_the_run_came_to(finished):
+    run, metrics, folder = finished
+    card = ModelCard.load(folder / "README.md")
+    data, text = card.data, card.text
     assert (data.library_name, data.pipeline_tag) == ("transformers", "image-segmentation")
-    assert data.license == "unknown"
-    assert data.datasets == ["my_data"]
+    assert (data.license, data.datasets, data.model_name) == ("unknown", ["my_data"], "my_model")
     assert {"mtaclip", "semantic-segmentation"} <= set(data.tags)
     assert data.metrics == ["mean_iou", "accuracy"]
-    assert data.model_name == "my_model"
-    results = {(result.metric_type, result.metric_name): result.metric_value for result in data.eval_results}
-    assert results == {
-        ("mean_iou", "Mean IoU"): metrics["eval_mean_iou"],
-        ("accuracy", "Mean accuracy of the classes"): metrics["eval_mean_accuracy"],
-        ("accuracy", "Pixel accuracy"): metrics["eval_overall_accuracy"],
-    }
-    assert {(each.task_type, each.dataset_name, each.dataset_split) for each in data.eval_results} == {
-        ("image-segmentation", "my_data", "validation")
-    }
-
-
-def test_text_has_results_classes_data_and_recipe(finished):
-    run, metrics, folder = finished
-    text = ModelCard.load(folder / "README.md").text
+    results = [
+        (each.task_type, each.dataset_name, each.dataset_split, each.metric_type, each.metric_name, each.metric_value)
+        for each in data.eval_results
+    ]
+    of_data = ("image-segmentation", "my_data", "validation")
+    assert results == [
+        (*of_data, "mean_iou", "Mean IoU", metrics["eval_mean_iou"]),
+        (*of_data, "accuracy", "Mean accuracy of the classes", metrics["eval_mean_accuracy"]),
+        (*of_data, "accuracy", "Pixel accuracy", metrics["eval_overall_accuracy"]),
+    ]
     assert f"| Mean IoU | {metrics['eval_mean_iou']:.4f} |" in text
     for name, figures in metrics["classes"].items():
-        if figures["iou"] is not None:
-            assert f"| {name} | {figures['iou']:.4f} |" in text
+        assert figures["iou"] is None or f"| {name} | {figures['iou']:.4f} |" in text
     assert f"Classes: {', '.join(SCENE_CLASSES)}." in text
     assert "my_data (8 training images, 3 validation images). Images keep their size." in text
-    assert "| `learning_rate` | `0.001` |" in text
+    assert "| `learning_rate` | `0.001` |\n| `" in text
     assert "| `num_queries` | `10` |" in text
     assert f"{run.trainer.model.num_parameters() / 1e6:.1f} million parameters" in text
     assert str(folder.parent) not in text
@@ -136,9 +130,9 @@ def card(tmp_path, warnings=(), history=(), model=None, data=None, **options):
 
 
 def test_a_card_that_its_reader_took_over_is_left_alone(tmp_path):
-    assert card(tmp_path)[0]
-    assert card(tmp_path)[0]
     path = tmp_path / "README.md"
+    assert card(tmp_path)[0]
+    assert card(tmp_path)[0]
     own = path.read_text().replace(MARKER, "My words.")
     path.write_text(own)
     assert not card(tmp_path)[0]
