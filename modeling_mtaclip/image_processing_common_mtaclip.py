@@ -372,7 +372,7 @@ def _read_map(label_map: Any, image: Tensor) -> Tensor:
     if isinstance(label_map, Image.Image):
         if _mode_in_file(label_map) in ("L;2", "L;4"):
             raise ValueError(
-                "Pillow stretches the values of a segmentation map in grey of 2 or 4 bits: write it with 8 bits."
+                "Pillow stretches the values of a segmentation map in gray of 2 or 4 bits: write it with 8 bits."
             )
         label_map = ImageOps.exif_transpose(label_map)
     labels = np.array(label_map.cpu() if isinstance(label_map, Tensor) else label_map)

@@ -18,7 +18,7 @@ class MTAClipImageProcessor(MTAClipImageProcessing, TorchvisionBackend):
     r"""
     Prepares images and label maps for MTA-CLIP, and turns its outputs into segmentation maps.
 
-    Images may be PIL images, paths, arrays or tensors; grey, palette and RGBA images become RGB, and photographs are
+    Images may be PIL images, paths, arrays or tensors; gray, palette and RGBA images become RGB, and photographs are
     turned upright as their EXIF orientation says. Values are those of 8 bits, or floats in [0, 1] or [0, 255], told
     apart by the largest value of an image; anything else is refused. Where a call says `do_rescale` or
     `rescale_factor`, or the settings are not `True` and 1/255, nothing is guessed: values are taken as they are.

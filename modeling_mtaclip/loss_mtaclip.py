@@ -85,7 +85,7 @@ def mask_losses(point_logits: Tensor, point_targets: Tensor, point_weights: Tens
     Args:
         point_logits (`Tensor` of shape `(..., P)`): mask logits at points.
         point_targets (`Tensor` of shape `(..., P)`): how much of each point belongs to the mask, in [0, weight].
-        point_weights (`Tensor` of shape `(..., P)`): how much of each point is labelled, in [0, 1].
+        point_weights (`Tensor` of shape `(..., P)`): how much of each point is labeled, in [0, 1].
 
     Returns:
         `Tensor` of shape `(...)`.
@@ -118,7 +118,7 @@ def matching_costs(
         class_probabilities (`Tensor` of shape `(..., N, G)`): of the `G` classes of an image, for `N` queries.
         point_logits (`Tensor` of shape `(..., N, P)`): mask logits at points; overwritten.
         point_targets (`Tensor` of shape `(..., G, P)`): how much of each point belongs to each class.
-        point_weights (`Tensor` of shape `(..., P)`): how much of each point is labelled.
+        point_weights (`Tensor` of shape `(..., P)`): how much of each point is labeled.
         config ([`MTAClipConfig`]): the weights.
 
     Returns:
@@ -210,7 +210,7 @@ def loss_normalizers(image_classes: Tensor, config: MTAClipConfig) -> Tensor:
         `Tensor` of shape `(2,)`: float32, sum of the queries' class weights and number of matched masks.
     """
     matched = (image_classes >= 0).sum(dim=1).clamp(max=config.num_queries)
-    # An image without any labelled pixel says nothing, not even "no object".
+    # An image without any labeled pixel says nothing, not even "no object".
     no_objects = (matched > 0) * (config.num_queries - matched)
     return torch.stack((matched + config.no_object_weight * no_objects, matched)).sum(dim=1).float()
 
@@ -301,7 +301,7 @@ class MTAClipCriterion(nn.Module):
             if class_mask_embeddings is not None:
                 sums |= self._class_mask_losses(class_mask_embeddings, features, labels)
 
-        # Without any labelled pixel, the sums are 0 too.
+        # Without any labeled pixel, the sums are 0 too.
         weight_sum, num_masks = normalizers.to(class_queries_logits.dtype).masked_fill(normalizers <= 0, 1)
         mask_divisor = num_masks if config.mask_loss_normalizer == "num_masks" else weight_sum
         weights_and_divisors = {
@@ -389,9 +389,9 @@ class MTAClipCriterion(nn.Module):
                 config.contrastive_negatives,
                 config.contrastive_temperature,
             )
-        # An image without any labelled pixel says nothing, not even "no object".
-        labelled = image_classes[:, :1] >= 0
-        return {name: (values * labelled).sum(dim=(1, 2)) for name, values in losses.items()}
+        # An image without any labeled pixel says nothing, not even "no object".
+        labeled = image_classes[:, :1] >= 0
+        return {name: (values * labeled).sum(dim=(1, 2)) for name, values in losses.items()}
 
     def _mask_losses(
         self, mask_embeddings: Tensor, features: Tensor, queries: Tensor, labels: PointLabels

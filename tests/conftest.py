@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Lists of the files that tests draw, which are of no use afterwards.
+# Lists of the files that tests draw, which are of no use afterward.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets")
 # Tests in several processes at once would get in each other's way with a thread for each core.
 if "PYTEST_XDIST_WORKER" in os.environ:

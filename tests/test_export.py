@@ -42,7 +42,7 @@ SMALL = {"encoder_layers": 1, "decoder_layers": 2}
 
 
 def make_images():
-    """Random blocks, so that neighbouring pixels are of one kind."""
+    """Random blocks, so that neighboring pixels are of one kind."""
     blocks = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     image = Image.fromarray(blocks).resize((117, 90))
     return [image, image.rotate(90, expand=True)]

@@ -131,12 +131,12 @@ def test_lists_may_mix_kinds(kind, tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
     rgba = np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1)
-    grey = Image.fromarray(image).convert("L")
+    gray = Image.fromarray(image).convert("L")
     of_color = [image, Image.fromarray(image), torch.from_numpy(image).movedim(-1, 0), str(path), path, rgba]
     of_color += [image.astype(np.float32), (image / 255).astype(np.float32), (rgba / 255).astype(np.float64)]
-    of_grey = [grey, np.asarray(grey), torch.from_numpy(np.array(grey))[None]]
-    pixel_values = processor([*of_color, of_grey], return_tensors="pt").pixel_values
-    for images in pixel_values.split([len(of_color), len(of_grey)]):
+    of_gray = [gray, np.asarray(gray), torch.from_numpy(np.array(gray))[None]]
+    pixel_values = processor([*of_color, of_gray], return_tensors="pt").pixel_values
+    for images in pixel_values.split([len(of_color), len(of_gray)]):
         torch.testing.assert_close(images, images[:1].expand_as(images), rtol=0, atol=1e-5)
     palette = Image.fromarray(image).quantize(16)
     for options in ({}, {"do_convert_rgb": False}):

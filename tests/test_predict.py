@@ -155,7 +155,7 @@ def test_data_sets_keep_their_own_colors(named_model, images, tmp_path, names, f
     with Image.open(out / "3.png") as index:
         palette = np.array(index.getpalette()).reshape(-1, 3)
         labels = np.array(index)
-    assert [tuple(colour) for colour in palette[:3].tolist()] == first_colors
+    assert [tuple(color) for color in palette[:3].tolist()] == first_colors
     overlay = np.array(Image.open(out / "3_overlay.jpg")).astype(int)[: labels.shape[0], : labels.shape[1]]
     expected = (np.array(Image.open(path)).astype(int) + palette[labels]) / 2
     assert np.abs(overlay - expected).mean() < 12

@@ -189,7 +189,7 @@ def change_saturation_and_hue(image: Tensor, saturation: float, hue: float) -> T
 
 @contextmanager
 def random_choices(seed: int) -> Iterator[None]:
-    """Within it, torch's generator of the CPU starts from a seed; afterwards it goes on as if nothing was drawn."""
+    """Within it, torch's generator of the CPU starts from a seed; afterward it goes on as if nothing was drawn."""
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         yield

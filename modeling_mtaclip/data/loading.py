@@ -158,7 +158,7 @@ def _with_train_ids(pair: FilePair, info: DatasetInfo) -> FilePair:
 
 
 def _usual_splits(root: Path) -> dict[str, tuple[str, str]]:
-    """Where images and annotations of the splits are, which may be spelt as in SceneParse150 (`training`)."""
+    """Where images and annotations of the splits are, which may be spelled as in SceneParse150 (`training`)."""
     if not (root / "images").is_dir() or not (root / "annotations").is_dir():
         raise ValueError(f"{root} must have the folders images and annotations, each with train and val.")
     splits = {}

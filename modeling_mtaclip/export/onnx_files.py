@@ -94,7 +94,7 @@ class OnnxModel:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, pixel_values: Tensor) -> MTAClipForSemanticSegmentationOutput:
-        """Segments `(B, 3, H, W)` normalised images."""
+        """Segments `(B, 3, H, W)` normalized images."""
         names = OUTPUTS["queries"]
         arrays = self.session.run(list(names), {"pixel_values": pixel_values.numpy(force=True)})
         return MTAClipForSemanticSegmentationOutput(

@@ -53,7 +53,7 @@ class ExportableModel(nn.Module):
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Segments `(B, C, H, W)` normalized images."""
         height, width = pixel_values.shape[-2:]
-        # Only divisions of positive numbers: ONNX rounds towards zero.
+        # Only divisions of positive numbers: ONNX rounds toward zero.
         padding = [(length + STRIDE - 1) // STRIDE * STRIDE - length for length in (height, width)]
         predicted = self.model(nn.functional.pad(pixel_values, (0, padding[1], 0, padding[0])))
         if self.outputs == "queries":

@@ -69,7 +69,7 @@ class PairCounts:
     """How often each pair of a value in the ground truth and a predicted value occurs, in one image or in many.
 
     The values are counted as they are, so that label maps, ignored values and the number of classes may be chosen
-    afterwards. Values from 0 to 4095 are counted in a table, which grows as needed; pairs with others in a dictionary.
+    afterward. Values from 0 to 4095 are counted in a table, which grows as needed; pairs with others in a dictionary.
     """
 
     def __init__(self) -> None:

@@ -309,7 +309,7 @@ class AveragedWeightsCallback(TrainerCallback):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Gives the averages to the model, and its own weights back afterwards."""
+        """Gives the averages to the model, and its own weights back afterward."""
         own = [parameter.detach().clone() for parameter in self._parameters.values()]
         self.copy_to_model()
         try:

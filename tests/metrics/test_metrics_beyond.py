@@ -106,7 +106,7 @@ def test_boundary_iou_is_that_of_eroded_masks(size, ratio):
 
 
 def plain_contour(labels, label, void):
-    """Pixels of a class with an eighth neighbour of another known class, pixel by pixel."""
+    """Pixels of a class with an eighth neighbor of another known class, pixel by pixel."""
     contour = np.zeros(labels.shape, dtype=bool)
     for y, x in zip(*np.nonzero((labels == label) & ~void), strict=True):
         rows, columns = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)

@@ -22,7 +22,7 @@ from tests.tiny import tiny_model
 
 
 def example(index: int) -> dict[str, torch.Tensor]:
-    """Image `index`, with one to three classes, some unlabelled pixels and its own random points."""
+    """Image `index`, with one to three classes, some unlabeled pixels and its own random points."""
     generator = torch.Generator().manual_seed(index)
     labels = torch.randint(0, 1 + index % 3, (8, 8), generator=generator).repeat_interleave(8, 0)
     labels = labels.repeat_interleave(8, 1)
