@@ -88,9 +88,7 @@ class MTAClipImageProcessing:
                     f"`{name}={kwargs[name]!r}` is not supported: crop images and maps before. Padding goes to a "
                     "multiple of `size_divisor`, and results are channels first."
                 )
-        if kwargs.get("size_divisor") is not None and kwargs["size_divisor"] < 1:
-            raise ValueError(f"`size_divisor` must be at least 1, got {kwargs['size_divisor']}.")
-        for name in ("image_std", "rescale_factor"):
+        for name in ("size_divisor", "image_std", "rescale_factor"):
             if kwargs.get(name) is not None and np.min(kwargs[name]) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {kwargs[name]}.")
         mean, std = kwargs.get("image_mean"), kwargs.get("image_std")

@@ -281,7 +281,7 @@ def test_errors(image, maps, message):
         ({"crop_size": {"height": 8, "width": 8}}, "`crop_size=.*` is not supported"),
         ({"pad_size": {"height": 64, "width": 64}}, "`pad_size=.*` is not supported"),
         ({"data_format": "channels_last"}, "results are channels first"),
-        ({"size_divisor": 0}, "`size_divisor` must be at least 1"),
+        ({"size_divisor": 0}, "`size_divisor` must be positive, got 0"),
         ({"input_data_format": "channels_first"}, "has 8 channels"),
         ({"input_data_format": "channels_first", "do_normalize": False}, "has 8 channels"),
         ({"image_mean": [0.5] * 4, "image_std": [1.0] * 4}, "has 3 channels, expected 4"),

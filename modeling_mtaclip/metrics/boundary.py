@@ -39,9 +39,6 @@ class BoundaryScores:
         ignore_index (`int`, *optional*, defaults to 255): reference value of pixels to leave out; `None` for no such.
         iou_ratio (`float`, defaults to 0.02): width of the bands, as a share of the image's diagonal.
         f_score_ratio (`float`, defaults to 0.0075): distance up to which contours match, as a share of the diagonal.
-
-    Raises:
-        ValueError: if a ratio is not positive.
     """
 
     def __init__(
@@ -52,9 +49,7 @@ class BoundaryScores:
         f_score_ratio: float = BOUNDARY_F_SCORE_RATIO,
     ) -> None:
         if not (iou_ratio > 0 and f_score_ratio > 0):
-            raise ValueError(
-                f"`iou_ratio` and `f_score_ratio` must be above 0, but got {iou_ratio} and {f_score_ratio}."
-            )
+            raise ValueError(f"The ratios must be above 0, but got {iou_ratio} and {f_score_ratio}.")
         self.num_labels, self.ignore_index = num_labels, ignore_index
         self.iou_ratio, self.f_score_ratio = iou_ratio, f_score_ratio
         self.band_counts = PairCounts()

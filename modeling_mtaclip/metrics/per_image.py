@@ -22,17 +22,10 @@ class ImageScore:
 
 
 class PerImageScores:
-    """One count of each image, which gives its score and the confusion matrix of all.
+    """One count of each image, which gives its score and the `confusion_matrix` `(K + 1, K + 1)` of all.
 
     Of each image and class the pixels in the intersection, predicted and annotated are kept: 7 MB for 2,000 images and
-    150 classes.
-
-    Args:
-        num_labels (`int`): number of classes, K.
-        ignore_index (`int`, *optional*, defaults to 255): reference value of pixels to leave out; `None` for no such.
-
-    Attributes:
-        confusion_matrix (`Tensor` of shape `(K + 1, K + 1)`): int64, see [`iou_figures`] for what follows from it.
+    150 classes. Reference pixels of the value `ignore_index` are left out; `None` for no such.
     """
 
     def __init__(self, num_labels: int, ignore_index: int | None = 255) -> None:

@@ -188,48 +188,40 @@ def test_boundary_scores_reject(prediction, options, message):
         boundary_scores(prediction, [[0], [1]], **options)
 
 
-def per_image_scores(num_images=5, num_labels=4):
+def per_image_scores(num_images):
     generator = np.random.default_rng(5)
-    predictions = [blobs(generator, (16, 10 + i), num_labels) for i in range(num_images)]
-    references = [blobs(generator, (16, 10 + i), num_labels, 0.1) for i in range(num_images)]
-    names = [f"image_{i}" for i in range(num_images)]
-    scores = PerImageScores(num_labels)
-    for prediction, reference, name in zip(predictions, references, names, strict=True):
-        scores.add(prediction=prediction, reference=reference, name=name)
-    return scores, predictions, references, names
+    scores, images = PerImageScores(4), {}
+    for index in range(num_images):
+        size = (16, 10 + index)
+        images[f"image_{index}"] = blobs(generator, size, 4), blobs(generator, size, 4, 0.1)
+        prediction, reference = images[f"image_{index}"]
+        scores.add(prediction=prediction, reference=reference, name=f"image_{index}")
+    return scores, images
 
 
 def test_per_image_scores_are_those_of_each_image():
-    scores, predictions, references, names = per_image_scores()
-    expected = {}
-    for prediction, reference, name in zip(predictions, references, names, strict=True):
-        expected[name] = MeanIoU().compute(predictions=[prediction], references=[reference], num_labels=4)
-    ranking = scores.scores()
-    assert [score.name for score in ranking] == sorted(names, key=lambda name: expected[name]["mean_iou"])
+    scores, images = per_image_scores(num_images=5)
+    expected = {
+        name: MeanIoU(num_labels=4).compute(predictions=[prediction], references=[reference])
+        for name, (prediction, reference) in images.items()
+    }
+    scores.add(prediction=[[0, 1]], reference=[[255, 255]], name="nothing annotated")
+    *ranking, last = scores.scores()
+    assert [score.name for score in ranking] == sorted(images, key=lambda name: expected[name]["mean_iou"])
     for score in ranking:
         assert score.mean_iou == pytest.approx(expected[score.name]["mean_iou"], abs=1e-12)
         assert score.worst_class == np.nanargmin(expected[score.name]["per_category_iou"])
-
-
-def test_an_image_without_labels_comes_last():
-    scores = PerImageScores(2)
-    scores.add(prediction=[[0, 1]], reference=[[255, 255]], name="a")
-    scores.add(prediction=[[0, 1]], reference=[[0, 1]], name="b")
-    assert [score.name for score in scores.scores()] == ["b", "a"]
-    assert scores.scores()[1].worst_class is None
+    assert (last.name, last.worst_class) == ("nothing annotated", None)
 
 
 def test_bootstrap_interval_is_that_of_resampled_images():
-    scores, predictions, references, _ = per_image_scores(num_images=8)
-    generator = np.random.default_rng(6)
-    means = []
+    scores, images = per_image_scores(num_images=8)
+    pairs, generator, means = list(images.values()), np.random.default_rng(6), []
     for _ in range(400):
-        chosen = generator.integers(0, 8, 8)
-        drawn = {"predictions": [predictions[i] for i in chosen], "references": [references[i] for i in chosen]}
-        means.append(MeanIoU(num_labels=4).compute(**drawn)["mean_iou"])
+        predictions, references = zip(*(pairs[i] for i in generator.integers(0, 8, 8)), strict=True)
+        means.append(MeanIoU(num_labels=4).compute(predictions=predictions, references=references)["mean_iou"])
     low, high = scores.bootstrap_interval(confidence=0.9, num_resamples=4000)
-    spread = np.std(means)
-    np.testing.assert_allclose([low, high], np.quantile(means, [0.05, 0.95]), rtol=0, atol=0.35 * spread)
+    np.testing.assert_allclose([low, high], np.quantile(means, [0.05, 0.95]), rtol=0, atol=0.35 * np.std(means))
     assert scores.bootstrap_interval(seed=1) == scores.bootstrap_interval(seed=1) != scores.bootstrap_interval(seed=2)
 
 

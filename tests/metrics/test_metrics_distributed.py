@@ -26,11 +26,12 @@ def images_of_process(process_id):
     return images
 
 
-def add_images(images, mean_iou, boundary, per_image):
+def metrics_of(images):
+    metrics = MeanIoU(num_labels=NUM_LABELS), BoundaryScores(NUM_LABELS), PerImageScores(NUM_LABELS)
     for name, prediction, reference in images:
-        mean_iou.add(prediction=prediction, reference=reference)
-        boundary.add(prediction=prediction, reference=reference)
-        per_image.add(prediction=prediction, reference=reference, name=name)
+        for metric, options in zip(metrics, ({}, {}, {"name": name}), strict=True):
+            metric.add(prediction=prediction, reference=reference, **options)
+    return metrics
 
 
 def figures(mean_iou, boundary, per_image):
@@ -44,18 +45,13 @@ def figures(mean_iou, boundary, per_image):
     }
 
 
-def metrics():
-    return MeanIoU(num_labels=NUM_LABELS), BoundaryScores(NUM_LABELS), PerImageScores(NUM_LABELS)
-
-
 def run_process(process_id, folder):
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=process_id, world_size=NUM_PROCESSES
     )
-    uneven, one_empty = metrics(), metrics()
-    add_images(images_of_process(process_id), *uneven)
-    add_images(images_of_process(0) if process_id == 0 else [], *one_empty)
+    uneven = metrics_of(images_of_process(process_id))
+    one_empty = metrics_of(images_of_process(0) if process_id == 0 else [])
     by_itself = MeanIoU(num_labels=NUM_LABELS, num_process=NUM_PROCESSES, process_id=process_id)
     for _, prediction, reference in images_of_process(process_id):
         by_itself.add(prediction=prediction, reference=reference)
@@ -79,10 +75,8 @@ def test_two_processes_with_uneven_shares(tmp_path):
     # Forked, as loader processes are, they need not import everything again.
     method = "fork" if sys.platform == "linux" else "spawn"
     multiprocessing.start_processes(run_process, (str(tmp_path),), NUM_PROCESSES, start_method=method)
-    everything, first_share = metrics(), metrics()
-    add_images([*images_of_process(1), *images_of_process(0)], *everything)
-    add_images(images_of_process(0), *first_share)
-    everything, first_share = figures(*everything), figures(*first_share)
+    everything = figures(*metrics_of([*images_of_process(1), *images_of_process(0)]))
+    first_share = figures(*metrics_of(images_of_process(0)))
     for process_id in range(NUM_PROCESSES):
         results = torch.load(tmp_path / f"{process_id}.pt", weights_only=False)
         assert_same(results["uneven"], everything)
@@ -91,9 +85,7 @@ def test_two_processes_with_uneven_shares(tmp_path):
 
 
 def test_synchronize_without_processes_changes_nothing():
-    separate, synchronized = metrics(), metrics()
-    add_images(images_of_process(0), *separate)
-    add_images(images_of_process(0), *synchronized)
+    separate, synchronized = metrics_of(images_of_process(0)), metrics_of(images_of_process(0))
     for metric in synchronized:
         metric.synchronize()
     with pytest.raises(ValueError, match="after `synchronize`"):
