@@ -85,28 +85,12 @@ def save_torchscript(state_dict: Mapping[str, Tensor], path: Path) -> Path:
 
 def save_clip_folder(folder: Path) -> CLIPModel:
     """Writes a CLIP of transformers with its tokenizer."""
-    config = CLIPConfig(
-        text_config={
-            "vocab_size": len(TOKENIZER),
-            "hidden_size": TEXT_WIDTH,
-            "intermediate_size": 96,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": NUM_POSITIONS,
-            "projection_dim": EMBEDDING_SIZE,
-            "bos_token_id": TOKENIZER.bos_token_id,
-            "eos_token_id": TOKENIZER.eos_token_id,
-        },
-        vision_config={
-            "hidden_size": 64,
-            "intermediate_size": 96,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 2,
-            "image_size": 64,
-            "patch_size": 16,
-        },
-        projection_dim=EMBEDDING_SIZE,
-    )
+    sizes = {"intermediate_size": 96, "num_attention_heads": 2}
+    text = {"vocab_size": len(TOKENIZER), "hidden_size": TEXT_WIDTH, "num_hidden_layers": 2, **sizes}
+    text |= {"max_position_embeddings": NUM_POSITIONS, "projection_dim": EMBEDDING_SIZE}
+    text |= {"bos_token_id": TOKENIZER.bos_token_id, "eos_token_id": TOKENIZER.eos_token_id}
+    vision = {"hidden_size": 64, "num_hidden_layers": 12, "image_size": 64, "patch_size": 16, **sizes}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=EMBEDDING_SIZE)
     model = CLIPModel(config).eval()
     model.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)
@@ -115,25 +99,12 @@ def save_clip_folder(folder: Path) -> CLIPModel:
 
 def save_mask2former_folder(folder: Path, names: Sequence[str]) -> Mask2FormerForUniversalSegmentation:
     """Writes a Mask2Former of transformers with a Swin backbone."""
-    backbone = SwinConfig(
-        image_size=64,
-        embed_dim=8,
-        depths=[1, 1, 2, 1],
-        num_heads=[1, 2, 2, 4],
-        window_size=4,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    sizes = {"image_size": 64, "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "window_size": 4}
     config = Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=32,
-        hidden_dim=32,
-        mask_feature_size=16,
-        encoder_layers=2,
-        decoder_layers=4,
-        num_attention_heads=4,
-        encoder_feedforward_dim=48,
-        dim_feedforward=40,
-        num_queries=7,
+        backbone_config=SwinConfig(out_features=stages, **sizes),
+        **{"feature_size": 32, "hidden_dim": 32, "mask_feature_size": 16, "encoder_layers": 2, "decoder_layers": 4},
+        **{"num_attention_heads": 4, "encoder_feedforward_dim": 48, "dim_feedforward": 40, "num_queries": 7},
         train_num_points=64,
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},

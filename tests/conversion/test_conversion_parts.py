@@ -36,17 +36,8 @@ from tests.conversion.sources import (
 from tests.reference import CLASS_NAMES, ReferenceTokenizer
 
 
-TINY = {
-    "hidden_size": 32,
-    "mask_feature_size": 16,
-    "encoder_layers": 1,
-    "encoder_feedforward_dim": 32,
-    "decoder_layers": 2,
-    "decoder_feedforward_dim": 32,
-    "num_queries": 5,
-    "prompt_length": 4,
-    "num_prompt_contexts": 2,
-}
+TINY = {"hidden_size": 32, "encoder_feedforward_dim": 32, "decoder_feedforward_dim": 32, "mask_feature_size": 16}
+TINY |= {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 5, "prompt_length": 4, "num_prompt_contexts": 2}
 TINY_BACKBONE = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
 RANDOM_RESNET = {"backbone": "resnet", "backbone_config": TINY_BACKBONE}
 TEXT_ENCODER = "model.text_model.text_encoder."
@@ -121,19 +112,6 @@ def prompts():
     )
 
 
-@pytest.mark.parametrize("file", ["RN50.pt", "state_dict.pt"])
-def test_text_encoder_of_openais_files(openai, file):
-    model, state_dict, folder = openai
-    source = str(folder / file)
-    parts = from_pretrained_parts(NAMES, text_encoder=source, tokenizer=TOKENIZER, **RANDOM_RESNET, **TINY)
-    text_encoder = parts.model.model.text_model.text_encoder
-    tokens = torch.nn.functional.pad(prompts(), (0, NUM_POSITIONS - prompts().shape[1]))
-    with torch.no_grad():
-        torch.testing.assert_close(text_encoder(tokens).text_embeds, model.encode_text(tokens), rtol=0, atol=1e-5)
-    assert_complete(parts, {source: state_dict})
-    assert not any(parameter.requires_grad for parameter in text_encoder.parameters())
-
-
 @pytest.mark.parametrize("whole", [True, False])
 def test_text_encoder_of_a_clip_folder(clip, tmp_path, whole):
     model, source = clip
@@ -162,10 +140,6 @@ def test_position_table_is_cut(clip):
     whole.contexts.data = parts.model.model.text_model.contexts.data
     with torch.no_grad():
         torch.testing.assert_close(parts.model.encode_class_names(), whole())
-    with pytest.raises(ValueError, match=f"`text_positions` is 21, but .* has {NUM_POSITIONS}"):
-        from_pretrained_parts(NAMES, text_encoder=source, text_positions=21, **RANDOM_RESNET, **TINY)
-    with pytest.raises(ValueError, match="at most 1 fit"):
-        from_pretrained_parts(NAMES, text_encoder=source, text_positions=7, **RANDOM_RESNET, **TINY)
 
 
 def resnet_maps(visual, images):
@@ -198,6 +172,22 @@ def assert_same_maps(actual, expected):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
+def assert_same_text_embeddings(bundle, model):
+    tokens = torch.nn.functional.pad(prompts(), (0, NUM_POSITIONS - prompts().shape[1]))
+    text_encoder = bundle.model.model.text_model.text_encoder
+    with torch.no_grad():
+        torch.testing.assert_close(text_encoder(tokens).text_embeds, model.encode_text(tokens), rtol=0, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in text_encoder.parameters())
+
+
+def test_text_half_of_openais_files(openai):
+    model, state_dict, folder = openai
+    source = str(folder / "state_dict.pt")
+    parts = from_pretrained_parts(NAMES, text_encoder=source, tokenizer=TOKENIZER, **RANDOM_RESNET, **TINY)
+    assert_same_text_embeddings(parts, model)
+    assert_complete(parts, {source: state_dict})
+
+
 @pytest.mark.parametrize("visual", ["resnet", "vit"])
 def test_both_halves_of_openais_files(tmp_path, visual):
     model = make_open_clip(visual)
@@ -205,20 +195,15 @@ def test_both_halves_of_openais_files(tmp_path, visual):
     source = str(save_torchscript(state_dict, tmp_path / "clip.pt"))
     model.load_state_dict({name: state_dict[name].float() for name in model.state_dict()})
     parts = from_pretrained_parts(NAMES, text_encoder=source, backbone=source, tokenizer=TOKENIZER, **TINY)
+    assert_same_text_embeddings(parts, model)
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = {"resnet": resnet_maps, "vit": vit_maps}[visual](model.visual, images)
         assert_same_maps(parts.model.model.backbone(images).feature_maps, expected)
     assert_complete(parts, {source: state_dict})
-    left_out = {name.split(".")[1] if "." in name else name for name in parts.loading_report.left_out[source]}
-    pooling = {"resnet": {"attnpool"}, "vit": {"ln_post", "proj"}}[visual]
-    assert left_out == {"logit_scale", "input_resolution", "context_length", "vocab_size"} | pooling
-    assert {name.split(".")[1] for name in parts.loading_report.new if name.startswith("model.f")} == (
-        {"feature_pyramid"} if visual == "vit" else set()
-    )
+    assert any(name.startswith("model.feature_pyramid.") for name in parts.loading_report.new) == (visual == "vit")
     assert list(parts.image_processor.image_mean) == OPENAI_CLIP_MEAN
-    outputs = parts.model.train()(images, labels=torch.randint(0, 3, (2, 64, 96)))
-    outputs.loss.backward()
+    parts.model.train()(images, labels=torch.randint(0, 3, (2, 64, 96))).loss.backward()
     assert all(parameter.grad is not None for parameter in parts.model.parameters() if parameter.requires_grad)
 
 
@@ -343,15 +328,6 @@ def test_backbone_of_a_folder_of_transformers_has_its_weights(resnet, weights):
     assert sorted(left_out) == ["classifier.1.bias", "classifier.1.weight"]
 
 
-def test_backbone_of_another_depth_is_refused(resnet):
-    options = {"text_branch": False, "backbone": str(resnet[1]), **TINY}
-    for depths, problem in (([1, 1, 1, 2], "missing"), ([2, 1, 1, 1], "missing")):
-        with pytest.raises(ValueError, match=rf"no complete ResNetBackbone: \d+ {problem} tensors, e.g. \['encoder"):
-            from_pretrained_parts(NAMES, backbone_config={"depths": depths}, **options)
-    with pytest.raises(ValueError, match=r"mismatched tensors, e.g. .*'encoder.stages.3"):
-        from_pretrained_parts(NAMES, backbone_config={"hidden_sizes": [8, 8, 16, 32]}, **options)
-
-
 def test_sources_in_half_precision_give_models_in_float32(clip, mask2former, resnet, tmp_path):
     for name, (model, _) in {"clip": clip, "mask2former": mask2former, "resnet": resnet}.items():
         deepcopy(model).half().save_pretrained(tmp_path / name)
@@ -448,14 +424,6 @@ def test_original_checkpoint_with_a_vision_transformer(original, tmp_path):
         assert_same_maps(parts.model.model._backbone_maps(images), expected)
 
 
-def test_names_of_a_checkpoint_that_are_too_few_are_replaced_by_given_ones(original, tmp_path):
-    path = save_mmengine(original[1], tmp_path / "few.pth", CLASS_NAMES[:2])
-    with pytest.raises(ValueError, match="has weights for 6 classes, but names 2: give the 6 `class_names`"):
-        from_pretrained_parts(original=path, tokenizer=ReferenceTokenizer())
-    bundle = from_pretrained_parts(CLASS_NAMES, original=path, tokenizer=ReferenceTokenizer())
-    assert not bundle.loading_report.new_classes
-
-
 def test_original_checkpoint_with_other_classes(original):
     path, weights, _, _ = original
     parts = from_pretrained_parts(["Sky", "pool", "wall"], original=path, tokenizer=ReferenceTokenizer())
@@ -470,127 +438,144 @@ def test_original_checkpoint_with_other_classes(original):
     assert not torch.equal(positions[:, 1], theirs[:, 5])
 
 
-def test_what_cannot_be_explained_is_an_error(openai, clip, mask2former, original, tmp_path):
-    options = {"tokenizer": TOKENIZER, **RANDOM_RESNET, **TINY}
-    torch.save(openai[1] | {"surprise": torch.zeros(2)}, tmp_path / "more.pt")
-    with pytest.raises(ValueError, match=r"the tensor surprise \(2,\) has no place in the model"):
-        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "more.pt"), **options)
-    torch.save({name: value for name, value in openai[1].items() if name != "ln_final.bias"}, tmp_path / "less.pt")
-    with pytest.raises(ValueError, match=r"less.pt lacks 1 tensors .*\['model.*final_layer_norm.bias'\]"):
-        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "less.pt"), **options)
-
-    weights = clip[0].state_dict()
-    clip[0].save_pretrained(tmp_path / "clip", state_dict=weights | {"surprise": torch.zeros(2)})
-    with pytest.raises(ValueError, match=r"is no complete CLIPModel: 1 unexpected tensors, e.g. \['surprise'\]"):
-        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "clip"), **options)
-
-    weights = mask2former[0].state_dict()
-    del weights["class_predictor.bias"]
-    mask2former[0].save_pretrained(tmp_path / "mask2former", state_dict=weights)
-    with pytest.raises(ValueError, match=r"1 missing tensors, e.g. \['class_predictor.bias'\]"):
-        from_pretrained_parts(mask2former=str(tmp_path / "mask2former"), text_branch=False)
-    with pytest.raises(ValueError, match=r"queries_embedder.weight \(7, 32\) .*mask_query_positions has \(9, 32\)"):
-        from_pretrained_parts(mask2former=mask2former[1], text_branch=False, num_queries=9)
-
-    tensors = original[1] | {"decode_head.surprise": torch.zeros(2)}
-    path = save_mmengine(tensors, tmp_path / "more.pth", original[2])
-    with pytest.raises(ValueError, match=r"the tensor decode_head.surprise \(2,\) has no place"):
-        from_pretrained_parts(original=path, tokenizer=ReferenceTokenizer())
-
-
 class SmallTokenizer(ReferenceTokenizer):
     def __len__(self):
         return 3
 
 
-def test_sources_that_do_not_fit_are_refused(openai, clip, original, tmp_path):
-    with pytest.raises(ValueError, match="'nowhere' is no file, and no model of transformers"):
-        from_pretrained_parts(NAMES, text_encoder="nowhere")
-    with pytest.raises(ValueError, match="give `text_encoder`"):
-        from_pretrained_parts(NAMES)
-    with pytest.raises(ValueError, match="list of names, got the name 'road'"):
-        from_pretrained_parts("road", text_encoder=clip[1])
-    with pytest.raises(ValueError, match="needs the name of a `backbone`"):
-        from_pretrained_parts(NAMES, text_branch=False, backbone_weights="pretrained")
-    with pytest.raises(ValueError, match=r"query_embed_decoder.weight is not for 9 mask queries"):
-        from_pretrained_parts(original=original[0], tokenizer=ReferenceTokenizer(), num_queries=9)
-    with pytest.raises(ValueError, match=f"has 3 tokens, but the text encoder of '{clip[1]}' knows {len(TOKENIZER)}"):
-        from_pretrained_parts(NAMES, text_encoder=clip[1], tokenizer=SmallTokenizer(), **RANDOM_RESNET, **TINY)
-    with pytest.raises(ValueError, match="`class_names` is missing"):
-        from_pretrained_parts(text_encoder=clip[1])
-    with pytest.raises(ValueError, match=r"gives a whole model, but \['text_encoder'\]"):
-        from_pretrained_parts(original=original[0], text_encoder=clip[1])
-    visual = {name: value for name, value in openai[1].items() if name.startswith("visual.")}
-    torch.save(visual, tmp_path / "visual.pt")
-    with pytest.raises(ValueError, match="without text half"):
-        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "visual.pt"), tokenizer=TOKENIZER)
-    torch.save(original[1], tmp_path / "plain.pth")
-    with pytest.raises(ValueError, match="does not name its classes: give the 6 `class_names`"):
-        from_pretrained_parts(NAMES, original=tmp_path / "plain.pth", tokenizer=ReferenceTokenizer())
-    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no CLIP model by OpenAI's names"):
-        from_pretrained_parts(NAMES, text_encoder=str(tmp_path / "other.pt"), tokenizer=TOKENIZER)
-    with pytest.raises(ValueError, match=r"no checkpoint of the authors' MTA-CLIP code: it has no tensor 'contexts'"):
-        from_pretrained_parts(NAMES, original=tmp_path / "other.pt", tokenizer=ReferenceTokenizer())
-    with pytest.raises(ValueError, match="can't be read safely as safetensors, TorchScript or pickled"):
-        from_pretrained_parts(NAMES, text_encoder=__file__, tokenizer=TOKENIZER)
+def without(state_dict, name):
+    return {key: value for key, value in state_dict.items() if key != name}
 
 
-def _without_vocabulary(folder):
+def change_config(folder, change):
+    path = folder / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+@pytest.fixture(scope="module")
+def sources(openai, clip, mask2former, original, resnet, tmp_path_factory):
+    """A folder with good sources, and others with one fault each."""
+    folder = tmp_path_factory.mktemp("sources")
+    for name, source in {"clip": clip[1], "mask2former": mask2former[1], "resnet": resnet[1]}.items():
+        (folder / name).symlink_to(source)
+        shutil.copytree(source, folder / f"{name}_truncated")
+        content = (folder / name / "model.safetensors").read_bytes()
+        (folder / f"{name}_truncated" / "model.safetensors").write_bytes(content[: len(content) // 2])
+    (folder / "original.pth").symlink_to(original[0])
+    surprise, tensors = {"surprise": torch.zeros(2)}, openai[1]
+    for name, content in {
+        "more.pt": tensors | surprise,
+        "less.pt": without(tensors, "ln_final.bias"),
+        "visual.pt": {name: value for name, value in tensors.items() if name.startswith("visual.")},
+        "other.pt": surprise,
+        "plain.pth": original[1],
+    }.items():
+        torch.save(content, folder / name)
+    save_mmengine(original[1] | {"decode_head.surprise": torch.zeros(2)}, folder / "more.pth", CLASS_NAMES)
+    save_mmengine(original[1], folder / "few.pth", CLASS_NAMES[:2])
+    clip[0].save_pretrained(folder / "clip_more", state_dict=clip[0].state_dict() | surprise)
+    less = without(mask2former[0].state_dict(), "class_predictor.bias")
+    mask2former[0].save_pretrained(folder / "mask2former_less", state_dict=less)
+    clip_without_vocabulary = shutil.copytree(clip[1], folder / "clip_without_vocabulary")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).unlink()
+        (clip_without_vocabulary / name).unlink()
+    for name, source, change in (
+        (
+            "clip_wider",
+            clip,
+            lambda config: config | {"text_config": config["text_config"] | {"intermediate_size": 64}},
+        ),
+        ("mask2former_gaps", mask2former, lambda config: config | {"id2label": {"0": "a", "2": "b", "5": "c"}}),
+        ("maskformer", mask2former, lambda config: config | {"model_type": "maskformer"}),
+    ):
+        change_config(shutil.copytree(source[1], folder / name), change)
+    return folder
 
 
-def _truncate(folder):
-    content = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
-
-
-def _set(folder, change):
-    config = json.loads((folder / "config.json").read_text())
-    change(config)
-    (folder / "config.json").write_text(json.dumps(config))
+WITH_TEXT = {"class_names": NAMES, "tokenizer": TOKENIZER, **RANDOM_RESNET, **TINY}
+WITHOUT_TEXT = {"class_names": NAMES, "text_branch": False, **TINY}
+ORIGINAL = {"tokenizer": ReferenceTokenizer()}
+MASK2FORMER = {"text_branch": False}
 
 
 @pytest.mark.parametrize(
-    ("kind", "damage", "message"),
+    ("options", "message"),
     [
-        ("clip", _without_vocabulary, "has no vocabulary for plain English words"),
-        ("clip", _truncate, "No CLIPModel could be loaded"),
+        # Tensors that nobody knows, that are missing, or of other shapes.
+        (WITH_TEXT | {"text_encoder": "more.pt"}, r"the tensor surprise \(2,\) has no place in the model"),
+        (WITH_TEXT | {"text_encoder": "less.pt"}, r"less.pt lacks 1 tensors .*\['model.*final_layer_norm.bias'\]"),
         (
-            "clip",
-            lambda folder: _set(folder, lambda config: config["text_config"].update(intermediate_size=64)),
-            r"6 mismatched tensors, e.g. \[\('text_model.encoder.layers.0.mlp.fc1.bias'",
+            WITH_TEXT | {"text_encoder": "clip_more"},
+            r"no complete CLIPModel: 1 unexpected tensors, e.g. \['surprise'\]",
         ),
-        ("mask2former", _truncate, "No Mask2FormerForUniversalSegmentation could be loaded"),
+        (WITH_TEXT | {"text_encoder": "clip_wider"}, r"6 mismatched tensors, e.g. .*encoder.layers.0.mlp.fc1.bias'"),
+        (MASK2FORMER | {"mask2former": "mask2former_less"}, r"1 missing tensors, e.g. \['class_predictor.bias'\]"),
         (
-            "mask2former",
-            lambda folder: _set(folder, lambda config: config.update(id2label={"0": "a", "2": "b", "5": "c"})),
-            r"class ids with gaps, \[0, 2, 5\]",
+            MASK2FORMER | {"mask2former": "mask2former", "num_queries": 9},
+            r"queries_embedder.weight \(7, 32\) .*mask_query_positions has \(9, 32\)",
+        ),
+        (ORIGINAL | {"original": "more.pth"}, r"the tensor decode_head.surprise \(2,\) has no place"),
+        (
+            ORIGINAL | {"original": "original.pth", "num_queries": 9},
+            "query_embed_decoder.weight is not for 9 mask queri",
         ),
         (
-            "mask2former",
-            lambda folder: _set(folder, lambda config: config.update(model_type="maskformer")),
-            "type 'maskformer', but one of",
+            WITHOUT_TEXT | {"backbone": "resnet", "backbone_config": {"depths": [2, 1, 1, 2]}},
+            r"no complete ResNetBackbone: \d+ missing tensors, e.g. \['encoder",
         ),
+        (
+            WITHOUT_TEXT | {"backbone": "resnet", "backbone_config": {"hidden_sizes": [8, 8, 16, 32]}},
+            "mismatched tensors, e.g. .*'encoder.stages.3",
+        ),
+        # Sources that are not there, can't be read, or are something else.
+        (WITH_TEXT | {"text_encoder": "nobody/nothing"}, "'nobody/nothing' is no file, and no model of transformers"),
+        (MASK2FORMER | {"mask2former": "nobody/nothing"}, "'nobody/nothing' is no file, and no model of transformers"),
+        (WITHOUT_TEXT | {"backbone": "nobody/nothing"}, "'nobody/nothing' is no file, and no model of transformers"),
+        (WITH_TEXT | {"text_encoder": __file__}, "can't be read safely as safetensors, TorchScript or pickled"),
+        (WITH_TEXT | {"text_encoder": "other.pt"}, "no CLIP model by OpenAI's names"),
+        (WITH_TEXT | {"text_encoder": "visual.pt"}, "without text half"),
+        (
+            ORIGINAL | {"original": "other.pt"},
+            "no checkpoint of the authors' MTA-CLIP code: it has no tensor 'contexts'",
+        ),
+        (WITH_TEXT | {"text_encoder": "clip_truncated"}, "No CLIPModel could be loaded"),
+        (
+            MASK2FORMER | {"mask2former": "mask2former_truncated"},
+            "No Mask2FormerForUniversalSegmentation could be loa",
+        ),
+        (MASK2FORMER | {"mask2former": "maskformer"}, "type 'maskformer', but one of"),
+        # Class names and tokenizers.
+        ({"class_names": NAMES}, "give `text_encoder`"),
+        ({"class_names": "road", "text_encoder": "clip"}, "list of names, got the name 'road'"),
+        ({"text_encoder": "clip"}, "`class_names` is missing"),
+        (
+            ORIGINAL | {"original": "plain.pth", "class_names": NAMES},
+            "does not name its classes: give the 6 `class_names`",
+        ),
+        (ORIGINAL | {"original": "few.pth"}, "has weights for 6 classes, but names 2: give the 6 `class_names`"),
+        (MASK2FORMER | {"mask2former": "mask2former_gaps"}, r"class ids with gaps, \[0, 2, 5\]"),
+        ({"class_names": NAMES, "text_encoder": "clip_without_vocabulary"}, "no vocabulary for plain English words"),
+        (
+            WITH_TEXT | {"text_encoder": "clip", "tokenizer": SmallTokenizer()},
+            f"has 3 tokens, but the text encoder of .* knows {len(TOKENIZER)}",
+        ),
+        # Options that don't fit each other.
+        (WITH_TEXT | {"text_encoder": "clip", "text_positions": 21}, f"is 21, but .* has {NUM_POSITIONS}"),
+        (WITH_TEXT | {"text_encoder": "clip", "text_positions": 7}, "at most 1 fit"),
+        (WITHOUT_TEXT | {"backbone_weights": "pretrained"}, "needs the name of a `backbone`"),
+        ({"original": "original.pth", "text_encoder": "clip"}, r"gives a whole model, but \['text_encoder'\]"),
     ],
 )
-def test_damaged_folders_are_refused(clip, mask2former, tmp_path, kind, damage, message):
-    source = {"clip": clip, "mask2former": mask2former}[kind][1]
-    folder = shutil.copytree(source, tmp_path / kind)
-    damage(folder)
-    options = {
-        "clip": {"text_encoder": str(folder)},
-        "mask2former": {"mask2former": str(folder), "text_branch": False},
+def test_what_does_not_fit_is_refused(sources, options, message):
+    paths = {
+        name: str(sources / value)
+        for name, value in options.items()
+        if isinstance(value, str) and (sources / value).exists()
     }
-    names = NAMES if kind == "clip" else None
     with pytest.raises(ValueError, match=message):
-        from_pretrained_parts(names, **options[kind])
+        from_pretrained_parts(**options | paths)
 
 
-@pytest.mark.parametrize(
-    "options", [{"text_encoder": "nobody/nothing"}, {"mask2former": "nobody/nothing"}, {"backbone": "nobody/nothing"}]
-)
-def test_names_that_are_not_there_without_the_hub_are_refused(options):
-    with pytest.raises(ValueError, match="'nobody/nothing' is no file, and no model of transformers"):
-        from_pretrained_parts(NAMES, text_branch="text_encoder" in options, **options)
+def test_names_of_a_checkpoint_that_are_too_few_are_replaced_by_given_ones(sources):
+    bundle = from_pretrained_parts(CLASS_NAMES, original=sources / "few.pth", tokenizer=ReferenceTokenizer())
+    assert not bundle.loading_report.new_classes
