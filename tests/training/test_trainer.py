@@ -194,8 +194,11 @@ def test_evaluation_is_at_the_size_of_the_annotation_for_any_batch_size(tmp_path
 def test_evaluation_predicts_by_windows_or_with_augmentation_as_its_options_say(tmp_path):
     model, examples = varied_model(), [evaluation_example(index) for index in range(3)]
     processor = trainer(tmp_path).processing_class
-    whole = trainer(tmp_path, model, eval_dataset=examples)
+    encodings = []
+    model.model.text_model.register_forward_hook(lambda *_: encodings.append(None))
+    whole = trainer(tmp_path, model, eval_dataset=examples, per_device_eval_batch_size=1)
     whole.evaluate()
+    assert len(encodings) == 1, "class names are encoded once"
     sliding = {"inference_mode": "slide", "window": [64], "stride": [32, 16]}
     for arguments, options in (
         (sliding, InferenceOptions("slide", (64, 64), (32, 16))),
