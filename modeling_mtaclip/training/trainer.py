@@ -350,6 +350,7 @@ class MTAClipTrainer(Trainer):
             model_id=self.hub_model_id or self.args.hub_model_id or model_name or path.absolute().parent.name,
             options=self.options,
             history=self.state.log_history,
+            data=getattr(getattr(self.train_dataset, "data", None), "info", None),
             num_images={name: len(images) for name, images in datasets.items() if has_length(images)},
             warnings=[] if self.scores is None else score_warnings(self.scores),
             license=metadata.get("license") or self.args.hub_license,

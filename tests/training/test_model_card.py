@@ -71,12 +71,18 @@ def test_the_snippet_runs(finished, tmp_path, monkeypatch, capsys):
     assert set(names) <= set(SCENE_CLASSES)
 
 
-def test_a_card_in_the_working_folder_has_its_name(finished, monkeypatch):
+def test_a_card_in_the_working_folder_has_its_name_and_tells_the_data(finished, monkeypatch):
     trainer, folder = finished[0].trainer, finished[2]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(trainer.args, "output_dir", ".")
     trainer.create_model_card()
-    assert ModelCard.load("README.md").data.model_name == "my_model"
+    card = ModelCard.load("README.md")
+    assert (card.data.model_name, card.data.license) == ("my_model", "unknown")
+    monkeypatch.setattr(trainer.train_dataset.data, "info", DATASETS["scenes"])
+    trainer.create_model_card()
+    card = ModelCard.load("README.md")
+    assert card.data.license == "apache-2.0"
+    assert "trained on Synthetic scenes:" in card.text
 
 
 def test_pushing_goes_through_the_trainer_with_our_card(finished, monkeypatch):
