@@ -9,7 +9,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForSemanticSegm
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.conversion import make_tokenizer
-from modeling_mtaclip.training import load_model
+from modeling_mtaclip.training.run import load_model
 from tests.tiny import CLASS_NAMES, assert_near, assert_same_weights, tiny_model
 
 

@@ -5,7 +5,7 @@
 from .arguments import DataArguments, ModelArguments, MTAClipTrainingArguments, parse_run_arguments
 from .checkpoints import TrainingStopped
 from .dry_run import dry_run
-from .run import Run, build_model, load_model, prepare_run
+from .run import Run, prepare_run
 from .trainer import MTAClipTrainer
 
 
@@ -16,9 +16,7 @@ __all__ = [
     "ModelArguments",
     "Run",
     "TrainingStopped",
-    "build_model",
     "dry_run",
-    "load_model",
     "parse_run_arguments",
     "prepare_run",
 ]

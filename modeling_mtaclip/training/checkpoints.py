@@ -1,6 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that survive: which one to resume from, when one is complete, and what happens when the disk is full.
+"""Checkpoints that survive: when they are saved, when one is complete, and what happens when the disk is full.
 
 A checkpoint is complete when `trainer_state.json`, its last file, is there and whole. Older checkpoints are deleted
 only after that.
@@ -10,16 +10,18 @@ import errno
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import distributed
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy, sort_checkpoints
 from transformers.utils import logging
 
 
@@ -28,6 +30,8 @@ logger = logging.get_logger(__name__)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # How safetensors and torch.save word an error of the disk, which they raise without its number.
 DISK_MESSAGES = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "inline_container")
+# Several processes ask each other about SIGTERM every so many steps.
+TERMINATION_INTERVAL = 10
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 (a reason that the user can mend, not a defect)
@@ -35,11 +39,7 @@ class TrainingStopped(RuntimeError):  # noqa: N818 (a reason that the user can m
 
 
 def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
-    """The checkpoint folder that `--resume_from_checkpoint` stands for: a folder, or `last` for the run's newest.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
+    """The checkpoint folder that `--resume_from_checkpoint` stands for: a folder, or `last` for the run's newest."""
     wanted = arguments.resume_from_checkpoint
     if wanted is None or wanted.lower() == "false":
         return None
@@ -47,11 +47,9 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
         if not is_complete(Path(wanted)):
             raise ValueError(f"`resume_from_checkpoint`: {wanted!r} is no folder with a checkpoint of a run.")
         return wanted
-    last = last_complete_checkpoint(Path(arguments.output_dir))
+    last, folder = last_complete_checkpoint(Path(arguments.output_dir)), arguments.output_dir
     if last is None:
-        raise ValueError(
-            f"`resume_from_checkpoint`: there is no checkpoint in {arguments.output_dir!r} to resume from."
-        )
+        raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint in {folder!r} to resume from.")
     return str(last)
 
 
@@ -79,19 +77,53 @@ def is_complete(checkpoint: Path) -> bool:
     return True
 
 
-class CheckpointLimitCallback(TrainerCallback):
-    """Writes a new checkpoint of all processes through to the disk, and only then deletes older ones.
+class CheckpointCallback(TrainerCallback):
+    """Saves a checkpoint just before the first evaluation, so that no evaluation can lose a whole training, and soon
+    after any process got SIGTERM, which ends the training: one process after its step, several within ten steps.
 
-    transformers deletes them earlier, and takes folders like checkpoint-500-backup for checkpoints.
+    Each is written through to the disk before older ones are deleted. transformers deletes them earlier, and takes
+    folders like checkpoint-500-backup for checkpoints.
 
     Args:
         limit (`int`, *optional*): number of checkpoints that are kept; the newest and the best always are.
+
+    Attributes:
+        terminated (`bool`): whether SIGTERM ended the training.
     """
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = limit
+        self.limit, self.terminated = limit, False
+        self._received = self._saved = False
+        self._previous: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        # A training that was resumed has a checkpoint already.
+        self._saved = state.global_step > 0
+        self._previous = signal.signal(signal.SIGTERM, self._receive)
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
+
+    def _receive(self, *_: Any) -> None:
+        self._received = True
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._saved and args.save_strategy != SaveStrategy.NO and _evaluates_soon(args, state):
+            control.should_save = True
+        if self._is_terminated(args, state.global_step):
+            self.terminated = control.should_save = control.should_training_stop = True
+
+    def _is_terminated(self, args: TrainingArguments, step: int) -> bool:
+        if args.world_size == 1:
+            return self._received
+        if step % TERMINATION_INTERVAL:
+            return False
+        anywhere = torch.tensor(float(self._received), device=args.device)
+        distributed.all_reduce(anywhere)
+        return bool(anywhere > 0)
 
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved = True
         if args.world_size > 1:
             distributed.barrier()
         if not args.should_save:
@@ -106,6 +138,13 @@ class CheckpointLimitCallback(TrainerCallback):
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _evaluates_soon(args: TrainingArguments, state: Any) -> bool:
+    """Whether the first evaluation is one step away, or, at the end of an epoch, due now."""
+    if args.eval_strategy == IntervalStrategy.STEPS:
+        return state.global_step + 1 == state.eval_steps
+    return args.eval_strategy == IntervalStrategy.EPOCH and state.epoch == int(state.epoch)
+
+
 def _write_through(folder: Path) -> None:
     """Makes sure that all files of a folder are on the disk, not only in memory."""
     for path in folder.iterdir():
@@ -116,15 +155,8 @@ def _write_through(folder: Path) -> None:
 
 @contextmanager
 def explained_disk_errors(folder: Path, current_step: Callable[[], int]) -> Iterator[None]:
-    """Ends a training whose disk fails with the last good checkpoint's name; a broken checkpoint is deleted.
-
-    Args:
-        folder (`Path`): of the run.
-        current_step (`Callable[[], int]`): the training's step.
-
-    Raises:
-        TrainingStopped: in place of an error that is known to come from the disk; all others stay as they are.
-    """
+    """Ends a training whose disk fails with the last good checkpoint's name; a broken checkpoint is deleted. Errors
+    that are not known to come from the disk stay as they are."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -151,7 +183,7 @@ def _is_of_the_disk(error: Exception) -> bool:
 
 
 __all__ = [
-    "CheckpointLimitCallback",
+    "CheckpointCallback",
     "TrainingStopped",
     "checkpoint_to_resume",
     "explained_disk_errors",

@@ -27,8 +27,8 @@ from .run import Run, prepare_run
 
 # A trial leaves nothing behind and prints nothing but its own report.
 SILENT = dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "no")
-SILENT |= {"load_best_model_at_end": False, "push_to_hub": False, "report_to": []}
-SILENT |= {"disable_tqdm": True, "resume_from_checkpoint": None}
+SILENT |= {"load_best_model_at_end": False, "push_to_hub": False, "report_to": [], "disable_tqdm": True}
+SILENT |= {"resume_from_checkpoint": None, "do_train": True, "do_eval": True}
 WEIGHT_OPTIONS = ("model_name_or_path", "original_checkpoint", "mask2former", "text_encoder", "backbone_weights")
 OPENAI = "https://openaipublic.azureedge.net/clip/models"
 # Where to get what no program fetches for the user.
@@ -40,18 +40,14 @@ ADDRESSES = {
 HUB_FILES = ("model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json")
 
 
-class _StepTimer(TrainerCallback):
-    """Notes when two steps end and with which learning rates, and stops the training after them."""
+class _TwoSteps(TrainerCallback):
+    """Notes when the training starts and when two steps end, and stops it then."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
-        self.learning_rates: list[float] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.times.append(time.perf_counter())
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any, **kwargs: Any) -> None:
-        self.learning_rates.append(optimizer.param_groups[0]["lr"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.times.append(time.perf_counter())
@@ -61,43 +57,31 @@ class _StepTimer(TrainerCallback):
 def dry_run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
 ) -> str:
-    """Tries a run.
-
-    Returns:
-        `str`: the report, as printed.
-
-    Raises:
-        ValueError: options, data or weights that don't fit, or that are not on this machine, named.
-    """
+    """Tries a run and returns the report, as printed. What is not on this machine is a `ValueError`, named."""
     missing = [*missing_weights(model_arguments), *missing_data(data_arguments)]
     if missing:
         raise ValueError("This run needs what is not on this machine:\n" + "\n".join(missing))
-    args, timer = training_arguments, _StepTimer()
-    eval_steps = args.eval_steps if args.eval_strategy == "steps" else 0
-    save_total_limit, output_dir = args.save_total_limit or 0, Path(args.output_dir)
+    args, steps = training_arguments, _TwoSteps()
+    num_checkpoints, output_dir = (args.save_total_limit or 0) + 1, Path(args.output_dir)
     with tempfile.TemporaryDirectory() as folder:
-        for name, value in (SILENT | {"output_dir": folder, "do_train": True, "do_eval": True}).items():
+        for name, value in (SILENT | {"output_dir": folder}).items():
             setattr(args, name, value)
         run = prepare_run(model_arguments, data_arguments, args)
-        run.trainer.add_callback(timer)
+        run.trainer.add_callback(steps)
         run.trainer.pop_callback(PrinterCallback)
         loss = run.trainer.train().training_loss
-        after_steps = _peak_memory(args.device)
+        peak_memory = _peak_memory(args.device)
         image_seconds = _evaluate_one(run)
-    start, first, second = timer.times
-    first_rate, second_rate = timer.learning_rates
-    lines = [
-        "\nDry run: two steps and one image",
+    start, first, second = steps.times
+    rows = [
         *_describe_inputs(run),
-        _describe_checkpoints(run, save_total_limit + 1, output_dir),
-        f"  two steps       {first - start:.2f} s and {second - first:.2f} s, mean loss {loss:.3f}",
-        f"  learning rates  {first_rate:.3g} and {second_rate:.3g} at first, {args.learning_rate:.3g} after warm-up; "
-        f"the backbone's is {args.backbone_lr_factor:g} of that",
-        f"  one image       {image_seconds:.2f} s, mean IoU {run.trainer.scores.summary()['mean_iou']:.3f}",
-        f"  peak memory     {after_steps} after the steps, {_peak_memory(args.device)} after the image",
-        *_expected_time(run, eval_steps, second - first, image_seconds),
+        ("checkpoint", _describe_checkpoints(run, num_checkpoints, output_dir)),
+        ("two steps", f"{first - start:.2f} s and {second - first:.2f} s, mean loss {loss:.3f}"),
+        ("peak memory", f"{peak_memory} after two steps"),
+        ("one image", f"{image_seconds:.2f} s, mean IoU {run.trainer.scores.summary()['mean_iou']:.3f}"),
+        ("expected time", _expected_time(run, second - first, image_seconds)),
     ]
-    report = "\n".join(lines)
+    report = "\n".join(["\nDry run: two steps and one image", *(f"  {title:<20}{text}" for title, text in rows)])
     if run.trainer.is_world_process_zero():
         print(report)
     return report
@@ -145,43 +129,34 @@ def _repository(name: str) -> str:
     return (timm.get_pretrained_cfg(name).hf_hub_id if timm.is_model(name) else None) or f"timm/{name}"
 
 
-def _describe_inputs(run: Run) -> list[str]:
+def _describe_inputs(run: Run) -> Iterator[tuple[str, str]]:
     """Parameters of each part, data and batch."""
-    args, dataset = run.trainer.args, run.trainer.train_dataset
-    counts = {True: Counter[str](), False: Counter[str]()}
+    args, dataset, counts = run.trainer.args, run.trainer.train_dataset, Counter[tuple[str, str]]()
     for name, parameter in run.trainer.model.named_parameters():
-        counts[parameter.requires_grad][name.removeprefix("model.").split(".")[0]] += parameter.numel()
-    trained, frozen = (counts[is_trained].total() / 1e6 for is_trained in (True, False))
-    parts = [
-        f"    {part:<20}{number / 1e6:.2f} M{'' if is_trained else ' (frozen)'}"
-        for is_trained in (True, False)
-        for part, number in counts[is_trained].items()
-    ]
+        part = name.removeprefix("model.").split(".")[0]
+        counts[part, "trained" if parameter.requires_grad else "frozen"] += parameter.numel()
+    totals = [sum(counts[part, kind] for part, kind in counts if kind == wanted) for wanted in ("trained", "frozen")]
+    yield "parameters", f"{totals[0] / 1e6:.2f} M trained, {totals[1] / 1e6:.2f} M frozen"
+    for (part, kind), number in counts.items():
+        yield f"  {part}", f"{number / 1e6:.2f} M {kind}"
     images = f"{len(dataset)} images" if has_length(dataset) else "a stream of images"
-    crops = " x ".join(str(side) for side in dataset.augmentation.crop_size)
-    whole = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    return [
-        f"  parameters      {trained:.2f} M trained, {frozen:.2f} M frozen",
-        *parts,
-        f"  data            {images}, {len(run.data.class_names)} classes, crops of {crops}",
-        f"  batch           {whole} = {args.train_batch_size} per device x {args.world_size} processes x "
-        f"{args.gradient_accumulation_steps} accumulated, on {args.device.type}",
-    ]
+    height, width = dataset.augmentation.crop_size
+    yield "data", f"{images}, {len(run.data.class_names)} classes, crops of {height} x {width}"
+    device, processes, accumulated = args.train_batch_size, args.world_size, args.gradient_accumulation_steps
+    parts = f"{device} per device x {processes} processes x {accumulated} accumulated, on {args.device.type}"
+    yield "batch", f"{device * processes * accumulated} = {parts}"
 
 
 def _describe_checkpoints(run: Run, number: int, output_dir: Path) -> str:
     """Whether so many checkpoints have room."""
     trained = sum(parameter.numel() for parameter in run.trainer.model.parameters() if parameter.requires_grad)
-    weights = sum(value.numel() * value.element_size() for value in run.trainer.model.state_dict().values())
+    weights = sum(value.nbytes for value in run.trainer.model.state_dict().values())
     # AdamW keeps two moments of each trained weight; an average of the weights is one more.
     size = (weights + 4 * trained * (3 if run.trainer.averages else 2)) / 2**20
     existing = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.exists())
     free = shutil.disk_usage(existing).free / 2**20
     enough = "" if free > number * size else ": NOT ENOUGH"
-    return (
-        f"  checkpoint      {size:.0f} MiB each; {number} at once need {number * size:.0f} MiB, {free:.0f} MiB are "
-        f"free{enough}"
-    )
+    return f"{size:.0f} MiB each; {number} at once need {number * size:.0f} MiB, {free:.0f} MiB are free{enough}"
 
 
 def _evaluate_one(run: Run) -> float:
@@ -207,15 +182,13 @@ def _peak_memory(device: torch.device) -> str:
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20:.0f} MiB of the process"
 
 
-def _expected_time(run: Run, eval_steps: float, step_seconds: float, image_seconds: float) -> Iterator[str]:
-    """How long the whole run takes."""
+def _expected_time(run: Run, step_seconds: float, image_seconds: float) -> str:
     num_steps, images = run.trainer.state.max_steps, run.trainer.eval_dataset
-    yield f"  expected time   {num_steps} steps in {timedelta(seconds=round(num_steps * step_seconds))}"
+    expected = f"{num_steps} steps in {timedelta(seconds=round(num_steps * step_seconds))}"
     if has_length(images):
-        interval = (eval_steps if eval_steps >= 1 else eval_steps * num_steps) or num_steps
-        times = 1 + int(num_steps // interval)
-        seconds = round(times * len(images) / run.trainer.args.world_size * image_seconds)
-        yield f"{'':18}and {times} evaluations of {len(images)} images in {timedelta(seconds=seconds)}"
+        seconds = round(len(images) / run.trainer.args.world_size * image_seconds)
+        expected += f", each evaluation of {len(images)} images {timedelta(seconds=seconds)}"
+    return expected
 
 
 __all__ = ["dry_run", "missing_data", "missing_weights"]

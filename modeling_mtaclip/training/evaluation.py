@@ -9,21 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from PIL import Image
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..data import DATASETS
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..inference import PreparedImage, prepare_image
-from ..metrics import (
-    BoundaryScores,
-    PerImageScores,
-    category_iou,
-    iou_figures,
-    json_ready,
-    summary_figures,
-)
+from ..metrics import BoundaryScores, PerImageScores, category_iou, iou_figures, json_ready, summary_figures
 from ..metrics.boundary import BOUNDARY_IOU_RATIO, CITYSCAPES_BOUNDARY_IOU_RATIO
 from .evaluated_images import BestAndWorstImages, ContextUsage, make_thumbnail
 
@@ -53,24 +47,28 @@ class EvaluationSample:
         return self
 
 
+@dataclass
 class EvaluationCollator:
     """Prepares evaluation examples, each by itself, so that no image is padded to the size of another.
 
-    Args:
+    Attributes:
         image_processor ([`MTAClipImageProcessor`]): the model's.
         scales (`Sequence[float]`): at which the images are predicted.
     """
 
-    def __init__(self, image_processor: MTAClipImageProcessor, scales: Sequence[float] = (1.0,)) -> None:
-        self.image_processor, self.scales = image_processor, scales
+    image_processor: MTAClipImageProcessor
+    scales: Sequence[float] = (1.0,)
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> list[EvaluationSample]:
-        return [self._prepare(example) for example in examples]
-
-    def _prepare(self, example: Mapping[str, Any]) -> EvaluationSample:
-        image = prepare_image(example["image"], self.image_processor, self.scales)
-        annotation = torch.from_numpy(np.array(example["annotation"], dtype=np.int64))
-        return EvaluationSample(image, annotation, example.get("name", ""), make_thumbnail(example["image"]))
+        return [
+            EvaluationSample(
+                prepare_image(example["image"], self.image_processor, self.scales),
+                torch.from_numpy(np.array(example["annotation"], dtype=np.int64)),
+                example.get("name", ""),
+                make_thumbnail(example["image"]),
+            )
+            for example in examples
+        ]
 
 
 @contextmanager
@@ -107,26 +105,18 @@ class SegmentationScores:
         contexts ([`ContextUsage`]): which prompt contexts are used.
     """
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        ignore_index: int,
-        boundary_metrics: bool = False,
-    ) -> None:
-        self.class_names = list(class_names)
-        self.ignore_index = ignore_index
+    def __init__(self, class_names: Sequence[str], ignore_index: int, boundary_metrics: bool = False) -> None:
+        self.class_names, self.ignore_index = list(class_names), ignore_index
         self.categories = categories_of(self.class_names)
+        number = len(self.class_names)
         self.matrix: Tensor | None = None
-        self.per_image = PerImageScores(len(self.class_names), ignore_index)
-        self.best_and_worst = BestAndWorstImages()
-        self.contexts = ContextUsage(len(self.class_names))
+        self.per_image = PerImageScores(number, ignore_index)
+        self.best_and_worst, self.contexts = BestAndWorstImages(), ContextUsage(number)
         self.boundary: BoundaryScores | None = None
         if boundary_metrics:
             iou_ratio = CITYSCAPES_BOUNDARY_IOU_RATIO if self.categories else BOUNDARY_IOU_RATIO
-            self.boundary = BoundaryScores(len(self.class_names), ignore_index, iou_ratio=iou_ratio)
+            self.boundary = BoundaryScores(number, ignore_index, iou_ratio=iou_ratio)
         self._figures: dict[str, Any] = {}
-        self._boundary_figures: dict[str, Any] = {}
-        self._rank = _rank()
 
     def add(
         self, prediction: Tensor, annotation: Tensor, name: str = "", thumbnail: Image.Image | None = None
@@ -135,14 +125,12 @@ class SegmentationScores:
         annotation = annotation.to(prediction.device)
         if self.boundary is not None:
             self.boundary.add(prediction=prediction, reference=annotation)
-        score = self.per_image.add(prediction=prediction, reference=annotation, name=self._unique(name))
+        if not name or name in self.per_image:
+            # A name of its own.
+            name = f"{name or 'image'} ({PartialState().process_index}.{len(self.per_image) + 1})"
+        score = self.per_image.add(prediction=prediction, reference=annotation, name=name)
         if thumbnail is not None:
-            self.best_and_worst.add(score.name, score.mean_iou, thumbnail, annotation, prediction)
-
-    def _unique(self, name: str) -> str:
-        """The name, with a number where it is empty or taken."""
-        taken = not name or name in self.per_image
-        return f"{name or 'image'} ({self._rank}.{len(self.per_image) + 1})" if taken else name
+            self.best_and_worst.add(name, score.mean_iou, thumbnail, annotation, prediction)
 
     def finish(self) -> None:
         """Adds up the counts of all processes, which must all call this."""
@@ -153,14 +141,14 @@ class SegmentationScores:
         self._figures = iou_figures(self.matrix)
         if self.boundary is not None:
             self.boundary.synchronize()
-            self._boundary_figures = self.boundary.compute()
+            self._figures |= self.boundary.compute()
 
     def summary(self) -> dict[str, float | int]:
         """Of [`summary_figures`], with `category_iou` for Cityscapes. With boundary metrics, also `boundary_iou` and
         `boundary_f_score`."""
         summary = summary_figures(self.matrix, self.categories)
         if self.boundary is not None:
-            summary |= {name: float(self._boundary_figures[name]) for name in ("boundary_iou", "boundary_f_score")}
+            summary |= {name: float(self._figures[name]) for name in ("boundary_iou", "boundary_f_score")}
         return summary
 
     def details(self) -> dict[str, Any]:
@@ -181,11 +169,8 @@ class SegmentationScores:
     def per_class(self) -> dict[str, dict[str, float | None]]:
         """`iou` and `accuracy` of each class by name, with boundary metrics also `boundary_iou` and
         `boundary_f_score`; `None` where a class does not occur."""
-        columns = {
-            key.removeprefix("per_category_"): values
-            for key, values in (self._figures | self._boundary_figures).items()
-            if key.startswith("per_category_")
-        }
+        start = "per_category_"
+        columns = {key.removeprefix(start): value for key, value in self._figures.items() if key.startswith(start)}
         return {
             name: {key: json_ready(values[index]) for key, values in columns.items()}
             for index, name in enumerate(self.class_names)
@@ -196,10 +181,6 @@ def categories_of(class_names: Sequence[str]) -> tuple[str, ...] | None:
     """The categories that the official metric of the data set with these classes scores too."""
     known = [info.categories for info in DATASETS.values() if info.class_names == tuple(class_names)]
     return (known[0] or None) if known else None
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 __all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores", "categories_of", "whole_weights"]

@@ -13,26 +13,11 @@ from transformers.utils import is_timm_available
 
 # Parameters without weight decay that are no norm's: learned queries, positions, levels and prompts, and what
 # transformers' and timm's backbones call their position tables and class tokens.
-UNDECAYED_NAMES = (
-    "mask_queries",
-    "query_positions",
-    "level_embed",
-    "text_model.contexts",
-    "pos_embed",
-    "position_embedding",
-    "relative_position_bias",
-    "cls_token",
-    "class_embedding",
-    "register_tokens",
-)
+UNDECAYED_NAMES = ("mask_queries", "query_positions", "level_embed", "text_model.contexts")
+UNDECAYED_NAMES += ("pos_embed", "position_embedding", "relative_position_bias")
+UNDECAYED_NAMES += ("cls_token", "class_embedding", "register_tokens")
 # The feature pyramid is a part of the backbone in the authors' code.
 BACKBONE = ("model.backbone.", "model.feature_pyramid.")
-
-
-def _is_backbones_and_decays(name: str, module: nn.Module) -> tuple[bool, bool]:
-    """Whether a parameter, owned by a module, belongs to the backbone, and whether it decays."""
-    is_norm = "norm" in type(module).__name__.lower()
-    return name.startswith(BACKBONE), not is_norm and not any(part in name for part in UNDECAYED_NAMES)
 
 
 def parameter_groups(
@@ -40,45 +25,31 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sorts the trainable parameters into an optimizer's groups; the frozen text encoder is in none.
 
-    Args:
-        model (`nn.Module`): an `MTAClipForSemanticSegmentation`.
-        learning_rate (`float`): of everything but the backbone.
-        weight_decay (`float`): of everything but norms, learned queries, positions, levels and prompts.
-        backbone_lr_factor (`float`): the backbone's learning rate is this times `learning_rate`.
-
-    Returns:
-        `list[dict]`: non-empty groups, with `name` and the parameters' names in `param_names`, the main one first.
+    Backbone and feature pyramid learn at `backbone_lr_factor` times the rate of the rest; norms, learned queries,
+    positions, levels and prompts don't decay. Groups have a `name` and the parameters' names in `param_names`.
     """
-    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
-    for in_backbone in (False, True):
-        for decays in (True, False):
-            groups[in_backbone, decays] = {
-                "name": f"{'backbone' if in_backbone else 'decoder'}{'' if decays else ', no decay'}",
-                "params": [],
-                "param_names": [],
-                "lr": learning_rate * (backbone_lr_factor if in_backbone else 1),
-                "weight_decay": weight_decay if decays else 0.0,
-            }
+    rates = {"decoder": learning_rate, "backbone": learning_rate * backbone_lr_factor}
+    decays = {"": weight_decay, ", no decay": 0.0}
+    groups: dict[str, dict[str, Any]] = {
+        part + kind: {"name": part + kind, "params": [], "param_names": [], "lr": rate, "weight_decay": decay}
+        for part, rate in rates.items()
+        for kind, decay in decays.items()
+    }
     for module_name, module in model.named_modules():
+        is_norm = "norm" in type(module).__name__.lower()
         for name, parameter in module.named_parameters(prefix=module_name, recurse=False):
             if parameter.requires_grad:
-                group = groups[_is_backbones_and_decays(name, module)]
+                is_undecayed = is_norm or any(part in name for part in UNDECAYED_NAMES)
+                part = "backbone" if name.startswith(BACKBONE) else "decoder"
+                group = groups[part + (", no decay" if is_undecayed else "")]
                 group["params"].append(parameter)
                 group["param_names"].append(name)
     return [group for group in groups.values() if group["params"]]
 
 
 def create_schedule(arguments: TrainingArguments, optimizer: Optimizer, num_steps: int) -> LRScheduler:
-    """Creates the schedule that the arguments name, with the paper's polynomial one in place of transformers'.
-
-    Args:
-        arguments (`TrainingArguments`): with `warmup_start_factor` beside transformers' options.
-        optimizer (`Optimizer`): every group keeps its share of the learning rate.
-        num_steps (`int`): all steps.
-
-    Raises:
-        ValueError: options that the schedule does not know or lacks.
-    """
+    """Creates the schedule that the arguments name, with the paper's polynomial one in place of transformers'; options
+    that it does not know or lacks are a `ValueError`."""
     kind, options = arguments.lr_scheduler_type, dict(arguments.lr_scheduler_kwargs or {})
     warmup_steps = arguments.get_warmup_steps(num_steps)
     if kind in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY):
@@ -102,19 +73,8 @@ def polynomial_schedule(
     power: float = 0.9,
     lr_end: float = 0.0,
 ) -> LambdaLR:
-    """Linear warm-up from a share of the learning rate, then polynomial decay (DeepLab, arXiv 1606.00915).
-
-    Args:
-        optimizer (`Optimizer`): every group keeps its share of the learning rate.
-        warmup_steps (`int`): steps until the full learning rate.
-        num_steps (`int`): all steps.
-        warmup_start_factor (`float`): share of the learning rate at step 0, if there is a warm-up.
-        power (`float`): of the decay.
-        lr_end (`float`): learning rate after the last step, for the group with the highest one.
-
-    Raises:
-        ValueError: `lr_end` above the learning rate.
-    """
+    """Linear warm-up from a share of the learning rate, then polynomial decay (DeepLab, arXiv 1606.00915) to `lr_end`,
+    the learning rate of the group with the highest one; the others keep their share of it."""
     # DeepSpeed's optimizers have no `defaults`.
     highest = max(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups)
     if not 0 <= lr_end <= highest:

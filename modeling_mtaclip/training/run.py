@@ -91,7 +91,7 @@ class Run:
             return
         self.metrics |= trainer.train(resume_from_checkpoint=self.checkpoint).metrics
         self.metrics["num_bad"] = self._count_bad(trainer.train_dataset)
-        if trainer.termination.terminated:
+        if trainer.checkpoints.terminated:
             sys.exit("The run was told to stop. Resume it with its options and --resume_from_checkpoint last.")
         # `_internal_call`: else the model would be pushed before it is evaluated.
         trainer.save_model(_internal_call=True)
@@ -120,9 +120,8 @@ class Run:
             trainer.create_model_card()
         # All processes predict the same images: one that shares the model's weights with others can't do it alone.
         number = max(args.num_pictures, NUM_ALIGNED_IMAGES) if args.report else args.num_pictures
-        images = (
-            [trainer.evaluated_image(each) for each in _spread(trainer.eval_dataset, number)] if args.do_eval else []
-        )
+        examples = _spread(trainer.eval_dataset, number) if args.do_eval else ()
+        images = [trainer.evaluated_image(example) for example in examples]
         if trainer.is_world_process_zero():
             print()
             if args.do_eval:
@@ -170,14 +169,7 @@ class Run:
 def prepare_run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
 ) -> Run:
-    """Loads and checks everything that a run needs.
-
-    Args:
-        model_arguments, data_arguments, training_arguments: as of [`parse_run_arguments`].
-
-    Raises:
-        ValueError: options, data or weights that don't fit, named.
-    """
+    """Loads and checks everything that a run needs; what doesn't fit is a `ValueError`."""
     args = training_arguments
     _check_together(model_arguments, data_arguments, args)
     args.output_dir = args.output_dir.replace("{dataset_name}", Path(data_arguments.dataset_name).name)
@@ -226,19 +218,11 @@ def _check_together(model: ModelArguments, data: DataArguments, training: MTACli
 def _load_data(
     model: ModelArguments, arguments: DataArguments, training: MTAClipTrainingArguments
 ) -> SegmentationData:
-    data = load_segmentation_dataset(
-        arguments.dataset_name,
-        arguments.data_dir,
-        arguments.image_column_name,
-        arguments.annotation_column_name,
-        arguments.streaming,
-        do_reduce_labels=arguments.do_reduce_labels,
-        train_val_split=arguments.train_val_split,
-        dataset_config_name=arguments.dataset_config_name,
-        token=model.token,
-        cache_dir=model.cache_dir,
-        max_pixels=arguments.max_pixels,
-    )
+    names = ("data_dir", "image_column_name", "annotation_column_name", "streaming", "do_reduce_labels")
+    names += ("train_val_split", "dataset_config_name", "max_pixels")
+    options = {name: getattr(arguments, name) for name in names}
+    options |= {"token": model.token, "cache_dir": model.cache_dir}
+    data = load_segmentation_dataset(arguments.dataset_name, **options)
     wanted = (training.metric_for_best_model or "").removeprefix("eval_")
     if wanted in CITYSCAPES_METRICS and not categories_of(data.class_names):
         raise ValueError(f"`metric_for_best_model` {wanted} is for data sets with categories, like Cityscapes.")
@@ -258,19 +242,13 @@ def _check_data(
 
 
 def _load_parts(
-    arguments: ModelArguments,
-    size: dict[str, int] | None,
-    class_names: list[str],
-    training: MTAClipTrainingArguments,
+    arguments: ModelArguments, size: dict[str, int] | None, class_names: list[str], training: MTAClipTrainingArguments
 ) -> ModelBundle:
     if arguments.model_name_or_path is not None:
-        hub_options = {
-            "revision": arguments.model_revision,
-            "token": arguments.token,
-            "cache_dir": arguments.cache_dir,
-        }
         # The size with which a model was trained is part of it, unless it is trained anew.
         size = size if training.do_train else None
+        hub_options = {name: getattr(arguments, name) for name in ("token", "cache_dir")}
+        hub_options["revision"] = arguments.model_revision
         return load_model(arguments.model_name_or_path, class_names, training.do_train, size, **hub_options)
     parts = build_model(arguments, class_names, size)
     report = parts.loading_report
@@ -288,20 +266,7 @@ def _load_parts(
 def build_model(
     arguments: ModelArguments, class_names: Sequence[str], size: dict[str, int] | None = None
 ) -> ModelBundle:
-    """Builds a new model for the classes, with the weights that the arguments name.
-
-    Args:
-        arguments ([`ModelArguments`]): the architecture and sources of weights.
-        class_names (`Sequence[str]`): in the order of the label ids.
-        size (`dict[str, int]`, *optional*): `shortest_edge` and `longest_edge` to which the image processor resizes;
-            `None`: images keep their size.
-
-    Returns:
-        [`ModelBundle`]: the model in training mode, and what belongs to it.
-
-    Raises:
-        ValueError: something is not available, or does not fit.
-    """
+    """Builds a new model for the classes with the weights that the arguments name, in training mode."""
     gives_sizes = arguments.mask2former is not None or arguments.original_checkpoint is not None
     # Defaults, which are those of the config, must not override the sizes of a source.
     chosen = changed_options(arguments)
@@ -339,24 +304,9 @@ def _text_parts(arguments: ModelArguments, class_names: Sequence[str]) -> dict[s
 
 
 def load_model(
-    name_or_path: str,
-    class_names: Sequence[str],
-    adapt: bool,
-    size: dict[str, int] | None = None,
-    **hub_options: Any,
+    name_or_path: str, class_names: Sequence[str], adapt: bool, size: dict[str, int] | None = None, **hub_options: Any
 ) -> ModelBundle:
-    """Loads a saved model with its image processor and tokenizer.
-
-    Args:
-        name_or_path (`str`): folder or Hub id.
-        class_names (`Sequence[str]`): of the data set.
-        adapt (`bool`): whether the model is to be trained, for which it is given these classes if it has others.
-        size (`dict[str, int]`, *optional*): replaces the size to which the image processor resizes.
-        hub_options: `revision`, `token` and `cache_dir` of a model on the Hub.
-
-    Raises:
-        ValueError: there is no model, it can't be trained, or it has other classes and is not to be adapted.
-    """
+    """Loads a saved model with its image processor and tokenizer; to train it, with the given classes and size."""
     try:
         model = MTAClipForSemanticSegmentation.from_pretrained(name_or_path, **hub_options)
         processor = MTAClipImageProcessor.from_pretrained(name_or_path, **hub_options)
@@ -389,13 +339,9 @@ def _examples(
     """Examples of a split, augmented and normalized as of the image processor if there is one."""
     options: dict[str, Any] = {"max_samples": arguments.max_eval_samples}
     if image_processor is not None:
+        names = ("crop_size", "size", "scale_range", "cat_max_ratio", "horizontal_flip", "photometric_distortion")
         augmentation = Augmentation(
-            crop_size=arguments.crop_size,
-            size=arguments.size,
-            scale_range=arguments.scale_range,
-            cat_max_ratio=arguments.cat_max_ratio,
-            horizontal_flip=arguments.horizontal_flip,
-            photometric_distortion=arguments.photometric_distortion,
+            **{name: getattr(arguments, name) for name in names},
             image_mean=image_processor.image_mean,
             image_std=image_processor.image_std,
         )
@@ -463,4 +409,4 @@ def _score_lines(metrics: Mapping[str, Any], warnings: Sequence[str]) -> list[st
     return lines + [f"Note: {warning}" for warning in warnings]
 
 
-__all__ = ["Run", "build_model", "load_model", "prepare_run"]
+__all__ = ["Run", "prepare_run"]

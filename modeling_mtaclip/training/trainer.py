@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,8 @@ from .callbacks import (
     BriefProgressCallback,
     BrokenStepsCallback,
     EpochCallback,
-    FirstCheckpointCallback,
-    TerminationCallback,
 )
-from .checkpoints import CheckpointLimitCallback, explained_disk_errors
+from .checkpoints import CheckpointCallback, explained_disk_errors
 from .evaluated_images import ContextUsage, EvaluatedImage, align_masks
 from .evaluation import EvaluationCollator, SegmentationScores, whole_weights
 from .model_card import write_model_card
@@ -60,7 +59,7 @@ class MTAClipTrainer(Trainer):
     Attributes:
         scores ([`SegmentationScores`], *optional*): of the last evaluation.
         averages ([`AveragedWeightsCallback`], *optional*): with `ema_decay`.
-        termination ([`TerminationCallback`]): whether the training was told to stop.
+        checkpoints ([`CheckpointCallback`]): whether the training was told to stop.
     """
 
     args: MTAClipTrainingArguments
@@ -77,44 +76,39 @@ class MTAClipTrainer(Trainer):
         self.scores: SegmentationScores | None = None
         self._eval_loader: DataLoader | None = None
         self._last_loss = torch.tensor(0.0, device=self.args.device)
+        self._terms = _LossTerms()
         self._prepare_model()
         self.broken_steps = BrokenStepsCallback(self.args.max_skipped_steps, self.accelerator.scaler)
-        self._terms = _LossTerms()
-        self.termination = TerminationCallback()
-        callbacks = [self.broken_steps, self.termination, FirstCheckpointCallback()]
-        callbacks.append(CheckpointLimitCallback(self.args.save_total_limit))
+        self.checkpoints = CheckpointCallback(self.args.save_total_limit)
         # Else transformers would delete older checkpoints before the new one is on the disk.
         self.args.save_total_limit = None
+        self.averages = AveragedWeightsCallback(self.model, self.args.ema_decay) if self.args.ema_decay else None
+        callbacks = [self.broken_steps, self.checkpoints]
         if hasattr(self.train_dataset, "set_epoch"):
             callbacks.append(EpochCallback(self.train_dataset))
         if self.pop_callback(ProgressCallback) is not None:
             callbacks.append(BriefProgressCallback())
-        self.averages = AveragedWeightsCallback(self.model, self.args.ema_decay) if self.args.ema_decay else None
-        for callback in (*callbacks, *([self.averages] if self.averages else [])):
+        if self.averages is not None:
+            callbacks.append(self.averages)
+        for callback in callbacks:
             self.add_callback(callback)
 
     def _prepare_model(self) -> None:
-        backbone = _without_adapters(self.model).model.backbone
-        if self.args.freeze_backbone:
+        args, backbone = self.args, self._segmentation_model().model.backbone
+        if args.freeze_backbone:
             backbone.requires_grad_(False)
-        elif self.args.sync_batch_norm and self.args.world_size > 1 and self.args.device.type != "cpu":
+        elif args.sync_batch_norm and args.world_size > 1 and args.device.type != "cpu":
             synchronize_batch_norms(backbone)
-        if self.args.world_size > 1:
-            for parameter in self.model.parameters():
-                if parameter.requires_grad and parameter.dim() == 4 and 1 in parameter.shape:
-                    parameter.register_hook(partial(_with_strides, parameter.stride()))
+        for parameter in self.model.parameters() if args.world_size > 1 else ():
+            if parameter.requires_grad and parameter.dim() == 4 and 1 in parameter.shape:
+                parameter.register_hook(partial(_with_strides, parameter.stride()))
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Creates the optimizer that the arguments name, with the recipe's parameter groups."""
         if self.optimizer is None:
-            args = self.args
+            args, model = self.args, _without_adapters(self.model if model is None else model)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, self.model)
-            groups = parameter_groups(
-                _without_adapters(self.model if model is None else model),
-                args.learning_rate,
-                args.weight_decay,
-                args.backbone_lr_factor,
-            )
+            groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.backbone_lr_factor)
             for group in groups:
                 del group["param_names"]
             self.optimizer = optimizer_class(groups, **options)
@@ -135,31 +129,24 @@ class MTAClipTrainer(Trainer):
         config = self._segmentation_model().config
         for batch in batches:
             if "image_classes" not in batch:
-                batch["image_classes"] = classes_of_images(
-                    batch["labels"], config.num_labels, config.semantic_loss_ignore_index
-                )
-        normalizers = [loss_normalizers(batch["image_classes"], config) for batch in batches]
-        normalizers = torch.stack(normalizers).mean(dim=0).to(self.args.device)
+                labels, ignored = batch["labels"], config.semantic_loss_ignore_index
+                batch["image_classes"] = classes_of_images(labels, config.num_labels, ignored)
+        normalizers = torch.stack([loss_normalizers(batch["image_classes"], config) for batch in batches])
         # The host goes on while the device adds up these two numbers.
-        return batches, self.accelerator.reduce(normalizers, reduction="mean")
+        return batches, self.accelerator.reduce(normalizers.mean(dim=0).to(self.args.device), reduction="mean")
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, Any]:
         """Computes the loss without what only predictions need, and keeps its terms for the log."""
         if self.args.freeze_backbone:
             # Its batch norms use and keep the statistics they came with.
             self._segmentation_model().model.backbone.eval()
         names = inputs.pop("names", None)
-        outputs = model(
-            **inputs, loss_normalizers=num_items_in_batch, output_logits=False, output_auxiliary_predictions=False
-        )
+        lean = {"output_logits": False, "output_auxiliary_predictions": False}
+        outputs = model(**inputs, **lean, loss_normalizers=num_items_in_batch)
         self.broken_steps.see_loss(outputs.loss)
-        self._terms.add(self.state.global_step + 1, outputs.loss, outputs.loss_components, inputs, names)
+        self._terms.add(self.state.global_step + 1, outputs, inputs["pixel_values"], names)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -184,8 +171,7 @@ class MTAClipTrainer(Trainer):
             self._terms.warn_of_broken(self.args.process_index)
             logs |= self._terms.means(self.accelerator)
         # JSON has no NaN; what is broken is said in words.
-        for name in [name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]:
-            del logs[name]
+        logs = {name: value for name, value in logs.items() if not isinstance(value, float) or math.isfinite(value)}
         super().log(logs, start_time)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -210,35 +196,20 @@ class MTAClipTrainer(Trainer):
     def _loader(
         self, dataset: Dataset, batch_size: int, collator: Callable, indices: Sequence[int] | None = None
     ) -> DataLoader:
-        args = self.args
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=indices,
-            collate_fn=collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+        options = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
+        options = {name: getattr(self.args, f"dataloader_{name}") for name in options}
+        return DataLoader(dataset, batch_size, sampler=indices, collate_fn=collator, **options)
 
     def evaluation_loop(
-        self,
-        dataloader: DataLoader,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """Predicts every image and scores it at its own size; predictions are not kept.
+        """Predicts every image and scores it at its own size, with averaged weights if there are any.
 
-        Arguments as for `transformers.Trainer.evaluation_loop`; `prediction_loss_only` and `ignore_keys` have no
-        effect. The scores stay in `self.scores`. With `ema_decay`, the averaged weights are evaluated.
+        The scores stay in `self.scores`, predictions are not kept. Other arguments of
+        `transformers.Trainer.evaluation_loop` have no effect.
         """
-        if self.averages is not None and self.is_in_train:
-            with self.averages.applied():
-                self.scores = self._score(dataloader)
-        else:
+        averaged = self.averages.applied() if self.averages is not None and self.is_in_train else nullcontext()
+        with averaged:
             self.scores = self._score(dataloader)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.scores.summary().items()}
         return EvalLoopOutput(None, None, metrics, num_samples=len(self.scores.per_image))
@@ -280,11 +251,7 @@ class MTAClipTrainer(Trainer):
         return Segmenter(model, self.processing_class, self.args.inference_options, forward)
 
     def predict_image(self, image: Image.Image) -> np.ndarray:
-        """Predicts one image as evaluation does.
-
-        Returns:
-            `np.ndarray` of shape `(height, width)`: int64, class ids at the image's own size.
-        """
+        """Predicts one image as evaluation does: int64 class ids `(height, width)`, at the image's own size."""
         return self._segmenter()([image])[0].cpu().numpy()
 
     def evaluated_image(self, example: Mapping[str, Any]) -> EvaluatedImage:
@@ -370,50 +337,44 @@ class _LossTerms:
     """The terms of the losses since the last line of the log, which stay on the device until then."""
 
     def __init__(self) -> None:
-        self._names: list[str] = []
-        self._values: list[Tensor] = []
-        self._origins: list[tuple[int, Tensor, Sequence[str]]] = []
+        # Of each batch: step, names of the terms, loss and terms, range of the values of each image, images' names.
+        self._batches: list[tuple[int, list[str], Tensor, Tensor, Sequence[str]]] = []
 
     @torch.no_grad()
-    def add(
-        self, step: int, loss: Tensor, terms: Mapping[str, Tensor], inputs: Mapping[str, Tensor], names: Any
-    ) -> None:
+    def add(self, step: int, outputs: Any, pixel_values: Tensor, names: Sequence[str] | None) -> None:
         """Keeps the terms of a batch, and by which values its images can be told to be broken."""
-        self._names = list(terms)
-        self._values.append(torch.stack([loss.detach(), *terms.values()]).float())
-        lowest, highest = inputs["pixel_values"].flatten(1).aminmax(dim=1)
-        names = names or [f"{index} of the batch" for index in range(len(lowest))]
-        self._origins.append((step, torch.stack((lowest, highest)), names))
+        values = torch.stack([outputs.loss.detach(), *outputs.loss_components.values()]).float()
+        ranges = torch.stack(pixel_values.flatten(1).aminmax(dim=1), dim=1)
+        names = names or [f"{index} of the batch" for index in range(len(pixel_values))]
+        self._batches.append((step, list(outputs.loss_components), values, ranges, names))
 
     def warn_of_broken(self, process_index: int) -> None:
         """Names steps, terms and images of the losses that are NaN or infinite."""
-        values = torch.stack(self._values).isfinite().cpu()
-        for (step, ranges, names), finite in zip(self._origins, values, strict=True):
-            if finite[0]:
+        finite = torch.stack([batch[2] for batch in self._batches]).isfinite().tolist()
+        for (step, terms, _, ranges, names), (is_finite, *are_finite) in zip(self._batches, finite, strict=True):
+            if is_finite:
                 continue
-            described = [
-                (f"image {name} (pixel values from {low:g} to {high:g})", math.isfinite(low + high))
-                for name, low, high in zip(names, *ranges.tolist(), strict=True)
-            ]
-            broken = [text for text, is_finite in described if not is_finite] or [text for text, _ in described]
+            images = {
+                f"image {name} (pixel values from {low:g} to {high:g})": math.isfinite(low + high)
+                for name, (low, high) in zip(names, ranges.tolist(), strict=True)
+            }
+            broken = " and ".join(image for image, is_whole in images.items() if not is_whole)
             logger.warning(
                 "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
                 step,
                 process_index,
-                ", ".join(name for name, is_finite in zip(self._names, finite[1:], strict=True) if not is_finite),
-                " and ".join(broken)
-                if any(not is_finite for _, is_finite in described)
-                else f"the weights or one of: {', '.join(broken)}",
+                ", ".join(term for term, is_finite in zip(terms, are_finite, strict=True) if not is_finite),
+                broken or f"the weights or one of: {', '.join(images)}",
             )
 
     def means(self, accelerator: Any) -> dict[str, float]:
         """The mean of each term over all processes' finite losses, which are forgotten then; all must call this."""
-        values = torch.stack(self._values)
+        values, names = torch.stack([batch[2] for batch in self._batches]), self._batches[0][1]
+        self._batches = []
         finite = values[:, :1].isfinite()
         sums = torch.cat((torch.where(finite, values[:, 1:], 0).sum(dim=0), finite.sum(dim=0)))
-        self._values, self._origins = [], []
         *sums, number = accelerator.reduce(sums, reduction="sum").tolist()
-        return {f"loss_{name}": value / number for name, value in zip(self._names, sums, strict=True) if number}
+        return {f"loss_{name}": value / number for name, value in zip(names, sums, strict=True) if number}
 
 
 def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
