@@ -166,24 +166,23 @@ CLASS_TOKEN = "model.backbone.embeddings.class_embedding"
 VIT_POSITIONS = "model.backbone.embeddings.position_embedding.weight"
 QUERY_POSITIONS = "model.decoder.query_positions"
 
-# Fields of our config that shapes of tensors don't tell, where they stand in the `model` of a run's configuration, and
-# the authors' values.
+# Fields of our config that shapes of tensors don't tell, and where they stand in the `model` of a run's configuration.
 RUN_CONFIG_FIELDS = {
-    "encoder_num_points": ("decode_head.pixel_decoder.encoder.layer_cfg.self_attn_cfg.num_points", 4),
-    "encoder_norm_groups": ("decode_head.pixel_decoder.norm_cfg.num_groups", 32),
-    "decoder_attention_heads": ("decode_head.transformer_decoder.layer_cfg.self_attn_cfg.num_heads", 8),
-    "class_weight": ("decode_head.loss_cls.loss_weight", 2.0),
-    "contrastive_weight": ("decode_head.loss_queries_wt", 1.0),
-    "mask_weight": ("decode_head.loss_mask.loss_weight", 5.0),
-    "dice_weight": ("decode_head.loss_dice.loss_weight", 5.0),
-    "train_num_points": ("decode_head.train_cfg.num_points", 12544),
-    "oversample_ratio": ("decode_head.train_cfg.oversample_ratio", 3.0),
-    "importance_sample_ratio": ("decode_head.train_cfg.importance_sample_ratio", 0.75),
+    "encoder_num_points": "decode_head.pixel_decoder.encoder.layer_cfg.self_attn_cfg.num_points",
+    "encoder_norm_groups": "decode_head.pixel_decoder.norm_cfg.num_groups",
+    "decoder_attention_heads": "decode_head.transformer_decoder.layer_cfg.self_attn_cfg.num_heads",
+    "class_weight": "decode_head.loss_cls.loss_weight",
+    "contrastive_weight": "decode_head.loss_queries_wt",
+    "mask_weight": "decode_head.loss_mask.loss_weight",
+    "dice_weight": "decode_head.loss_dice.loss_weight",
+    "train_num_points": "decode_head.train_cfg.num_points",
+    "oversample_ratio": "decode_head.train_cfg.oversample_ratio",
+    "importance_sample_ratio": "decode_head.train_cfg.importance_sample_ratio",
 }
 MATCH_COSTS = {
-    "match_class_weight": ("ClassificationCost", 2.0),
-    "match_mask_weight": ("CrossEntropyLossCost", 5.0),
-    "match_dice_weight": ("DiceCost", 5.0),
+    "match_class_weight": "ClassificationCost",
+    "match_mask_weight": "CrossEntropyLossCost",
+    "match_dice_weight": "DiceCost",
 }
 
 
@@ -197,7 +196,8 @@ def config_from_original(
     """
     try:
         fields = _fields_from_run(checkpoint)
-        fields |= _fields_from_shapes(checkpoint, fields["encoder_num_points"])
+        num_points = fields.get("encoder_num_points", MTAClipConfig.encoder_num_points)
+        fields |= _fields_from_shapes(checkpoint, num_points)
     except KeyError as error:
         raise ValueError(
             f"{checkpoint.source} is no checkpoint of the authors' MTA-CLIP code: it has no tensor {error}, but "
@@ -207,16 +207,17 @@ def config_from_original(
 
 
 def _fields_from_run(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the run's configuration says; the defaults of [`MTAClipConfig`] are the authors' values."""
     run = checkpoint.run_config.get("model")
-    fields = {name: look_up(run, *entry) for name, entry in RUN_CONFIG_FIELDS.items()}
+    fields = {name: look_up(run, path) for name, path in RUN_CONFIG_FIELDS.items()}
     costs = {
         str(cost.get("type")).removeprefix("mmdet."): cost.get("weight", 1.0)
         for cost in look_up(run, "decode_head.train_cfg.assigner.match_costs", [])
         if isinstance(cost, Mapping)
     }
-    fields |= {name: costs.get(cost, default) for name, (cost, default) in MATCH_COSTS.items()}
-    return fields | {
-        "no_object_weight": look_up(run, "decode_head.loss_cls.class_weight", [0.1])[-1],
+    fields |= {name: costs.get(cost) for name, cost in MATCH_COSTS.items()}
+    fields["no_object_weight"] = look_up(run, "decode_head.loss_cls.class_weight", [None])[-1]
+    return {name: value for name, value in fields.items() if value is not None} | {
         "contrastive_negatives": CONTRASTIVE_NEGATIVES[look_up(run, "decode_head.query_loss_type", 2)],
         "supervise_initial_prediction": False,
         "mask_loss_normalizer": "class_weights",

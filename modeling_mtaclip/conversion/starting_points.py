@@ -14,12 +14,7 @@ from ..classes_mtaclip import move_classes, new_classes
 from ..configuration_mtaclip import MTAClipConfig
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
-from .backbones import (
-    CLIP_BACKBONES,
-    backbone_weights,
-    image_statistics,
-    make_backbone_config,
-)
+from .backbones import CLIP_BACKBONES, backbone_weights, image_statistics, make_backbone_config
 from .checkpoints import Checkpoint, load_checkpoint, load_config, load_pretrained
 from .clip import ClipSource, check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
 from .segmentation_models import (

@@ -189,25 +189,17 @@ def _find_reason(name: str, reasons: Mapping[str, str]) -> str | None:
 
 def _unite_rows(rows: Iterable[tuple[tuple[str, ...], str]]) -> list[tuple[tuple[str, ...], str]]:
     """Unites rows of names that differ in one place: `layers.{0-5}.fc1.{weight,bias}` stands for twelve names."""
-    rows = list(rows)
     for place in (NUMBER, NUMBER, NUMBER, LAST_WORD):
-        groups: dict[tuple, list[tuple[str, ...]]] = {}
+        groups: dict[tuple, list[list[str]]] = {}
         for names, text in rows:
-            matches = [re.fullmatch(place, name) for name in names]
-            pieces = [match.groups() if match else (name, "", "") for match, name in zip(matches, names, strict=True)]
-            frame = tuple((before, after) for before, _, after in pieces)
-            groups.setdefault((frame, text), []).append(tuple(value for _, value, _ in pieces))
+            pieces = [re.fullmatch(place, name) or (None, name, "", "") for name in names]
+            frame = tuple(f"{piece[1]}\0{piece[3]}" for piece in pieces)
+            groups.setdefault((frame, text), []).append([piece[2] for piece in pieces])
         rows = [
-            (
-                tuple(
-                    f"{before}{_unite(values)}{after}"
-                    for (before, after), values in zip(frame, zip(*members, strict=True), strict=True)
-                ),
-                text,
-            )
+            (tuple(name.replace("\0", _unite(values)) for name, *values in zip(frame, *members, strict=True)), text)
             for (frame, text), members in groups.items()
         ]
-    return rows
+    return list(rows)
 
 
 def _unite(values: Sequence[str]) -> str:
