@@ -124,16 +124,14 @@ def test_every_family_of_backbones(name):
     if name == "clip_resnet":
         config.num_channels = 5
     model = trained_like(tiny_model(backbone_config=config, encoder_layers=1, decoder_layers=1))
-    if name != "swin":
-        exported = export_program(model).module()
-        for size in SIZES[1:]:
-            assert_equal_outputs(model, exported, *size)
-        return
-    with pytest.raises(ValueError, match=r"shifted windows .* export it for one `image_size`"):
-        export_program(model)
-    exported = export_program(model, image_size=(64, 96)).module()
-    for batch_size in (1, 3):
-        assert_equal_outputs(model, exported, batch_size, 64, 96)
+    if name == "swin":
+        with pytest.raises(ValueError, match=r"shifted windows .* export it for one `image_size`"):
+            export_program(model)
+        exported, sizes = export_program(model, image_size=(64, 96)).module(), [(1, 64, 96), (3, 64, 96)]
+    else:
+        exported, sizes = export_program(model).module(), SIZES[1:]
+    for size in sizes:
+        assert_equal_outputs(model, exported, *size)
 
 
 @pytest.mark.slow
@@ -147,18 +145,15 @@ def test_onnx_file_of_one_size(tmp_path):
         assert_equal_outputs(model, exported, batch_size, 64, 96)
 
 
-def test_what_can_t_be_exported(model):
+def test_what_is_exported_in_float32_or_refused(model):
+    halved = ExportableModel(tiny_model(**SMALL).to(torch.bfloat16))
+    assert {parameter.dtype for parameter in halved.parameters()} == {torch.float32}
     with pytest.raises(ValueError, match=r"one of \['queries', 'labels'\], got 'masks'"):
         export_program(model, outputs="masks")
     with pytest.raises(ValueError, match="64, 96, 128, … pixels, got \\(64, 100\\)"):
         export_program(model, image_size=(64, 100))
     with pytest.raises(ValueError, match="without backbone"):
         export_program(tiny_model(backbone_config=None, feature_channels=[8, 12, 16, 20]))
-
-
-def test_half_precision_is_exported_in_float32(model):
-    exported = ExportableModel(tiny_model(**SMALL).to(torch.bfloat16))
-    assert {parameter.dtype for parameter in exported.parameters()} == {torch.float32}
 
 
 def test_labels_are_those_of_exact_scores(model):
@@ -213,33 +208,17 @@ def test_int8_onnx_file(model, onnx_file, int8_file):
     assert int8_file.stat().st_size < onnx_file.stat().st_size
 
 
-def saturating_product(inputs, weights):
-    """uint8 times int8 as x86 processors without VNNI do it: sums of two products are clipped to 16 bits."""
-    products = inputs.astype(np.int64)[:, :, None] * weights.astype(np.int64)
-    if products.shape[1] % 2:
-        products = np.pad(products, ((0, 0), (0, 1), (0, 0)))
-    pairs = products.reshape(len(products), -1, 2, products.shape[2]).sum(axis=2)
-    return pairs.clip(-(2**15), 2**15 - 1).sum(axis=1)
-
-
 @pytest.mark.slow
 def test_int8_sums_fit_in_16_bits(int8_file):
-    """Whatever the inputs: so the file gives the same numbers on every processor."""
+    """Whatever the inputs, on processors that add two products of 8 bits in 16: so the file is right on all."""
     graph = onnx.load(int8_file).graph
     tensors = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     weights = [tensors[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
     assert len(weights) > 5
-    generator = np.random.default_rng(0)
     for each in weights:
         assert each.dtype == np.int8
-        pairs = np.abs(each.astype(int))
         # The largest input is 255; any two weights of a column may meet.
-        assert 255 * 2 * pairs.max() <= 2**15 - 1
-        inputs = generator.choice(np.array([0, 255], dtype=np.uint8), (4, len(each)))
-        assert np.array_equal(saturating_product(inputs, each), inputs.astype(int) @ each.astype(int))
-    # With all 8 bits, the sums would not fit.
-    wide, inputs = np.full((2, 1), 127, dtype=np.int8), np.full((1, 2), 255, dtype=np.uint8)
-    assert saturating_product(inputs, wide) != inputs.astype(int) @ wide.astype(int)
+        assert 2 * 255 * np.abs(each.astype(int)).max() <= 2**15 - 1
 
 
 @pytest.fixture

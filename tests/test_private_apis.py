@@ -10,6 +10,7 @@ import importlib
 import inspect
 
 import pytest
+from transformers import SwinConfig
 
 
 PRIVATE_APIS = [
@@ -87,6 +88,7 @@ PRIVATE_APIS = [
     ),
     ("transformers.Trainer._save_checkpoint", "training/trainer.py", "saves before an error", ["model", "trial"]),
     ("transformers.Trainer.save_model", "training/trainer.py", "is told not to push", ["_internal_call"]),
+    ("timm.layers.Conv2dSame", "export/programs.py", "its padding depends on sizes; known by its name", ["padding"]),
     ("evaluate.Metric._build_data_dir", "metrics/mean_iou.py", "overridden: nothing is stored", []),
 ]
 
@@ -113,3 +115,28 @@ def test_private_part_is_where_it_was(path, file, purpose, parameters):
         pytest.fail(f"{path} is gone in this version of {path.partition('.')[0]}: {file} uses it ({purpose}).")
     missing = set(parameters) - inspect.signature(part).parameters.keys() if parameters else set()
     assert not missing, f"{path} has no parameters {sorted(missing)} any more: {file} uses it ({purpose})."
+
+
+@pytest.mark.parametrize(
+    ("make_layer", "attribute", "purpose"),
+    [
+        (
+            lambda: find("timm.models.vision_transformer.Attention")(8),
+            "fused_attn",
+            "attention that other runtimes know",
+        ),
+        (
+            lambda: find("timm.models.swin_transformer.SwinTransformerBlock")(8, (14, 14)),
+            "shift_size",
+            "backbones with shifted windows are known by it",
+        ),
+        (
+            lambda: find("transformers.models.swin.modeling_swin.SwinLayer")(SwinConfig(), 96, (14, 14), 3),
+            "shift_size",
+            "backbones with shifted windows are known by it",
+        ),
+    ],
+)
+def test_private_attribute_is_where_it_was(make_layer, attribute, purpose):
+    layer = make_layer()
+    assert hasattr(layer, attribute), f"{type(layer)} has no {attribute}: export/programs.py uses it ({purpose})."

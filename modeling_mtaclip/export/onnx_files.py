@@ -33,9 +33,8 @@ def export_onnx(
         ImportError: onnx and onnxscript are not installed.
         ValueError: as [`export_program`].
     """
-    program = export_program(model, outputs, image_size)
     onnx_program = torch.onnx.export(
-        program,
+        export_program(model, outputs, image_size),
         input_names=["pixel_values"],
         output_names=list(OUTPUTS[outputs]),
         opset_version=OPSET,
@@ -56,9 +55,6 @@ def quantize_onnx(path: str | Path, int8_path: str | Path) -> None:
 
     Args:
         path, int8_path (`str` or `Path`): the file that [`export_onnx`] wrote, and the new one.
-
-    Raises:
-        ImportError: onnxruntime and onnx are not installed.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -73,17 +69,11 @@ def quantize_onnx(path: str | Path, int8_path: str | Path) -> None:
 
 
 class OnnxModel:
-    """An ONNX file with the outputs `"queries"`, called as the model is called.
-
-    It can take the model's place in [`Segmenter`], as its `forward`, and its outputs go to
-    `MTAClipImageProcessor.post_process_semantic_segmentation`.
+    """An ONNX file with the outputs `"queries"` in ONNX Runtime, called as the model is called; see [`ProgramModel`].
 
     Args:
         path (`str` or `Path`): the file.
         num_threads (`int`, *optional*): threads of an operator; ONNX Runtime's choice by default.
-
-    Raises:
-        ImportError: onnxruntime is not installed.
     """
 
     def __init__(self, path: str | Path, num_threads: int = 0) -> None:

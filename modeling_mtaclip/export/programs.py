@@ -27,18 +27,8 @@ MIN_SIZE = 33
 
 
 class ExportableModel(nn.Module):
-    """A model whose graph holds for images of any size: it pads them itself, as the image processor does.
-
-    Args:
-        model ([`MTAClipForSemanticSegmentation`]): a copy is taken, in float32 on the CPU, with its text embeddings as
-            constants.
-        outputs (`str`, defaults to `"queries"`): `"queries"` for `logits` `(B, K, h, w)`, `class_queries_logits`
-            `(B, Q, K + 1)` and `masks_queries_logits` `(B, Q, h, w)`, at a quarter of the padded image's size;
-            `"labels"` for the class of each pixel, `labels` `(B, H, W)`, int64.
-
-    Raises:
-        ValueError: unknown outputs, or a model without backbone.
-    """
+    """A copy of a model, in float32 on the CPU and with its text embeddings as constants, whose graph holds for images
+    of any size: it pads them itself, as the image processor does. For the outputs see [`export_program`]."""
 
     def __init__(self, model: MTAClipForSemanticSegmentation, outputs: str = "queries") -> None:
         super().__init__()
@@ -76,7 +66,9 @@ def export_program(
 
     Args:
         model ([`MTAClipForSemanticSegmentation`]): it stays as it is; the program is in float32, for the CPU.
-        outputs (`str`, defaults to `"queries"`): as in [`ExportableModel`].
+        outputs (`str`, defaults to `"queries"`): `"queries"` for `logits` `(B, K, h, w)`, `class_queries_logits`
+            `(B, Q, K + 1)` and `masks_queries_logits` `(B, Q, h, w)`, at a quarter of the padded image's size;
+            `"labels"` for the class of each pixel, `labels` `(B, H, W)`, int64.
         image_size (`tuple[int, int]`, *optional*): the only height and width that the program takes, multiples of 32;
             by default it takes all from 33 pixels on. Backbones with shifted windows (Swin) need it.
 
@@ -87,7 +79,13 @@ def export_program(
         ValueError: unknown outputs, an image size that can't be, or a model that can't be exported.
     """
     exportable = ExportableModel(model, outputs)
-    _check_size(exportable.model, image_size)
+    if image_size is None and any(hasattr(module, "shift_size") for module in exportable.modules()):
+        raise ValueError(
+            "The backbone has shifted windows (Swin), whose graph depends on the size of the image: export it for one "
+            "`image_size` (height and width, multiples of 32)."
+        )
+    if image_size is not None and (min(image_size) < MIN_SIZE or any(length % STRIDE for length in image_size)):
+        raise ValueError(f"`image_size` must be a height and width of 64, 96, 128, … pixels, got {tuple(image_size)}.")
     batch, free = {0: Dim("batch")}, {2: Dim("height", min=MIN_SIZE), 3: Dim("width", min=MIN_SIZE)}
     images = torch.zeros(2, model.config.backbone_config.num_channels, *(image_size or (3 * STRIDE, 4 * STRIDE)))
     with torch.no_grad():
@@ -100,24 +98,10 @@ def export_program(
         )
 
 
-def _check_size(model: MTAClipForSemanticSegmentation, image_size: tuple[int, int] | None) -> None:
-    if image_size is None and any(hasattr(module, "shift_size") for module in model.modules()):
-        raise ValueError(
-            "The backbone has shifted windows (Swin), whose graph depends on the size of the image: export it for one "
-            "`image_size` (height and width, multiples of 32)."
-        )
-    if image_size is not None and (min(image_size) < MIN_SIZE or any(length % STRIDE for length in image_size)):
-        raise ValueError(f"`image_size` must be a height and width of 64, 96, 128, … pixels, got {tuple(image_size)}.")
-
-
 class ProgramModel:
-    """A saved program with the outputs `"queries"`, called as the model is called.
+    """A program with the outputs `"queries"` that `torch.export.save` wrote, called as the model is called.
 
-    It can take the model's place in [`Segmenter`], as its `forward`, and its outputs go to
-    `MTAClipImageProcessor.post_process_semantic_segmentation`.
-
-    Args:
-        path (`str` or `Path`): what `torch.export.save` wrote.
+    It can take the model's place as the `forward` of [`Segmenter`]; the image processor post-processes its outputs.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -131,14 +115,8 @@ class ProgramModel:
 
 @dataclass
 class Comparison:
-    """Two predictions of the same images.
-
-    Attributes:
-        num_images (`int`): images compared, at their own sizes.
-        equal_pixels (`float`): share of all pixels that are given the same class.
-        max_score_difference (`float`): the largest difference of any class's score at any pixel; the scores of a pixel
-            are sums of products of probabilities.
-    """
+    """Two predictions of some images: the share of all pixels with the same class, and the largest difference of any
+    class's score at any pixel. The scores of a pixel are sums of products of probabilities."""
 
     num_images: int
     equal_pixels: float
@@ -151,16 +129,12 @@ def compare_with_model(
     image_processor: MTAClipImageProcessor,
     images: Iterable[ImageInput],
 ) -> Comparison:
-    """Predicts images with a model and with an exported one.
+    """Predicts images with a model and with an exported one, at their own sizes.
 
     Args:
         forward (`Callable`): the exported model, e.g. an [`OnnxModel`]: from `pixel_values` to the model's outputs.
-        model ([`MTAClipForSemanticSegmentation`]): what was exported.
-        image_processor ([`MTAClipImageProcessor`]): the model's.
-        images (`Iterable[ImageInput]`): at least one; paths too.
-
-    Raises:
-        ValueError: no images.
+        model, image_processor: what was exported, and its image processor.
+        images (`Iterable[ImageInput]`): paths too; none are a `ValueError`.
     """
     segmenters = [Segmenter(model, image_processor), Segmenter(model, image_processor, forward=forward)]
     count, equal, total, difference = 0, 0, 0, 0.0

@@ -63,19 +63,11 @@ class InferenceOptions:
         tta: bool = False,
         batch_size: int = 1,
     ) -> "InferenceOptions":
-        """Options as command lines give them.
-
-        Args:
-            mode, batch_size: as above.
-            window, stride (`Sequence[int]`): height and width, or one number for both.
-            tta (`bool`): whether to predict at scales 0.5 … 1.75 and mirrored, the paper's test-time augmentation.
-        """
+        """Options as command lines give them: one number stands for height and width, and `tta` for the test-time
+        augmentation of the paper, scales 0.5 … 1.75 and mirrored."""
         augmentation = {"scales": TTA_SCALES, "flip": True} if tta else {}
-        return cls(mode, _pair(window), _pair(stride), batch_size=batch_size, **augmentation)
-
-
-def _pair(values: Sequence[int]) -> tuple[int, ...]:
-    return tuple(values) * 2 if len(values) == 1 else tuple(values)
+        window, stride = (tuple(each) * 2 if len(each) == 1 else tuple(each) for each in (window, stride))
+        return cls(mode, window, stride, batch_size=batch_size, **augmentation)
 
 
 __all__ = ["MODES", "STRIDE", "TTA_SCALES", "WINDOW", "InferenceOptions"]

@@ -178,6 +178,9 @@ def test_turned_images_arrays_and_scaled_processors(model):
     (expected,) = segmenter([image])
     assert torch.equal(segmenter([np.asarray(image)])[0], expected)
     assert torch.equal(segmenter([torch.from_numpy(np.array(image)).permute(2, 0, 1)])[0], expected)
+    opaque = np.dstack([np.asarray(image), np.full((50, 70), 255, np.uint8)])
+    assert torch.equal(segmenter([opaque.transpose(2, 0, 1)])[0], segmenter([opaque])[0])
+    assert torch.equal(segmenter([opaque])[0], expected)
     turned = image.transpose(Image.Transpose.ROTATE_90)
     turned.getexif()[0x0112] = 6  # to be turned by 270 degrees, upright then
     assert torch.equal(segmenter([turned])[0], expected)
@@ -215,13 +218,20 @@ def test_options_from_arguments():
 
 
 def test_target_sizes_must_fit(model):
+    segmenter, image = Segmenter(model, MTAClipImageProcessor(do_resize=False)), random_image(40, 60)
     with pytest.raises(ValueError, match="got 2 for 1"):
-        Segmenter(model, MTAClipImageProcessor())([random_image(40, 40)], [(40, 40), (40, 40)])
+        segmenter([image], [(40, 60), (40, 60)])
+    with pytest.raises(ValueError, match=r"target size \(60, 40\) would stretch .* \(40, 60\)"):
+        segmenter([image], [(60, 40)])
 
 
-def test_arrays_with_opacity(model):
-    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
-    opaque = np.dstack([image, np.full((64, 96), 255, np.uint8)])
+def test_class_names_are_encoded_once(model, monkeypatch):
+    calls, encode = [], type(model).encode_class_names
+    monkeypatch.setattr(type(model), "encode_class_names", lambda self: calls.append(self) or encode(self))
     segmenter = Segmenter(model, MTAClipImageProcessor(do_resize=False))
-    expected, *actual = segmenter([image, opaque, opaque.transpose(2, 0, 1)])
-    assert all(torch.equal(each, expected) for each in actual)
+    assert segmenter.model is not model
+    assert segmenter.model.config.stored_text_embeddings
+    for _ in range(2):
+        segmenter([random_image(40, 60)])
+    assert calls[0] is model
+    assert model not in calls[1:]
