@@ -321,10 +321,10 @@ class MTAClipConfig(PreTrainedConfig):
                 "`class_mask_weight` and `class_mask_share` are for masks of text queries, which a model without text "
                 "branch doesn't have. Leave them out, or set `text_branch=True`."
             )
-        if 0 <= self.semantic_loss_ignore_index < self.num_labels:
+        ignored = self.semantic_loss_ignore_index
+        if 0 <= ignored < self.num_labels:
             raise ValueError(
-                f"`semantic_loss_ignore_index` ({self.semantic_loss_ignore_index}) is also the id of the class "
-                f"{self.id2label[self.semantic_loss_ignore_index]!r}. "
+                f"`semantic_loss_ignore_index` ({ignored}) is also the id of the class {self.id2label[ignored]!r}. "
                 f"Choose a value outside 0 … {self.num_labels - 1}."
             )
 

@@ -44,7 +44,6 @@ class MTAClipTextModel(nn.Module):
                 "The config has no `class_token_ids`: the text encoder has no class names to read. Make it with "
                 "`MTAClipConfig.from_labels(names, tokenizer, ...)`, or set `text_branch=False` to do without text."
             )
-        config.validate_class_names()
         self.config = config
         self.contexts = nn.Parameter(
             torch.empty(config.num_prompt_contexts, config.prompt_length, config.text_config.hidden_size)
