@@ -7,6 +7,7 @@ a table whose fingerprint is that of the list of files; no file is opened before
 as they are in the files; [`SegmentationData.read`] turns them into label ids.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 from huggingface_hub import hf_hub_download
 from transformers.utils import logging
 
@@ -272,13 +273,23 @@ def _with_known_columns(
     splits = {}
     for split, spellings in SPLITS.items():
         for spelling in [spelling for spelling in spellings if spelling in loaded][:1]:
+            features = loaded[spelling].features or {}
             columns = loaded[spelling].column_names or list(next(iter(loaded[spelling])))
+            columns = [name for name in columns if _may_hold_images(features.get(name))]
             image = _find_column(columns, image_column, IMAGE_COLUMNS, "image")
             annotation = _find_column(columns, annotation_column, ANNOTATION_COLUMNS, "annotation")
+            if image == annotation:
+                raise ValueError(f"{image!r} can't be the column of images and of annotations; there are {columns}.")
             splits[split] = _with_columns(loaded[spelling], image, annotation, split)
     if not splits:
         raise ValueError(f"The data set {source!r} has the splits {list(loaded)}: expected train, validation or test.")
     return type(loaded)(splits)
+
+
+def _may_hold_images(feature: Any) -> bool:
+    """Whether a column of this type may: class ids and other numbers can't be files."""
+    is_number = isinstance(feature, Value) and not re.search("string|binary", feature.dtype)
+    return not is_number and not isinstance(feature, ClassLabel)
 
 
 def _find_column(columns: Sequence[str], given: str | None, known: Sequence[str], kind: str) -> str:
@@ -294,8 +305,11 @@ def _with_columns(
     dataset: Dataset | IterableDataset, image: str, annotation: str, split: str
 ) -> Dataset | IterableDataset:
     dataset = dataset.select_columns([image, annotation])
-    for old, new in ((image, "image"), (annotation, "annotation")):
-        dataset = dataset.rename_column(old, new) if old != new else dataset
+    # In two steps, since one may have the other's name.
+    for old, new in ((image, " image"), (annotation, " annotation")):
+        dataset = dataset.rename_column(old, new)
+    for new in ("image", "annotation"):
+        dataset = dataset.rename_column(f" {new}", new)
         # Paths and undecoded files become images too.
         if dataset.features is not None and not isinstance(dataset.features[new], Image):
             dataset = dataset.cast_column(new, Image())

@@ -234,6 +234,20 @@ def test_columns_are_found_or_asked_for(folder, tmp_path):
         load_segmentation_dataset(str(unclear))
     with pytest.raises(ValueError, match="no image column 'photo', only"):
         load_segmentation_dataset(str(found), image_column_name="photo")
+    with pytest.raises(ValueError, match="'image' can't be the column of images and of annotations"):
+        load_segmentation_dataset(str(found), annotation_column_name="image")
+
+
+def test_columns_of_class_ids_are_no_annotations_and_names_may_be_exchanged(folder, tmp_path):
+    classified, exchanged = tmp_path / "classified", tmp_path / "exchanged"
+    columns_of(folder, "image", "mask").rename_column("scene_category", "label").save_to_disk(classified)
+    columns_of(folder, "label", "image").save_to_disk(exchanged)
+    for saved, columns in ((classified, ()), (exchanged, ("label", "image"))):
+        save_json(saved / "classes.json", NAMES)
+        data = load_segmentation_dataset(str(saved), None, *columns)
+        np.testing.assert_array_equal(data.read(data.splits["train"][1])[1], label_map(1))
+    with pytest.raises(ValueError, match=r"no annotation column 'label', only \['image', 'mask'\]"):
+        load_segmentation_dataset(str(classified), annotation_column_name="label")
 
 
 IDS = np.arange(34, dtype=np.uint8).repeat(2).reshape(4, 17)
