@@ -16,7 +16,7 @@ from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .backbones import CLIP_BACKBONES, backbone_weights, image_statistics, make_backbone_config
 from .checkpoints import Checkpoint, load_checkpoint, load_config, load_pretrained
-from .clip import ClipSource, check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
+from .clip import check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
 from .segmentation_models import (
     config_from_original,
     convert_mask2former_state_dict,
@@ -133,14 +133,12 @@ class _Sources:
         self.backbone, self.mask2former, self.backbone_source = backbone, mask2former, backbone_weights
         if backbone is not None and backbone_weights is None and is_pretrained(backbone):
             self.backbone_source = "pretrained"
-        self.clip_text = None if text_encoder is None else load_clip(text_encoder)
-        self.clip_visual: ClipSource | None = None
+        self.clip_text = self.clip_visual = self.decoder = None
+        if text_encoder is not None:
+            self.clip_text = load_clip(text_encoder)
         visual = backbone_weights if backbone in CLIP_BACKBONES else backbone
-        if visual is not None and visual == text_encoder:
-            self.clip_visual = self.clip_text
-        elif visual is not None and is_clip(visual):
-            self.clip_visual = load_clip(visual)
-        self.decoder: Mask2FormerForUniversalSegmentation | None = None
+        if visual is not None and is_clip(visual):
+            self.clip_visual = self.clip_text if visual == text_encoder else load_clip(visual)
         if mask2former is not None:
             load_config(mask2former, "mask2former")
             self.decoder, self.found = load_pretrained(Mask2FormerForUniversalSegmentation, mask2former)
@@ -148,13 +146,13 @@ class _Sources:
     def class_names(self) -> list[str]:
         if self.decoder is None:
             raise ValueError("`class_names` is missing: only `mask2former` and `original` bring class names along.")
-        id2label = self.decoder.config.id2label
-        if sorted(id2label) != list(range(len(id2label))):
+        ids, names = zip(*sorted(self.decoder.config.id2label.items()), strict=True)
+        if ids != tuple(range(len(ids))):
             raise ValueError(
-                f"{self.mask2former!r} has class ids with gaps, {sorted(id2label)}: number its `id2label` without "
-                "gaps in config.json."
+                f"{self.mask2former!r} has class ids with gaps, {list(ids)}: number its `id2label` without gaps in "
+                "config.json."
             )
-        return [id2label[index] for index in range(len(id2label))]
+        return list(names)
 
     def fields(self, backbone_config: Mapping[str, Any] | None, text_positions: int | None) -> dict[str, Any]:
         """Fields of [`MTAClipConfig`] that the sources determine."""
