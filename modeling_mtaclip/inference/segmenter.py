@@ -26,12 +26,8 @@ from .options import InferenceOptions
 
 @dataclass
 class PreparedImage:
-    """One image, ready for [`Segmenter`].
-
-    Attributes:
-        size (`tuple[int, int]`): height and width of the upright image as it was given.
-        pixel_values (`list[Tensor]` of shapes `(3, h, w)`): one per scale, float32, without padding.
-    """
+    """One image, ready for [`Segmenter`]: height and width of the upright image as it was given, and its pixels at
+    each scale, float32 of shapes `(3, h, w)`, without padding."""
 
     size: tuple[int, int]
     pixel_values: list[Tensor]
@@ -92,7 +88,7 @@ class View:
         image (`Tensor` of shape `(3, h, w)`): the prepared image, without padding.
         options ([`InferenceOptions`]): mode, window and stride.
         mirrored (`bool`): whether the windows show the mirrored image; the scores are mirrored back.
-        predict (`Callable[[Sequence[Tensor]], list[QueryScores]]`): gives the scores of windows `(3, h', w')`.
+        predict (`Callable`): gives the scores of windows `(3, h', w')`.
     """
 
     def __init__(

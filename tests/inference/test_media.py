@@ -26,18 +26,22 @@ def names_of(*inputs, **options):
     return [str(file.name) for file in find_media(inputs, **options)[0]]
 
 
-def test_folders_globs_and_files(folder):
-    assert names_of(".") == ["a", "b", "sub/a", "sub/clip", "sub/deep/c"]
-    assert names_of(str(folder / "sub")) == ["a", "clip", "deep/c"]
-    assert names_of("*.*") == ["a", "b"]
-    assert names_of("sub/**/*.webp") == ["deep/c"]
-    assert names_of("**/a.jpg") == ["a", "sub/a"]
-    assert names_of("sub/deep/c.webp", "b.PNG") == ["c", "b"]
-    assert [file.is_video for file in find_media(["sub"])[0]] == [False, True, False]
-
-
-def test_a_file_that_is_meant_twice_is_predicted_once(folder):
-    assert names_of("a.jpg", "*.jpg", str(folder / "a.jpg")) == ["a"]
+@pytest.mark.parametrize(
+    ("inputs", "names"),
+    [
+        (["."], ["a", "b", "sub/a", "sub/clip", "sub/deep/c"]),
+        (["sub"], ["a", "clip", "deep/c"]),
+        (["*.*"], ["a", "b"]),
+        (["sub/**/*.webp"], ["deep/c"]),
+        (["**/a.jpg"], ["a", "sub/a"]),
+        (["sub/deep/c.webp", "b.PNG"], ["c", "b"]),
+        (["a.jpg", "*.jpg", "./a.jpg"], ["a"]),
+    ],
+)
+def test_folders_globs_and_files(folder, inputs, names):
+    assert names_of(*inputs) == names
+    files, _ = find_media(inputs)
+    assert [file.path.name for file in files if file.is_video] == ["clip.mp4"] * ("clip" in " ".join(names))
 
 
 def test_results_are_no_images_to_predict(folder):
