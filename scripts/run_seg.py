@@ -24,11 +24,12 @@ from modeling_mtaclip.training import TrainingStopped, dry_run, parse_run_argume
 def main() -> None:
     """Turns bad options, bad data and a training that can't go on into a message instead of a traceback."""
     try:
-        arguments = parse_run_arguments(sys.argv[1:])
-        if arguments[-1].dry_run:
-            dry_run(*arguments)
+        model_options, data_options, training_options = parse_run_arguments(sys.argv[1:])
+        if training_options.dry_run:
+            dry_run(model_options, data_options, training_options)
             return
-        run = prepare_run(*arguments)  # data, model and trainer
+        # Loads and checks the data, then the model, and makes the trainer.
+        run = prepare_run(model_options, data_options, training_options)
     except ValueError as error:
         sys.exit(f"run_seg.py: {error}")
     try:

@@ -125,7 +125,7 @@ class ModelArguments:
         "the texts of other classes only (SeparateNeg). all_positive: every context of its class is a positive.",
         choices=["mix", "separate", "all_positive"],
     )
-    contrastive_temperature: float = _option(1.0, "Divides cosines before the contrastive loss's softmax.")
+    contrastive_temperature: float = _option(1.0, "Divides cosines before the contrastive softmax; the authors' is 1.")
     train_num_points: int = _option(12544, "Points per mask on which masks are matched and compared.")
     model_config: str | None = _option(None, "Any other fields of MTAClipConfig, as JSON (in files: a mapping).")
     image_mean: list[float] | None = _option(None, "Mean of the three channels in [0, 1]; by default the backbone's.")
@@ -426,9 +426,7 @@ class _RunParser(HfArgumentParser):
         return self._groups[title].add_argument(*names, **options)
 
 
-def parse_run_arguments(
-    arguments: Sequence[str],
-) -> tuple[ModelArguments, DataArguments, MTAClipTrainingArguments]:
+def parse_run_arguments(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, MTAClipTrainingArguments]:
     """Reads the options of a run: a configuration file, if the first argument is one, overridden by the others.
 
     Without a file, a data set and a model, the options of configs/toy.yaml come first.
@@ -468,10 +466,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     """Reads a configuration file, YAML or JSON: a mapping from options to values.
 
     The key `base` names other files, relative to this one, whose options are taken where this one has none; later ones
-    go first.
-
-    Raises:
-        ValueError: a file that does not exist or can't be read.
+    go first. Files that can't be read are a `ValueError`.
     """
     path = Path(path)
     if not path.is_file():
