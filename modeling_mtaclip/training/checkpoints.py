@@ -22,7 +22,9 @@ from torch import distributed
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy, sort_checkpoints
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
+
+from ..configuration_mtaclip import MTAClipConfig
 
 
 logger = logging.get_logger(__name__)
@@ -30,6 +32,9 @@ logger = logging.get_logger(__name__)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 # How safetensors and torch.save word an error of the disk, which they raise without its number.
 DISK_MESSAGES = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", "inline_container")
+# What makes a model another one, most of all other classes for the same weights.
+COMPARED_FIELDS = ("id2label", "num_queries", "hidden_size", "mask_feature_size", "encoder_layers", "decoder_layers")
+COMPARED_FIELDS += ("text_branch", "num_prompt_contexts", "prompt_length")
 # Several processes ask each other about SIGTERM every so many steps.
 TERMINATION_INTERVAL = 10
 
@@ -51,6 +56,21 @@ def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
     if last is None:
         raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint in {folder!r} to resume from.")
     return str(last)
+
+
+def require_same_model(checkpoint: str, config: MTAClipConfig) -> None:
+    """Refuses to resume a run with another model than that of the checkpoint."""
+    if not Path(checkpoint, CONFIG_NAME).is_file():
+        # Of adapters, whose own configuration peft compares.
+        return
+    saved = MTAClipConfig.from_pretrained(checkpoint)
+    for name in COMPARED_FIELDS:
+        if getattr(saved, name) != getattr(config, name):
+            raise ValueError(
+                f"`resume_from_checkpoint`: {checkpoint} is of a model with another `{name}`, {getattr(saved, name)}; "
+                f"that of this run is {getattr(config, name)}. Resume a run with its own options and data, or start "
+                f"another with --model_name_or_path {checkpoint} and another --output_dir."
+            )
 
 
 def last_complete_checkpoint(folder: Path) -> Path | None:
@@ -189,4 +209,5 @@ __all__ = [
     "explained_disk_errors",
     "is_complete",
     "last_complete_checkpoint",
+    "require_same_model",
 ]

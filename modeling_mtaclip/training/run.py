@@ -42,7 +42,7 @@ from .arguments import (
     changed_options,
     num_cores,
 )
-from .checkpoints import checkpoint_to_resume
+from .checkpoints import checkpoint_to_resume, require_same_model
 from .evaluated_images import EvaluatedImage, save_pictures
 from .evaluation import categories_of
 from .report import score_warnings, write_report
@@ -180,6 +180,8 @@ def prepare_run(
 
     data = _load_data(model_arguments, data_arguments, args)
     parts = _load_parts(model_arguments, data_arguments.size, data.class_names, args)
+    if checkpoint is not None:
+        require_same_model(checkpoint, parts.model.config)
     train_dataset = _examples("train", data, data_arguments, args, parts.image_processor) if args.do_train else None
     if train_dataset is not None:
         _check_batch_norms(parts.model, train_dataset, args)

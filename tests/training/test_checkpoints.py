@@ -16,8 +16,13 @@ from safetensors.torch import load_file
 
 from modeling_mtaclip.training import MTAClipTrainer, MTAClipTrainingArguments
 from modeling_mtaclip.training.callbacks import EMA_FILE
-from modeling_mtaclip.training.checkpoints import TrainingStopped, checkpoint_to_resume, last_complete_checkpoint
-from tests.tiny import tiny_model
+from modeling_mtaclip.training.checkpoints import (
+    TrainingStopped,
+    checkpoint_to_resume,
+    last_complete_checkpoint,
+    require_same_model,
+)
+from tests.tiny import tiny_config, tiny_model
 from tests.training.conftest import options
 from tests.training.distributed_steps import evaluation_example, example
 from tests.training.test_trainer import trainer
@@ -240,3 +245,15 @@ def test_the_checkpoint_with_the_best_mean_iou_is_kept_and_loaded(tmp_path, monk
     for name, value in run.model.state_dict().items():
         assert torch.equal(value, best[name]), name
     assert not torch.equal(best["class_predictor.weight"], last["class_predictor.weight"])
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [({"id2label": {0: "road", 1: "swimming pool", 2: "house"}}, "id2label"), ({"num_queries": 9}, "num_queries")],
+)
+def test_checkpoints_of_other_models_are_not_resumed(tmp_path, other, field):
+    tiny_config().save_pretrained(tmp_path)
+    require_same_model(str(tmp_path), tiny_config())
+    require_same_model(str(tmp_path), tiny_config(class_weight=1.0))
+    with pytest.raises(ValueError, match=f"another `{field}`"):
+        require_same_model(str(tmp_path), tiny_config(**other))
