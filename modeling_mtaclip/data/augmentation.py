@@ -46,7 +46,8 @@ class ResizeByRatio(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         is_mask = isinstance(inpt, tv_tensors.Mask)
         mode = v2.InterpolationMode.NEAREST_EXACT if is_mask else v2.InterpolationMode.BILINEAR
-        return F.resize(inpt, params["size"], mode)
+        # As a tensor: torchvision 0.24 takes the corners of a `Mask`'s pixels, whatever the mode.
+        return tv_tensors.wrap(F.resize(inpt.as_subclass(Tensor), params["size"], mode), like=inpt)
 
 
 class CropOfSeveralClasses(v2.Transform):
