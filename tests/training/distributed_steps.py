@@ -1,13 +1,8 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a tiny model for some steps and stores weights, losses and scores: started by tests, on 1 or 2 processes.
-
-python distributed_steps.py OUTPUT_DIR BATCH_SIZE ACCUMULATION_STEPS NUM_STEPS
-"""
+"""Small examples, and a training of a tiny model that can be split among processes."""
 
 import json
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +46,19 @@ def convnext_config() -> ConvNextConfig:
     )
 
 
-def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: int) -> None:
+def train_some_steps(
+    folder: Path,
+    batch_size: int,
+    accumulation_steps: int = 1,
+    num_steps: int = 3,
+    static_graph: bool | None = None,
+    broken_image: int | None = None,
+) -> None:
+    """Trains, evaluates and stores weights, losses and scores."""
     torch.manual_seed(0)
     model = tiny_model(backbone_config=convnext_config())
     arguments = MTAClipTrainingArguments(
-        output_dir=output_dir,
+        output_dir=str(folder),
         max_steps=num_steps,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=batch_size,
@@ -72,11 +75,11 @@ def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: i
         disable_tqdm=True,
         use_cpu=True,
         dataloader_num_workers=0,
-        ddp_static_graph="STATIC_GRAPH" in os.environ or None,
+        ddp_static_graph=static_graph,
     )
     examples = [example(index) for index in range(24)]
-    if "BROKEN_IMAGE" in os.environ:
-        examples[int(os.environ["BROKEN_IMAGE"])]["pixel_values"][0, 5, 5] = float("nan")
+    if broken_image is not None:
+        examples[broken_image]["pixel_values"][0, 5, 5] = float("nan")
     trainer = MTAClipTrainer(
         model=model,
         args=arguments,
@@ -87,11 +90,6 @@ def main(output_dir: str, batch_size: int, accumulation_steps: int, num_steps: i
     trainer.train()
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
-        folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(model.state_dict(), folder / "weights.safetensors")
         (folder / "log.json").write_text(json.dumps({"history": trainer.state.log_history, "metrics": metrics}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], *(int(value) for value in sys.argv[2:]))

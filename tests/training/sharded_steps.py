@@ -1,14 +1,11 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Trains a tiny model whose weights FSDP2 shards, on the CPU; started by tests with torchrun.
-
-python -m torch.distributed.run --nproc_per_node N sharded_steps.py OUTPUT_FILE
+"""Trains a tiny model whose weights FSDP2 shards, on the CPU.
 
 accelerate uses FSDP on accelerators only, so that torch's own `fully_shard` is called here as accelerate would.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -75,7 +72,8 @@ def predict(model: torch.nn.Module, number: int) -> float:
     return float(outputs[0].logits.double().sum())
 
 
-def main(output: str) -> None:
+def train_sharded(output: Path) -> None:
+    """Stores losses, gradient norms and a prediction of all processes."""
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     model = tiny_model(backbone_config=convnext_config()).train()
@@ -85,9 +83,4 @@ def main(output: str) -> None:
     logits = predict(model.eval(), number=1 + dist.get_rank())
     history += train(model.train(), 1)
     if dist.get_rank() == 0:
-        Path(output).write_text(json.dumps({"history": history, "logits": logits}))
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+        output.write_text(json.dumps({"history": history, "logits": logits}))

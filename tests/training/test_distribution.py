@@ -1,11 +1,8 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes: accelerate's configuration files, DDP over 2 and 4 processes, FSDP2's shards on the CPU."""
+"""Several processes: accelerate's configuration files, FSDP2's shards on the CPU."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +11,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from modeling_mtaclip.training.evaluation import whole_weights
+from tests.processes import run_on_processes
 from tests.tiny import tiny_model
+from tests.training.sharded_steps import train_sharded
 
 
 FOLDER = "configs/accelerate"
@@ -60,16 +59,11 @@ def test_weights_that_are_whole_stay_as_they_are():
 
 
 @pytest.mark.slow
-def test_sharded_weights_give_the_steps_of_whole_ones(repository_dir, tmp_path):
+def test_sharded_weights_give_the_steps_of_whole_ones(tmp_path):
     found = []
     for num_processes in (1, 2):
         output = tmp_path / f"{num_processes}.json"
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-        script = str(repository_dir / "tests" / "training" / "sharded_steps.py")
-        environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *launcher, script, str(output)]
-        finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert finished.returncode == 0, finished.stderr
+        run_on_processes(num_processes, tmp_path / "log", train_sharded, output)
         found.append(json.loads(output.read_text()))
     for whole, sharded in zip(found[0]["history"], found[1]["history"], strict=True):
         assert sharded == pytest.approx(whole, rel=1e-5)

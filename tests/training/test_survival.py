@@ -180,8 +180,8 @@ def test_broken_steps_in_a_row_count_but_not_the_overflows_of_a_scaler(steps, sc
 
 
 @pytest.mark.slow
-def test_one_broken_image_of_two_processes_stops_neither(repository_dir, tmp_path):
-    weights, steps, _, output = run_steps(repository_dir, tmp_path, 2, batch_size=1, num_steps=12, BROKEN_IMAGE="3")
+def test_one_broken_image_of_two_processes_stops_neither(tmp_path):
+    weights, steps, _, output = run_steps(tmp_path, 2, batch_size=1, num_steps=12, broken_image=3)
     assert output.count("because of image") == 1
     assert "1 step(s) are left out" in output
     assert [entry["step"] for entry in steps] == list(range(1, 13))
