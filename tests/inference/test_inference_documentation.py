@@ -3,8 +3,6 @@
 """Runs the snippets of docs/inference.md, in a folder that has what they name."""
 
 import re
-import shlex
-import sys
 
 import numpy as np
 import pytest
@@ -42,7 +40,7 @@ def test_python_snippets(user_folder):
     codes = [code for language, code in SNIPPETS if language == "python"]
     assert len(codes) == 1
     check = "\nassert label_maps[1].shape == (80, 100) and scores.shape[0] == model.config.num_labels"
-    test_readme.run(f"{shlex.quote(sys.executable)} -c {shlex.quote(codes[0] + check)}", user_folder)
+    test_readme.run_python(codes[0] + check, user_folder)
 
 
 @pytest.mark.slow

@@ -1,12 +1,8 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A small drawn data set in a folder, and the command line on it."""
+"""A small drawn data set in a folder, and the options of a tiny run."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,19 +77,3 @@ def draw_folder(folder: Path, num_train: int = 8, num_validation: int = 3) -> Pa
 def folder_data(tmp_path: Path) -> Path:
     """A folder data set of 8 training and 3 validation scenes."""
     return draw_folder(tmp_path / "data")
-
-
-@pytest.fixture
-def run_seg(repository_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Starts scripts/run_seg.py with the given arguments, in an own process or several."""
-
-    def start(*arguments: str, num_processes: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-        command = [sys.executable, *(launcher if num_processes > 1 else [])]
-        command += [str(repository_dir / "scripts" / "run_seg.py"), *map(str, arguments)]
-        environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
-        finished = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=600)
-        assert not check or finished.returncode == 0, finished.stderr
-        return finished
-
-    return start

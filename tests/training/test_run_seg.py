@@ -33,9 +33,10 @@ def metrics_of(folder):
 
 
 @pytest.mark.slow
-def test_a_run_trains_evaluates_saves_and_evaluates_again(run_seg, folder_data, tmp_path):
+def test_a_run_trains_evaluates_saves_and_evaluates_again(folder_data, tmp_path, capsys):
     trained = tmp_path / "trained"
-    output = run_seg(*options(dataset_name=folder_data, output_dir=trained)).stdout
+    prepare(tmp_path, output_dir=trained).execute()
+    output = capsys.readouterr().out
     for path in (trained, trained / "metrics.json", trained / "pictures"):
         assert str(path) in output
     metrics = metrics_of(trained)
@@ -57,8 +58,7 @@ def test_a_run_trains_evaluates_saves_and_evaluates_again(run_seg, folder_data, 
     assert tokenizer("road", add_special_tokens=False)["input_ids"] == model.config.class_token_ids["road"]
 
     evaluated = tmp_path / "evaluated"
-    arguments = ("--dataset_name", folder_data, "--output_dir", evaluated, "--model_name_or_path", trained)
-    run_seg(*arguments, "--do_eval", "--use_cpu", num_processes=2)
+    prepare(tmp_path, output_dir=evaluated, model_name_or_path=trained, do_eval=True).execute()
     assert metrics_of(evaluated)["classes"] == metrics["classes"]
     assert not list(evaluated.glob("checkpoint-*"))
 
