@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import runpy
-import shlex
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -43,23 +41,6 @@ SHORT = "--max_steps 2 --eval_steps 2 --save_steps 2 --warmup_steps 0 --max_eval
 SMALL = "--per_device_train_batch_size 2 --crop_size 64 64 --shortest_edge 64 --train_num_points 64"
 
 
-def run(command: str, folder: Path) -> str:
-    """Runs a command in a folder and returns what it prints: programs for one process here, where all is imported."""
-    words = shlex.split(command.replace("accelerate launch", "python"))
-    if words[0] == "python":
-        with pytest.MonkeyPatch.context() as here, redirect_stdout(io.StringIO()) as output:
-            here.chdir(folder)
-            here.setattr(sys, "argv", words[1:])
-            code = 0
-            try:
-                runpy.run_path(words[1], run_name="__main__")
-            except SystemExit as end:
-                code = end.code
-        assert not code, code
-        return output.getvalue()
-    return run_in_shell(command, folder)
-
-
 def run_python(code: str, folder: Path) -> str:
     """Runs a snippet in a folder and returns what it prints."""
     with pytest.MonkeyPatch.context() as here, redirect_stdout(io.StringIO()) as output:
@@ -68,7 +49,7 @@ def run_python(code: str, folder: Path) -> str:
     return output.getvalue()
 
 
-def run_in_shell(command: str, folder: Path) -> str:
+def run(command: str, folder: Path) -> str:
     """Runs a command with this interpreter's programs and returns what it prints."""
     paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     finished = subprocess.run(
@@ -153,7 +134,7 @@ def first_run(user_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     folder = tmp_path_factory.mktemp("first")
     fewer = "--max_steps 200 --eval_steps 200 --save_steps 200 --max_eval_samples 24 --num_pictures 2"
     command = f"{train.replace('scripts/', f'{user_folder}/scripts/')} {fewer}"
-    return folder / "outputs" / "scenes", run_in_shell(command, folder)
+    return folder / "outputs" / "scenes", run(command, folder)
 
 
 @pytest.mark.slow
