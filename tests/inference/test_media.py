@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modeling_mtaclip.inference.media import find_media
-from modeling_mtaclip.inference.result_formats import FORMATS, OtherMakerError, Result
+from modeling_mtaclip.inference.media import find_media, write_video
+from modeling_mtaclip.inference.result_formats import FORMATS, OtherMakerError, Result, fingerprint_of
 
 
 @pytest.fixture
@@ -75,6 +75,21 @@ def test_fingerprints_are_read_whole_whatever_follows_them(tmp_path, kind):
             Result(result.path, f"{number:032x}:{number + 1:032x}").is_there()
         with pytest.raises(OtherMakerError, match="not made by this model"):
             Result(result.path, f"{number + 1:032x}:{number:032x}").is_there()
+
+
+def test_overlay_videos_are_known_as_results(tmp_path):
+    av = pytest.importorskip("av", reason="needs PyAV: pip install av")
+    images, fingerprint = [Image.new("RGB", (64, 48), color) for color in ("red", "blue")], f"{1:032x}:{2:032x}"
+    with av.open(str(tmp_path / "drive.mkv"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = images[0].size
+        container.mux([*stream.encode(av.VideoFrame.from_image(images[0])), *stream.encode()])
+    assert fingerprint_of(tmp_path / "drive.mkv") is None
+    write_video(tmp_path / "drive_overlay.mp4", images, tmp_path / "drive.mkv", f"fingerprint {fingerprint}")
+    assert fingerprint_of(tmp_path / "drive_overlay.mp4") == fingerprint
+    files, left_out = find_media([str(tmp_path)], exclude=tmp_path)
+    assert [file.path.name for file in files] == ["drive.mkv"]
+    assert left_out == "1 an earlier result"
 
 
 def test_formats_are_known_from_content(folder):
