@@ -198,6 +198,8 @@ class Segmenter:
             ValueError: images that can't be read or that the processor refuses, not one target size per image, or
                 one that can't be the image's (its height and width may be exchanged).
         """
+        if isinstance(images, str | os.PathLike | Image.Image):
+            raise ValueError(f"`images` must be a list of images, got one: {images!r}. Put it into a list.")
         return self.predict([self.prepare(image) for image in images], target_sizes)
 
     def prepare(self, image: ImageInput | os.PathLike) -> PreparedImage:

@@ -225,6 +225,11 @@ def test_target_sizes_must_fit(model):
         segmenter([image], [(60, 40)])
 
 
+def test_one_image_is_no_list(model):
+    with pytest.raises(ValueError, match="Put it into a list"):
+        Segmenter(model, MTAClipImageProcessor())(random_image(40, 60))
+
+
 def test_class_names_are_encoded_once(model, monkeypatch):
     calls, encode = [], type(model).encode_class_names
     monkeypatch.setattr(type(model), "encode_class_names", lambda self: calls.append(self) or encode(self))
