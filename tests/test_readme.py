@@ -141,7 +141,7 @@ def first_run(user_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
 def test_first_command_trains_a_model_that_sees(first_run):
     folder, output = first_run
     mean_iou, constant = map(
-        float, re.search(r"mean  IoU ([\d.]+) \(constant prediction: ([\d.]+)\)", output).groups()
+        float, re.search(r"mean of \d+  IoU ([\d.]+) \(constant prediction: ([\d.]+)\)", output).groups()
     )
     assert mean_iou >= 0.6
     assert constant < 0.2

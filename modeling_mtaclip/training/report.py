@@ -33,7 +33,7 @@ MAX_SHOWN_MASKS = 30
 # The similarities of an image's masks have all classes up to this number, else those of the masks and nearest texts.
 MAX_SHOWN_TEXTS = 24
 MAX_SHOWN_STARS = 40
-LOSS_TERMS = ("cross_entropy", "mask", "dice", "contrastive")
+LOSS_TERMS = ("cross_entropy", "mask", "dice", "contrastive", "class_mask", "class_dice")
 CURVES = {
     "Loss": {"loss": "weighted sum of all terms and layers"},
     "Loss terms of the last layer, unweighted": {f"loss_{term}": term.replace("_", " ") for term in LOSS_TERMS},
