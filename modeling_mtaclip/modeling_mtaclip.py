@@ -692,7 +692,7 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
             if self.config.class_mask_share:
                 class_masks = _mask_logits(self._class_mask_embeddings(states[-1]), outputs.mask_features)
                 masks = torch.cat((masks, class_masks), dim=1)
-                certain = self._class_mask_logits(final_class_logits).expand(len(masks), -1, -1)
+                certain = self._class_mask_logits(final_class_logits).expand(masks.shape[0], -1, -1)
                 final_class_logits = torch.cat((final_class_logits, certain), dim=1)
             logits = _semantic_scores(final_class_logits, masks)
         if output_auxiliary_predictions:
@@ -736,11 +736,11 @@ class MTAClipForSemanticSegmentation(MTAClipPreTrainedModel):
     def _class_mask_logits(self, class_queries_logits: Tensor) -> Tensor:
         """Class logits `(K, K + 1)` of queries of which each gives `class_mask_share` to its own class, the rest to
         "no object"."""
-        num_labels, tiny = self.config.num_labels, torch.finfo(torch.float16).tiny
-        logits = class_queries_logits.new_full((num_labels, num_labels + 1), math.log(tiny))
-        logits[:, -1] = math.log(max(1 - self.config.class_mask_share, tiny))
-        logits.diagonal().fill_(math.log(self.config.class_mask_share))
-        return logits
+        share, tiny = self.config.class_mask_share, torch.finfo(torch.float16).tiny
+        own = torch.eye(self.config.num_labels, dtype=torch.bool, device=class_queries_logits.device)
+        # Without changes in place, which an exported graph can't have.
+        of_classes = torch.where(own, math.log(share), math.log(tiny)).to(class_queries_logits.dtype)
+        return nn.functional.pad(of_classes, (0, 1), value=math.log(max(1 - share, tiny)))
 
     def encode_class_names(self) -> Tensor:
         """Encodes the class names and "no object" in every learned prompt context.

@@ -145,6 +145,15 @@ def test_onnx_file_of_one_size(tmp_path):
         assert_equal_outputs(model, exported, batch_size, 64, 96)
 
 
+@pytest.mark.slow
+def test_onnx_file_with_class_masks(tmp_path):
+    model = tiny_model(class_mask_share=0.5, **SMALL)
+    export_onnx(model, tmp_path / "model.onnx")
+    exported = OnnxModel(tmp_path / "model.onnx", num_threads=1)
+    for batch_size in (1, 3):
+        assert_equal_outputs(model, exported, batch_size, 64, 96)
+
+
 def test_what_is_exported_in_float32_or_refused(model):
     halved = ExportableModel(tiny_model(**SMALL).to(torch.bfloat16))
     assert {parameter.dtype for parameter in halved.parameters()} == {torch.float32}
