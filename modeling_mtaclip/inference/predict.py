@@ -201,10 +201,7 @@ class Prediction:
                     self.writing.append(self.pool.submit(_write, writers, labels.cpu().numpy()))
                 self._finish_writing(self.options.num_threads)
         finally:
-            # What is predicted is written even if the run is interrupted.
-            self._finish_writing(0)
-            self.pool.shutdown(cancel_futures=True)
-            self.bar.close()
+            self._close()
 
     def _loaded(self) -> Iterator[tuple[PreparedImage, list[Writer]]]:
         """The images whose results are missing, in order, and what writes these. Some are loaded ahead."""
@@ -265,6 +262,14 @@ class Prediction:
             self.writing.popleft().result()
             self.predicted += 1
             self.bar.update()
+
+    def _close(self) -> None:
+        """Writes what is predicted, also if the run is interrupted; no thread is left when this ends."""
+        try:
+            self._finish_writing(0)
+        finally:
+            self.pool.shutdown(cancel_futures=True)
+            self.bar.close()
 
     def add_other_processes(self) -> None:
         """Waits for the other processes, and adds what became of their images."""
