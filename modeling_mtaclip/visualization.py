@@ -48,6 +48,19 @@ def overlay(
     return Image.blend(image.convert("RGB"), colors, opacity)
 
 
+def highlight(image: Image.Image, mask: Any, color: Color, opacity: float = 0.5) -> Image.Image:
+    """Tints an image with a color where a mask is 1 and makes it gray and pale where it is 0.
+
+    `mask` `(height, width)` is boolean, or has shares between 0 and 1, which mix the two.
+    """
+    share = np.asarray(mask, dtype=np.float32)
+    if share.ndim != 2 or not share.size or share.min() < 0 or share.max() > 1:
+        raise ValueError(f"A mask must have the shape (height, width) and values in 0 … 1, got {share.shape}.")
+    tinted = np.array(overlay(image, np.zeros(share.shape, dtype=np.uint8), [color], opacity))
+    share = share[..., None]
+    return Image.fromarray((share * tinted + (1 - share) * _pale(image)[..., None]).round().astype(np.uint8))
+
+
 def error_map(
     prediction: Any, ground_truth: Any, ignore_index: int = 255, image: Image.Image | None = None
 ) -> Image.Image:
@@ -57,7 +70,7 @@ def error_map(
     picture = np.full((*prediction.shape, 3), RIGHT_COLOR, dtype=np.uint8)
     if image is not None:
         _check_sizes(image.size, prediction.shape[::-1])
-        picture[:] = (90 + 0.5 * np.asarray(image.convert("L"), dtype=np.float32))[..., None]
+        picture[:] = _pale(image)[..., None]
     picture[prediction != ground_truth] = WRONG_COLOR
     picture[ground_truth == ignore_index] = VOID_COLOR
     return Image.fromarray(picture)
@@ -203,6 +216,11 @@ def _principal_components(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (left * values)[: len(points), :2], values[:2] ** 2 / max((values**2).sum(), np.finfo(float).tiny)
 
 
+def _pale(image: Image.Image) -> np.ndarray:
+    """The image in pale gray, float32 `(height, width)`."""
+    return 90 + 0.5 * np.asarray(image.convert("L"), dtype=np.float32)
+
+
 def _as_label_map(labels: Any, num_classes: int | None = None, ignore_index: int = 255) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 2 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
@@ -241,6 +259,7 @@ __all__ = [
     "compare",
     "confidence_map",
     "error_map",
+    "highlight",
     "legend",
     "legend_entries",
     "overlay",

@@ -14,6 +14,7 @@ from modeling_mtaclip.visualization import (
     compare,
     confidence_map,
     error_map,
+    highlight,
     legend,
     legend_entries,
     overlay,
@@ -46,6 +47,13 @@ def test_overlay_mixes_image_and_colors():
     assert np.array_equal(overlay(GRAY, LABELS, PALETTE, 1), colorize(LABELS, PALETTE))
 
 
+def test_what_is_highlighted_is_tinted_and_all_else_pale():
+    image = Image.new("L", (2, 1), 100)
+    for mask in ([[True, False]], [[1, 0]], torch.tensor([[1.0, 0.0]])):
+        assert np.array(highlight(image, mask, PALETTE[0], 0.5)).tolist() == [[[55, 60, 65], [140] * 3]]
+    assert highlight(GRAY, np.full((2, 2), 0.5), PALETTE[0], 1).getpixel((0, 0)) == (75, 80, 85)
+
+
 def test_errors_are_shown_on_gray_or_on_the_image():
     prediction = np.array([[0, 0], [1, 1]])
     for image, right in ((None, [200] * 3), (GRAY, [140] * 3)):
@@ -71,6 +79,8 @@ def test_confidences_go_from_dark_to_light():
         (lambda: error_map([[0]], LABELS), "same size"),
         (lambda: confidence_map([[1.5, np.nan]]), r"between 0 and 1, got the shape \(1, 2\) and values like \[1.5\]"),
         (lambda: confidence_map([]), r"got the shape \(0,\)"),
+        (lambda: highlight(GRAY, [[2, 0], [0, 0]], PALETTE[0]), r"values in 0 … 1, got \(2, 2\)"),
+        (lambda: highlight(GRAY, [[1, 0]], PALETTE[0]), r"same size, got \(2, 2\) and \(2, 1\)"),
         (lambda: legend([], []), "at least one name"),
         (lambda: legend(["a"], PALETTE), "1 names, 2 colors"),
         (lambda: compare([], ["a"], PALETTE[:1]), "at least one panel"),

@@ -3,11 +3,12 @@
 """Inference: whole images, sliding windows and test-time augmentation, with exact scores in little memory."""
 
 from .options import TTA_SCALES, InferenceOptions
-from .segmenter import PhraseMap, PreparedImage, Segmenter, prepare_image, segment_phrases
+from .segmenter import ImageMasks, PhraseMap, PreparedImage, Segmenter, prepare_image, segment_phrases
 
 
 __all__ = [
     "TTA_SCALES",
+    "ImageMasks",
     "InferenceOptions",
     "PhraseMap",
     "PreparedImage",

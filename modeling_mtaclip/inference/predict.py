@@ -150,7 +150,7 @@ class Prediction:
             options.inference_mode, options.window, options.stride, options.tta, options.batch_size
         )
         device = _device(options.device)
-        model, processor = _load_model(options.model_name_or_path, getattr(torch, options.dtype))
+        model, processor = load_model(options.model_name_or_path, getattr(torch, options.dtype))
         self.class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self.videos = [file for file in files if file.is_video] if "video" in options.format else []
         names = [name for name in options.format if name != "video"] + ["index"] * ("video" in options.format)
@@ -323,7 +323,8 @@ def _device(name: str | None) -> torch.device:
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) % torch.accelerator.device_count())
 
 
-def _load_model(name_or_path: str, dtype: torch.dtype) -> tuple[MTAClipForSemanticSegmentation, MTAClipImageProcessor]:
+def load_model(name_or_path: str, dtype: torch.dtype) -> tuple[MTAClipForSemanticSegmentation, MTAClipImageProcessor]:
+    """Loads a model and its image processor from a folder or the Hub; what can't be loaded is a `ValueError`."""
     try:
         model = MTAClipForSemanticSegmentation.from_pretrained(name_or_path, dtype=dtype)
         return model, MTAClipImageProcessor.from_pretrained(name_or_path)
@@ -354,4 +355,4 @@ def _place(path: Path) -> str:
     return unicodedata.normalize("NFC", os.path.abspath(path)).casefold()
 
 
-__all__ = ["Prediction", "make_parser", "predict"]
+__all__ = ["Prediction", "load_model", "make_parser", "predict"]

@@ -5,7 +5,7 @@ line and from Python."""
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -145,6 +145,49 @@ class View:
         return sums.div_(counts.to(sums.device, non_blocking=True))
 
 
+@dataclass(frozen=True)
+class ImageMasks:
+    """The masks of one image, seen as a whole; on the CPU, float32.
+
+    Attributes:
+        size (`tuple[int, int]`): height and width of the image.
+        probabilities (`Tensor` of shape `(Q, K + 1)`): of each mask's classes, by the class head; last "no object".
+        logits (`Tensor` of shape `(Q, h, w)`): of the masks, padding included.
+        covered (`tuple[float, float]`): the share of their height and width that is no padding.
+        similarity (`Tensor` of shape `(C, Q, K + 1)`, *optional*): cosine of each mask with the text of each class, in
+            every prompt context; absent without text branch.
+    """
+
+    size: tuple[int, int]
+    probabilities: Tensor
+    logits: Tensor
+    covered: tuple[float, float]
+    similarity: Tensor | None
+
+    def mask(self, index: int) -> Tensor:
+        """The probability of each pixel of the image to be part of a mask, `(height, width)`."""
+        return self._read(self.logits[index : index + 1], *map(range, self.size))[0]
+
+    def mask_at(self, x: int, y: int) -> int:
+        """The index of the mask that says most about a pixel: the product of the pixel's probability to be part of it
+        and the probability of its best class is the greatest. A pixel outside the image is a `ValueError`."""
+        height, width = self.size
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(f"The pixel ({x}, {y}) lies outside the image of {width} x {height} pixels.")
+        inside = self._read(self.logits, [y], [x])[:, 0, 0]
+        return int((inside * self.probabilities[:, :-1].amax(dim=1)).argmax())
+
+    def _read(self, logits: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """Mask probabilities at some rows and columns of the image, bilinear as for predictions."""
+        # From -1 to 1 along each side of the logits, which padding may make longer than the image.
+        places = [
+            2 * share * (torch.tensor(positions) + 0.5) / length - 1
+            for positions, length, share in zip((rows, columns), self.size, self.covered, strict=True)
+        ]
+        grid = torch.stack(torch.meshgrid(*places, indexing="ij")[::-1], dim=-1)
+        return F.grid_sample(logits[None], grid[None], padding_mode="border", align_corners=False)[0].sigmoid()
+
+
 class Segmenter:
     """Predicts images of any sizes, each as if it were alone: results don't depend on what else is in a batch.
 
@@ -226,6 +269,40 @@ class Segmenter:
         (views,) = self._views(prepared)
         return torch.cat([band for _, band in _mean_scores(views, size)], dim=1)
 
+    @torch.no_grad()
+    def predict_with_confidence(self, image: PreparedImage) -> tuple[Tensor, Tensor]:
+        """As [`~Segmenter.predict`] for one image, and how sure the model is of each pixel.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: class ids `(height, width)`, int64, and confidences of the same shape, float32 in
+            0 … 1: the score of the pixel's class, at most 1, as the mean over scales and mirrored images. It is low
+            where no mask, or none with a clear class, covers the pixel.
+        """
+        (views,) = self._views([image])
+        labels = torch.empty(image.size, dtype=torch.long, device=views[0].device)
+        confidence = torch.empty(image.size, device=views[0].device)
+        for rows, bands in _bands(views, image.size):
+            bands = list(bands)
+            labels[rows] = _mean_band(bands, len(bands)).max(dim=0).indices
+            sure = sum(band.gather(0, labels[rows][None])[0].clamp(max=1) for band in bands)
+            confidence[rows] = sure / len(bands)
+        return labels, confidence
+
+    @torch.no_grad()
+    def masks(self, image: ImageInput | os.PathLike) -> ImageMasks:
+        """The masks that the model finds in one image, which it sees as a whole, and the texts they are close to."""
+        prepared = prepare_image(image, self.image_processor)
+        outputs, padded = self._outputs(prepared.pixel_values[0][None].to(self.model.device))
+        number = self.model.config.num_queries
+        similarity = outputs.mask_text_similarity
+        return ImageMasks(
+            size=prepared.size,
+            probabilities=outputs.class_queries_logits[0, :number].float().softmax(dim=-1).cpu(),
+            logits=outputs.masks_queries_logits[0, :number].float().cpu(),
+            covered=tuple(a / b for a, b in zip(prepared.pixel_values[0].shape[-2:], padded, strict=True)),
+            similarity=None if similarity is None else similarity[0].float().cpu(),
+        )
+
     def _views(self, images: Sequence[PreparedImage]) -> list[list[View]]:
         """Each image at all scales, as it is and mirrored. The first rows of windows of all are predicted together, so
         that several images share forward passes."""
@@ -258,10 +335,15 @@ class Segmenter:
         return [results[index] for index in range(len(windows))]
 
     def _forward(self, pixel_values: Tensor, size: tuple[int, int]) -> list[QueryScores]:
-        padded = tuple(-(-length // self.divisor) * self.divisor for length in size)
-        outputs = self.forward(F.pad(pixel_values, (0, padded[1] - size[1], 0, padded[0] - size[0])))
+        outputs, padded = self._outputs(pixel_values)
         logits = zip(outputs.class_queries_logits, outputs.masks_queries_logits, strict=True)
         return [QueryScores(*each, padded, size) for each in logits]
+
+    def _outputs(self, pixel_values: Tensor) -> tuple[Any, tuple[int, int]]:
+        """What the model returns for images `(B, 3, h, w)`, and the size to which they are padded for it."""
+        size = pixel_values.shape[-2:]
+        padded = tuple(-(-length // self.divisor) * self.divisor for length in size)
+        return self.forward(F.pad(pixel_values, (0, padded[1] - size[1], 0, padded[0] - size[0]))), padded
 
 
 def _best_classes(views: Sequence[View], target_size: tuple[int, int]) -> Tensor:
@@ -273,10 +355,18 @@ def _best_classes(views: Sequence[View], target_size: tuple[int, int]) -> Tensor
 
 def _mean_scores(views: Sequence[View], target_size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
     """Bands of rows of the result and their scores, `(K, rows, width)`."""
+    for rows, bands in _bands(views, target_size):
+        yield rows, _mean_band(bands, len(views))
+
+
+def _bands(views: Sequence[View], target_size: tuple[int, int]) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+    """Bands of rows of the result and the scores that each view gives to them."""
     for start, stop in row_bands(views, target_size):
-        bands = (resized_scores(view, target_size, start, stop) for view in views)
-        scores = next(bands) if len(views) == 1 else sum(band.softmax(dim=0) for band in bands) / len(views)
-        yield slice(start, stop), scores
+        yield slice(start, stop), (resized_scores(view, target_size, start, stop) for view in views)
+
+
+def _mean_band(bands: Iterable[Tensor], number: int) -> Tensor:
+    return next(iter(bands)) if number == 1 else sum(band.softmax(dim=0) for band in bands) / number
 
 
 def _checked_sizes(
@@ -344,4 +434,4 @@ def segment_phrases(
     return PhraseMap(list(phrases), scores.argmax(dim=0), scores)
 
 
-__all__ = ["PhraseMap", "PreparedImage", "Segmenter", "prepare_image", "segment_phrases"]
+__all__ = ["ImageMasks", "PhraseMap", "PreparedImage", "Segmenter", "prepare_image", "segment_phrases"]

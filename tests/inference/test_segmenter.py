@@ -240,3 +240,42 @@ def test_class_names_are_encoded_once(model, monkeypatch):
         segmenter([random_image(40, 60)])
     assert calls[0] is model
     assert model not in calls[1:]
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+def test_confidence_is_the_score_of_the_pixels_class(model, scales):
+    processor, image = MTAClipImageProcessor(do_resize=False), random_image(50, 90)
+    segmenter = Segmenter(model, processor, InferenceOptions(scales=scales, flip=len(scales) > 1))
+    prepared = segmenter.prepare(image)
+    labels, confidence = segmenter.predict_with_confidence(prepared)
+    assert torch.equal(labels, segmenter.predict([prepared])[0])
+    views = []
+    for pixel_values in prepared.pixel_values:
+        views.append(resized(plain_scores(model, pixel_values[None]), (50, 90)))
+        if len(scales) > 1:
+            views.append(resized(plain_scores(model, pixel_values[None].flip(-1)).flip(-1), (50, 90)))
+    expected = sum(view.gather(0, labels[None])[0].clamp(max=1) for view in views) / len(views)
+    torch.testing.assert_close(confidence, expected, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(("text_branch", "do_resize", "tolerance"), [(True, False, 1e-5), (False, True, 0.1)])
+def test_masks_of_an_image(text_branch, do_resize, tolerance):
+    model, image = varied_model(text_branch=text_branch), random_image(50, 90)
+    processor = MTAClipImageProcessor(do_resize=do_resize, size={"shortest_edge": 64, "longest_edge": 200})
+    masks = Segmenter(model, processor).masks(image)
+    with torch.no_grad():
+        outputs = model(**processor(image, return_tensors="pt"))
+    torch.testing.assert_close(masks.probabilities, outputs.class_queries_logits[0].softmax(-1), rtol=0, atol=1e-5)
+    assert (masks.similarity is not None) == text_branch
+    if text_branch:
+        torch.testing.assert_close(masks.similarity, outputs.mask_text_similarity[0], rtol=0, atol=1e-5)
+    height, width = processor(image, do_pad=False, return_tensors="pt").pixel_values.shape[-2:]
+    logits = F.interpolate(outputs.masks_queries_logits, scale_factor=4, mode="bilinear")[..., :height, :width]
+    expected = resized(logits, (50, 90)).sigmoid()
+    best = (expected * masks.probabilities[:, :-1].amax(1)[:, None, None]).argmax(0)
+    torch.testing.assert_close(masks.mask(best[0, 0]), expected[best[0, 0]], rtol=0, atol=tolerance)
+    agree = [masks.mask_at(x, y) == best[y, x] for y in range(0, 50, 7) for x in range(0, 90, 7)]
+    assert len(best.unique()) > 1
+    assert sum(agree) >= len(agree) - 2
+    with pytest.raises(ValueError, match=r"pixel \(90, 0\) lies outside the image of 90 x 50"):
+        masks.mask_at(90, 0)
