@@ -33,7 +33,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 
 from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation, MTAClipImageProcessor, MTAClipModel
-from modeling_mtaclip.conversion import config_from_mask2former
+from modeling_mtaclip.conversion import fields_from_mask2former
 from modeling_mtaclip.data import Augmentation, SegmentationExamples, load_segmentation_dataset
 from modeling_mtaclip.loss_mtaclip import classes_of_images
 from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
@@ -85,9 +85,8 @@ def our_config(options: argparse.Namespace) -> MTAClipConfig:
     names = [*(f"class {index}" for index in range(options.classes)), "none"]
     lengths = generator.choices([*NAMES_OF_LENGTH], weights=NAMES_OF_LENGTH.values(), k=len(names))
     ids = [[generator.randrange(text.vocab_size - 2) for _ in range(length)] for length in lengths]
-    return config_from_mask2former(
-        peer_config(options),
-        text_branch=True,
+    return MTAClipConfig(
+        **fields_from_mask2former(peer_config(options)),
         text_config=text,
         id2label=dict(enumerate(names[:-1])),
         class_token_ids=dict(zip(names, ids, strict=True)),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.inference import Segmenter
 from modeling_mtaclip.loss_mtaclip import MTAClipCriterion, classes_of_images, loss_normalizers
-from modeling_mtaclip.training.evaluated_images import ContextUsage, align_masks
+from modeling_mtaclip.training.evaluated_images import align_masks, winning_contexts
 from tests.tiny import tiny_config, tiny_model
 
 
@@ -125,10 +125,8 @@ def test_whatever_reads_predictions_takes_class_masks(tmp_path):
     outputs = model(**processor(image, return_tensors="pt"))
     expected = processor.post_process_semantic_segmentation(outputs, target_sizes=[(64, 96)])[0]
     assert (Segmenter(model, processor)([image])[0] == expected).double().mean() > 0.999
-    usage = ContextUsage(num_labels=3)
-    usage.add(outputs.class_queries_logits, outputs.mask_text_similarity)
-    usage.gather()
+    wins = winning_contexts(outputs.class_queries_logits, outputs.mask_text_similarity)
     alignment = align_masks(model, processor, image)
-    assert usage.counts.sum() == len(alignment.classes) <= model.config.num_queries
+    assert wins[:, :-1].sum() == len(alignment.classes) <= model.config.num_queries
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(type(model).from_pretrained(tmp_path)(**processor(image, return_tensors="pt")), outputs)

@@ -80,12 +80,6 @@ PRIVATE_APIS = [
         [],
     ),
     ("evaluate.Metric._compute", "metrics/mean_iou.py", "overridden: scripts call it", ["predictions", "references"]),
-    (
-        "transformers.Trainer._get_grad_norm",
-        "training/trainer.py",
-        "overridden: no hook sees the norm by which broken steps are told",
-        ["model", "grad_norm"],
-    ),
     ("transformers.Trainer._save_checkpoint", "training/trainer.py", "saves before an error", ["model", "trial"]),
     ("transformers.Trainer.save_model", "training/trainer.py", "is told not to push", ["_internal_call"]),
     ("timm.layers.Conv2dSame", "export/programs.py", "its padding depends on sizes; known by its name", ["padding"]),

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NA
 from ..backbone_mtaclip import FEATURE_STRIDES, CLIPResNetBackboneConfig, CLIPViTBackboneConfig, spread_stages
 from .checkpoints import load_checkpoint, load_config, load_pretrained
 from .clip import is_pretrained, make_visual_config
-from .weights import SourceWeights
+from .weights import NORMS_OF_MAPS, SourceWeights
 
 
 # CLIP's image encoders; the fields are those of OpenAI's checkpoints.
@@ -41,9 +41,8 @@ CLIP_BACKBONES: dict[str, dict[str, Any]] = {
 }
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 BACKBONE = "model.backbone."
-# What classifiers have behind their backbone, and backbones of transformers in front of their feature maps.
+# What classifiers have behind their backbone.
 HEADS = r"(\w+\.)?(classifier|fc|head|layernorm|norm|pooler)\..+"
-NORMS_OF_MAPS = r"(.+\.)?hidden_states_norms\..+"
 FOLLOWING_FIELDS = ("model_type", "stage_names", "out_features", "out_indices")
 
 
@@ -134,13 +133,11 @@ def backbone_weights(backbone: nn.Module, name: str, source: str) -> SourceWeigh
     where no name fits, in order, if number and shapes agree one by one with timm's whole classifier.
     """
     path = None if source == "pretrained" else _find_weights(source)
-    new = {rf"model\.backbone\.{NORMS_OF_MAPS}": "norms of the feature maps, which classifiers don't have"}
-    weights = SourceWeights(str(path or name), covers=r"model\.backbone\..+", new=new)
+    weights = SourceWeights(str(path or name), covers=rf"(?!{NORMS_OF_MAPS})model\.backbone\..+")
+    tensors = None if path is None else load_checkpoint(path).tensors
     if isinstance(backbone.config, TimmBackboneConfig):
-        tensors = _pretrained_timm(backbone.config) if path is None else load_checkpoint(path).tensors
-        _match_timm(weights, tensors, backbone)
+        _match_timm(weights, tensors or _pretrained_timm(backbone.config), backbone)
     else:
-        tensors = None if path is None else load_checkpoint(path).tensors
         _match_transformers(weights, tensors, backbone)
     return weights
 

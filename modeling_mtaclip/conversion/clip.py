@@ -113,7 +113,6 @@ class ClipSource:
         weights = SourceWeights(self.source, covers=rf"{TEXT_ENCODER}.+")
         names = WITH_PREFIXES | TEXT_NAMES | {r"^(text_model|text_projection)\.": rf"{TEXT_ENCODER}\1."}
         weights.rename(self.tensors, names, CONSTANTS | VISUAL_HALF)
-        transpose_openai_projection(weights)
         positions = weights.tensors.get(POSITIONS)
         if positions is not None and len(positions) > num_positions:
             weights.tensors[POSITIONS] = positions[:num_positions].clone()
@@ -220,13 +219,6 @@ def openai_text_config(tensors: Mapping[str, Tensor], prefix: str = "") -> CLIPT
 def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many different numbers follow a prefix of names, as in `layers.0.…`, `layers.1.…`."""
     return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
-
-
-def transpose_openai_projection(weights: SourceWeights) -> None:
-    """OpenAI multiplies by the text projection from the other side."""
-    name = TEXT_ENCODER + PROJECTION
-    if name in weights.origins and weights.origins[name].names[0].endswith("text_projection"):
-        weights.tensors[name] = weights.tensors[name].T.contiguous()
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:

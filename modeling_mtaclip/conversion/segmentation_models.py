@@ -21,10 +21,9 @@ from .clip import (
     make_visual_config,
     openai_text_config,
     openai_visual_fields,
-    transpose_openai_projection,
     visual_names,
 )
-from .weights import SourceWeights
+from .weights import READS_BACKBONE, TEXT_QUERIES, SourceWeights
 
 
 ENCODER, DECODER = r"model\.pixel_level_module\.encoder\.", r"model\.pixel_level_module\.decoder\."
@@ -55,25 +54,6 @@ SAME_FIELDS = (
     *("class_weight", "mask_weight", "dice_weight", "no_object_weight"),
     *("train_num_points", "oversample_ratio", "importance_sample_ratio"),
 )
-# Of our names, for which a Mask2Former has nothing, or nothing that is used.
-TEXT_QUERIES = {
-    r"model\.decoder\.(text_projection|query_layer_norm)\..+|model\.decoder\.text_query_positions": (
-        "Mask2Former has no text queries"
-    )
-}
-READS_BACKBONE = {
-    r"model\.pixel_decoder\.(input_projections|lateral_projection)\..+": "the model has another backbone to read"
-}
-
-
-def config_from_mask2former(original: Mask2FormerConfig, **overrides: Any) -> MTAClipConfig:
-    """Our config for the architecture and losses of a Mask2Former, without text branch unless `overrides` say so.
-
-    Raises:
-        ValueError: an architecture that ours does not have.
-    """
-    fields = {"id2label": original.id2label, "text_branch": False} | fields_from_mask2former(original)
-    return MTAClipConfig(**(fields | overrides))
 
 
 def fields_from_mask2former(original: Mask2FormerConfig) -> dict[str, Any]:
@@ -104,16 +84,12 @@ def convert_mask2former_state_dict(
 
     Where the model has another backbone, the layers that read the backbone's feature maps are left out, too.
     """
-    covers, new, left_out = (
-        r"model\.(pixel_decoder|decoder)\..+|class_predictor\..+",
-        TEXT_QUERIES,
-        MASK2FORMER_LEFT_OUT,
-    )
+    parts = r"model\.(pixel_decoder|decoder)\..+|class_predictor\..+"
     if with_backbone:
-        covers += r"|model\.backbone\..+"
+        lacks, covers, left_out = TEXT_QUERIES, rf"{parts}|model\.backbone\..+", MASK2FORMER_LEFT_OUT
     else:
-        new, left_out = new | READS_BACKBONE, left_out | OTHER_BACKBONE
-    weights = SourceWeights(source, covers, new)
+        lacks, covers, left_out = rf"{TEXT_QUERIES}|{READS_BACKBONE}", parts, MASK2FORMER_LEFT_OUT | OTHER_BACKBONE
+    weights = SourceWeights(source, rf"(?!{lacks})({covers})")
     weights.rename(original, MASK2FORMER_NAMES, left_out)
     return weights
 
@@ -256,7 +232,6 @@ def convert_original_state_dict(
     """What a state dict of the authors' code gives to a model of a config; its class head is still for its classes."""
     weights = SourceWeights(source, covers=".+")
     weights.rename(original, ORIGINAL_NAMES | visual_names(original, "backbone."), ORIGINAL_LEFT_OUT)
-    transpose_openai_projection(weights)
     tensors = weights.tensors
     if QUERY_POSITIONS in tensors:
         (name,) = weights.origins.pop(QUERY_POSITIONS).names
@@ -278,7 +253,6 @@ def convert_original_state_dict(
 
 
 __all__ = [
-    "config_from_mask2former",
     "config_from_original",
     "convert_mask2former_state_dict",
     "convert_original_state_dict",

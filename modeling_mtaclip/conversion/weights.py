@@ -8,26 +8,29 @@ given, a shape that doesn't fit, a value that is not finite.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 
+# Tensors of ours that a source without text, or one for another backbone, or a classifier does not have.
+COUNTERS = r".*\.num_batches_tracked"
+TEXT_QUERIES = r"model\.decoder\.(text_projection|query_layer_norm|text_query_positions).*"
+READS_BACKBONE = r"model\.pixel_decoder\.(input_projections|lateral_projection)\..*"
+NORMS_OF_MAPS = r"(.+\.)?hidden_states_norms\..+"
 # Why tensors of the model are new when no source gives them; the first pattern that fits.
 REASONS_FOR_NEW = {
-    r".*\.num_batches_tracked": "a counter that the source does not keep",
+    COUNTERS: "a counter that the source does not keep",
     r"model\.text_model\.contexts": "the prompts are learned",
-    r"model\.decoder\.(text_projection|query_layer_norm)\..*|model\.decoder\.text_query_positions|text_head\..*": (
-        "for the text queries, which the sources don't have"
-    ),
+    rf"{TEXT_QUERIES}|text_head\..*": "for the text queries, which the sources don't have",
     r"model\.feature_pyramid\..*": "the feature pyramid of a vision transformer is learned",
     r"model\.text_model\.text_encoder\..*": "no weights of a text encoder were given",
+    NORMS_OF_MAPS: "a norm of the feature maps, which classifiers don't have",
     r"model\.backbone\..*": "no weights of a backbone were given",
+    READS_BACKBONE: "reads the backbone, and no weights for this one were given",
     r"model\.(pixel_decoder|decoder)\..*|class_predictor\..*": "no weights of a decoder were given",
 }
-# Where names may differ in one place: a number (the last that is not yet in braces), and the last word.
-NUMBER, LAST_WORD = r"(.*\.)(\d+)(\..*|)", r"(.*\.|)([^.{]+)()"
 
 
 @dataclass
@@ -44,9 +47,8 @@ class SourceWeights:
     """What one source (a file, folder or Hub id) gives to a model."""
 
     source: str
-    # Regular expression of the model's tensors that the source must give, but for those in `new`, with the reasons.
+    # Regular expression of the model's tensors that the source must give.
     covers: str
-    new: dict[str, str] = field(default_factory=dict)
     # By the model's names: the tensors, and where they come from.
     tensors: dict[str, Tensor] = field(default_factory=dict)
     origins: dict[str, LoadedTensor] = field(default_factory=dict)
@@ -83,13 +85,16 @@ class SourceWeights:
             if ".in_proj_" in target:
                 for letter, part in zip("qkv", tensor.chunk(3), strict=True):
                     self.add(target.replace(".in_proj_", f".{letter}_proj."), part.clone(), name)
+            elif name.endswith("text_projection"):
+                # OpenAI multiplies by it from the other side.
+                self.add(target, tensor.T.contiguous(), name)
             else:
                 self.add(target, tensor, name)
 
 
 @dataclass
 class LoadingReport:
-    """Where a model's weights come from. `str(report)` lists everything; names that differ in one place share a line.
+    """Where a model's weights come from; `str(report)` is a summary in which `*` stands for any number.
 
     Attributes:
         loaded (`dict[str, LoadedTensor]`): by the model's names.
@@ -104,20 +109,19 @@ class LoadingReport:
     new_classes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        counts = Counter(tensor.source for tensor in self.loaded.values())
-        left_out = sum(len(names) for names in self.left_out.values())
-        loaded = "".join(f"{count} tensors from {source}; " for source, count in counts.items())
-        lines = [f"Weights: {loaded}{len(self.new)} new; {left_out} of the sources left out."]
-        for source in counts:
-            origins = {name: origin for name, origin in self.loaded.items() if origin.source == source}
-            rows = [((name, *each.names), f" ({each.note})" if each.note else "") for name, each in origins.items()]
-            lines.append(f"From {source}:")
-            lines += [f"  {name} <- {' + '.join(names)}{note}" for (name, *names), note in _unite_rows(rows)]
-        sections = {"New": self.new} | {f"Left out of {source}": names for source, names in self.left_out.items()}
-        for title, reasons in sections.items():
-            rows = [((name,), reason) for name, reason in reasons.items()]
-            lines += [f"{title}:"] if rows else []
-            lines += [f"  {name}: {reason}" for (name,), reason in _unite_rows(rows)]
+        sections: dict[str, list[str]] = {}
+        for name, origin in self.loaded.items():
+            note = f" ({origin.note})" if origin.note else ""
+            sections.setdefault(f"From {origin.source}", []).append(f"{name} <- {' + '.join(origin.names)}{note}")
+        others = {"New": self.new} | {f"Left out of {source}": names for source, names in self.left_out.items()}
+        for title, reasons in others.items():
+            sections[title] = [f"{name}: {reason}" for name, reason in reasons.items()]
+        lines = []
+        for title, rows in sections.items():
+            # Rows that differ only in the numbers of layers share a line.
+            counts = Counter(re.sub(r"\.\d+(?=\.)", ".*", row) for row in rows)
+            lines += [f"{title}: {len(rows)} tensors"]
+            lines += [f"  {row}" + (f" [{count}]" if count > 1 else "") for row, count in counts.items()]
         return "\n".join(lines)
 
 
@@ -127,7 +131,7 @@ def load_weights(model: nn.Module, sources: Sequence[SourceWeights]) -> LoadingR
     Raises:
         ValueError: a tensor that doesn't fit, is missing, is not finite, or is given twice.
     """
-    target, report = model.state_dict(), LoadingReport()
+    target, tensors, report = model.state_dict(), {}, LoadingReport()
     for weights in sources:
         for name in weights.tensors:
             _check_tensor(name, weights, target)
@@ -135,21 +139,18 @@ def load_weights(model: nn.Module, sources: Sequence[SourceWeights]) -> LoadingR
                 both = f"{weights.source} and {report.loaded[name].source}"
                 raise ValueError(f"{both} both give {name}. Choose one of them.")
         _check_complete(weights, target)
+        tensors |= weights.tensors
         report.loaded |= weights.origins
         report.new_classes += weights.new_classes
+    # A file may be a source in two roles.
     used = {(origin.source, name) for origin in report.loaded.values() for name in origin.names}
-    reasons: dict[str, str] = {}
     for weights in sources:
         unused = {name: why for name, why in weights.left_out.items() if (weights.source, name) not in used}
         if unused:
             report.left_out.setdefault(weights.source, {}).update(unused)
-        reasons |= weights.new
-    reasons |= REASONS_FOR_NEW
     new = [name for name in target if name not in report.loaded]
-    report.new = {name: _find_reason(name, reasons) or "no source was given" for name in new}
-    model.load_state_dict(
-        {name: weights.tensors[name] for weights in sources for name in weights.tensors}, strict=False
-    )
+    report.new = {name: _find_reason(name, REASONS_FOR_NEW) or "no source was given" for name in new}
+    model.load_state_dict(tensors, strict=False)
     return report
 
 
@@ -176,41 +177,14 @@ def _check_tensor(name: str, weights: SourceWeights, target: Mapping[str, Tensor
 
 
 def _check_complete(weights: SourceWeights, target: Mapping[str, Tensor]) -> None:
-    may_lack = {r".*\.num_batches_tracked": "", **weights.new}
-    wanted = [name for name in target if re.fullmatch(weights.covers, name) and name not in weights.tensors]
-    missing = [name for name in wanted if _find_reason(name, may_lack) is None]
+    wanted = [name for name in target if re.fullmatch(weights.covers, name) and not re.fullmatch(COUNTERS, name)]
+    missing = [name for name in wanted if name not in weights.tensors]
     if missing:
         raise ValueError(f"{weights.source} lacks {len(missing)} tensors of the model, e.g. {missing[:3]}.")
 
 
 def _find_reason(name: str, reasons: Mapping[str, str]) -> str | None:
     return next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, name)), None)
-
-
-def _unite_rows(rows: Iterable[tuple[tuple[str, ...], str]]) -> list[tuple[tuple[str, ...], str]]:
-    """Unites rows of names that differ in one place: `layers.{0-5}.fc1.{weight,bias}` stands for twelve names."""
-    for place in (NUMBER, NUMBER, NUMBER, LAST_WORD):
-        groups: dict[tuple, list[list[str]]] = {}
-        for names, text in rows:
-            pieces = [re.fullmatch(place, name) or (None, name, "", "") for name in names]
-            frame = tuple(f"{piece[1]}\0{piece[3]}" for piece in pieces)
-            groups.setdefault((frame, text), []).append([piece[2] for piece in pieces])
-        rows = [
-            (tuple(name.replace("\0", _unite(values)) for name, *values in zip(frame, *members, strict=True)), text)
-            for (frame, text), members in groups.items()
-        ]
-    return list(rows)
-
-
-def _unite(values: Sequence[str]) -> str:
-    """What stands in one place of several names, in braces if there are different ones."""
-    if len(set(values)) == 1:
-        return values[0]
-    if all(value.isdecimal() for value in values):
-        first, last = int(values[0]), int(values[-1])
-        if [int(value) for value in values] == list(range(first, last + 1)):
-            return f"{{{first}-{last}}}"
-    return f"{{{','.join(values)}}}"
 
 
 __all__ = ["LoadingReport", "SourceWeights", "load_weights"]

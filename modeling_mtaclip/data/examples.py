@@ -31,7 +31,7 @@ from transformers.utils import logging
 from ..loss_mtaclip import classes_of_images
 from .augmentation import Augmentation, random_choices
 from .catalog import IGNORE_INDEX, MAX_VALUE, DatasetInfo
-from .image_files import MAX_PIXELS, UNNAMED, image_size, name_of, open_image, open_label_map
+from .image_files import MAX_PIXELS, image_size, name_of, open_image, open_label_map
 
 
 logger = logging.get_logger(__name__)
@@ -55,7 +55,7 @@ class SegmentationData:
 
     Attributes:
         splits (`DatasetDict` or `IterableDatasetDict`): "train", "validation" and "test", as far as there are any,
-            with the columns `image`, `annotation` and `name`.
+            with the columns `image` and `annotation`, files or images, and `name`.
         info ([`DatasetInfo`]): its classes, and what the values in the annotations stand for.
         max_pixels (`int`, *optional*): larger images are refused; `None`: none are.
     """
@@ -77,15 +77,11 @@ class SegmentationData:
         return list(self.info.palette)
 
     def split(self, name: str, max_samples: int | None = None) -> Split:
-        """The first examples of a split, or all, with files in place of decoded images.
-
-        Raises:
-            ValueError: the split is absent or empty.
-        """
+        """The first examples of a split, or all; an absent or empty one is a `ValueError`."""
         if name not in self.splits:
             advice = " Or split some images off the training set: `train_val_split`." if name == "validation" else ""
             raise ValueError(f"The data set has no {name} split, only {sorted(self.splits)}.{advice}")
-        dataset = undecoded(self.splits[name])
+        dataset = self.splits[name]
         if isinstance(dataset, datasets.IterableDataset):
             return dataset if max_samples is None else dataset.take(max_samples)
         if len(dataset) == 0:
@@ -93,7 +89,7 @@ class SegmentationData:
         return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
     def read(self, example: Mapping[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        """Reads an example of one of the splits, decoded or not.
+        """Reads an example of one of the splits.
 
         Returns:
             `tuple[PIL.Image.Image, np.ndarray]`: the RGB image, upright as its EXIF data say, and the int64 label map
@@ -103,12 +99,11 @@ class SegmentationData:
             ValueError: a file that can't be read, no annotation, one of another size than the image, or with a value
                 that stands for no class; the message names file and value.
         """
-        image, annotation = self.read_image(example), self._read_annotation(example)
+        image, annotation = self._read_image(example), self._read_annotation(example)
         _require_one_size(example, annotation, image.size)
         return image, self._to_label_ids(annotation, _source(example, "annotation"))
 
-    def read_image(self, example: Mapping[str, Any]) -> Image.Image:
-        """Reads the image of an example, as [`~SegmentationData.read`] does, whether or not it has an annotation."""
+    def _read_image(self, example: Mapping[str, Any]) -> Image.Image:
         return open_image(example["image"], self.max_pixels, _source(example, "image"))
 
     def _read_annotation(self, example: Mapping[str, Any]) -> np.ndarray:
@@ -123,13 +118,12 @@ class SegmentationData:
         labels = self.info.label_table[annotation if annotation.itemsize < 4 else annotation.clip(-1, MAX_VALUE + 1)]
         if labels.min(initial=0) < 0:
             wrong, found = np.unique(annotation[labels < 0]).tolist(), np.unique(annotation)
-            values = sorted(self.info.values)
-            looks_gray = len(found) > len(values) + len(self.info.ignored_values)
+            values, ignored = sorted(self.info.values), sorted(self.info.ignored_values)
+            gray = f" With {len(found)} different values it looks like a gray picture."
             raise ValueError(
                 f"The annotation {source} has the values {wrong[:10]}, but the data set has {len(values)} classes: "
-                f"expected values from {values[0]} to {values[-1]}, or {sorted(self.info.ignored_values)} for pixels "
-                "to ignore. Mend the file or the list of classes."
-                + (f" With {len(found)} different values it looks like a gray picture." if looks_gray else "")
+                f"expected values from {values[0]} to {values[-1]}, or {ignored} for pixels to ignore. Mend the file "
+                f"or the list of classes.{gray if len(found) > len(values) + len(ignored) else ''}"
             )
         return labels
 
@@ -155,24 +149,23 @@ class SegmentationData:
         if how not in SAMPLE_SIZES:
             raise ValueError(f"`how` must be 'sample', 'full' or 'none', got {how!r}.")
         dataset, where, headers_only = self._sample(split, how, max_samples)
-        look = partial(self._look, headers_only=headers_only)
-        files, problems = [], []
+        look, files, problems = partial(self._look, headers_only=headers_only), [], []
         rows = iter(tqdm(dataset, desc=f"Checking {split}", leave=False))
         with ThreadPoolExecutor(min(MAX_CHECK_THREADS, os.cpu_count() or 1)) as pool:
             # Not all at once: rows may hold the content of their files.
             while some := list(islice(rows, 8 * MAX_CHECK_THREADS)):
                 for source, found in pool.map(look, some):
                     problems.append(found) if isinstance(found, str) else files.append((source, found))
-        if how != "none":
-            max_bad = allowed_bad(max_bad_share, len(problems) + len(files))
-            _report_unusable(problems, where, max_bad, ", or allow more with `max_bad_share`" * (split == "train"))
-        pixels = Counter()
-        for _, found in files:
-            pixels.update(found)
-        mistake, remarks = _judge(files, pixels, self.info, where) if files else ("", [])
-        if mistake and how != "none":
-            raise ValueError(mistake)
-        for remark in [mistake] if mistake else remarks:
+        if problems and how != "none":
+            message = "\n- ".join([f"{len(problems)} unusable examples in {where}:", *problems])
+            if len(problems) > allowed_bad(max_bad_share, len(problems) + len(files)):
+                more = ", or allow more with `max_bad_share`" if split == "train" else ""
+                raise ValueError(f"{message}\nMend or remove these files{more}.")
+            logger.warning("%s", message)
+        pixels = sum((Counter(found) for _, found in files), Counter())
+        for remark, is_mistake in _judge(files, pixels, self.info, where) if files else ():
+            if is_mistake and how != "none":
+                raise ValueError(remark)
             logger.warning("%s", remark)
         return np.array([pixels[value] * (how != "none") for value in self.info.values], dtype=np.int64)
 
@@ -183,34 +176,85 @@ class SegmentationData:
         headers_only = how == "sample" and split != "train" and not is_stream
         number = None if headers_only else SAMPLE_SIZES[how]
         if number is not None and is_stream:
-            return dataset.take(number), f"the first {number} examples of {where}", headers_only
-        if number is not None and number < len(dataset):
+            dataset, where = dataset.take(number), f"the first {number} examples of {where}"
+        elif number is not None and number < len(dataset):
             where = f"{number} of {len(dataset)} examples of {where}"
             dataset = dataset.select(np.linspace(0, len(dataset) - 1, number).astype(int))
         return dataset, where, headers_only
 
     def _look(self, example: Mapping[str, Any], headers_only: bool) -> tuple[str, dict[int, int] | str]:
         """The annotation of an example, and how many pixels have each value, or what is wrong."""
-        source, name = _source(example, "annotation"), _source(example, "image")
+        source = _source(example, "annotation")
         try:
-            annotation = self._read_annotation(example)
-            header = image_size(example["image"], self.max_pixels, name) if headers_only else None
+            annotation, size = self._read_annotation(example), None
+            if headers_only:
+                size = image_size(example["image"], self.max_pixels, _source(example, "image"))
             # What turns an image may stand after its pixels, where headers don't tell.
-            if header != annotation.shape[::-1]:
-                _require_one_size(example, annotation, self.read_image(example).size)
-            values, pixels = _histogram(annotation)
-            self._to_label_ids(values, source)
+            if size != annotation.shape[::-1]:
+                _require_one_size(example, annotation, self._read_image(example).size)
+            self._to_label_ids(annotation, source)
         except ValueError as error:
             return source, str(error)
-        return source, dict(zip(values.tolist(), pixels.tolist(), strict=True))
+        pixels = np.bincount(annotation.ravel())
+        return source, {value: int(pixels[value]) for value in np.flatnonzero(pixels).tolist()}
 
 
-def undecoded(dataset: Split) -> Split:
-    """The same data set with files instead of decoded images, for [`SegmentationData.read`]."""
-    for column in ("image", "annotation"):
-        if isinstance((dataset.features or {}).get(column), datasets.Image):
-            dataset = dataset.cast_column(column, datasets.Image(decode=False))
-    return dataset
+def _require_one_size(example: Mapping[str, Any], annotation: np.ndarray, size: tuple[int, int]) -> None:
+    height, width = annotation.shape
+    if (width, height) == size:
+        return
+    advice = "Mend the annotation, or move both away."
+    if (height, width) == size:
+        advice = (
+            "Width and height are exchanged: turn the annotation. Images are turned as their EXIF orientation says, "
+            "and annotations belong to the upright image."
+        )
+    raise ValueError(
+        f"The annotation {_source(example, 'annotation')} has the size {width} x {height}, but its image {size[0]} x "
+        f"{size[1]}. {advice}"
+    )
+
+
+def _source(example: Mapping[str, Any], column: str) -> str:
+    """The file of an image, or the name of its example."""
+    return name_of(example[column], f"of {example['name']}")
+
+
+def _judge(
+    files: Sequence[tuple[str, Mapping[int, int]]], pixels: Mapping[int, int], info: DatasetInfo, where: str
+) -> Iterator[tuple[str, bool]]:
+    """What looks wrong in the values of all files together, and whether it can only be a mistake."""
+    names, example = info.class_names, files[0][0]
+    present = [name for name, value in zip(names, info.values, strict=True) if pixels[value]]
+    absent = [name for name in names if name not in present]
+    unlabeled = [source for source, found in files if found.keys() <= info.ignored_values]
+    if not present:
+        yield (
+            f"No pixel of {where} is labeled, e.g. in {example}: the values {sorted(pixels)} all stand for 'no "
+            "label'. Give each class its id, or choose another `ignore_index` in classes.json.",
+            True,
+        )
+        return
+    if pixels.keys() == {0, IGNORE_INDEX} and info.values[:2] == (0, 1):
+        yield (
+            f"The annotations of {where} hold only the values 0 and 255, e.g. {example}: 255 stands for 'no label', "
+            f"so that no pixel of {names[1]!r} would be trained on or scored. If 255 is meant to be {names[1]!r}, "
+            "write 1 in its place: `mask[mask == 255] = 1`.",
+            True,
+        )
+        return
+    if unlabeled:
+        what = f"{len(unlabeled)} files of {where} have no labeled pixel, and add nothing"
+        yield f"{what}: {', '.join(unlabeled[:MAX_NAMES])}{' …' * (len(unlabeled) > MAX_NAMES)}.", False
+    if absent:
+        listed = ", ".join(absent[:MAX_NAMES]) + f" … ({len(absent)})" * (len(absent) > MAX_NAMES)
+        yield f"Classes that don't occur in {where}: {listed}.", False
+    if absent and len(present) == 1:
+        yield (
+            f"Every labeled pixel of {where} is {present[0]!r}: a model that always answers {present[0]!r} would "
+            f"score perfectly. Check the values in the annotations, e.g. {example}.",
+            False,
+        )
 
 
 def allowed_bad(max_bad_share: float, number: int) -> int:
@@ -243,9 +287,8 @@ class _Examples:
         world_size: int = 1,
     ) -> None:
         self.data, self.dataset, self.is_limited = data, data.split(split, max_samples), max_samples is not None
-        self.augmentation, self.seed = augmentation, seed
+        self.augmentation, self.seed, self.rank, self.world_size = augmentation, seed, rank, world_size
         self.max_bad_share = 1.0 if augmentation is None else max_bad_share
-        self.rank, self.world_size = rank, world_size
         number = NUM_HASHES if isinstance(self.dataset, datasets.IterableDataset) else len(self.dataset)
         # Shared with the workers of a data loader, which outlive an epoch.
         self.bad = torch.zeros(number, dtype=torch.bool).share_memory_()
@@ -292,7 +335,7 @@ class SegmentationExamples(_Examples, Dataset):
 
     Args:
         data ([`SegmentationData`]): the data set.
-        split (`str`): name of the split.
+        split (`str`): name of the split; an absent or empty one is a `ValueError`.
         augmentation ([`Augmentation`], *optional*): what happens to each image.
         seed (`int`): of all random choices.
         max_samples (`int`, *optional*): uses the first so many examples only.
@@ -300,9 +343,6 @@ class SegmentationExamples(_Examples, Dataset):
 
     Attributes:
         bad (`Tensor`): bool, which examples turned out to be unusable in any worker of this process.
-
-    Raises:
-        ValueError: the split is absent or empty.
     """
 
     def __len__(self) -> int:
@@ -404,91 +444,4 @@ class TrainingCollator:
         return batch | {"image_classes": classes_of_images(batch["labels"], self.num_labels, self.ignore_index)}
 
 
-def _report_unusable(problems: Sequence[str], where: str, max_bad: int, more: str) -> None:
-    if problems:
-        message = "\n- ".join([f"{len(problems)} unusable examples in {where}:", *problems])
-        if len(problems) > max_bad:
-            raise ValueError(f"{message}\nMend or remove these files{more}.")
-        logger.warning("%s", message)
-
-
-def _judge(
-    files: Sequence[tuple[str, Mapping[int, int]]], pixels: Mapping[int, int], info: DatasetInfo, where: str
-) -> tuple[str, list[str]]:
-    """A mistake in the values of all files together, or else what may be one."""
-    names, example = info.class_names, files[0][0]
-    present = [name for name, value in zip(names, info.values, strict=True) if pixels[value]]
-    absent = [name for name in names if name not in present]
-    unlabeled = [source for source, found in files if found.keys() <= info.ignored_values]
-    if not present:
-        mistake = (
-            f"No pixel of {where} is labeled, e.g. in {example}: the values {sorted(pixels)} all stand for 'no "
-            "label'. Give each class its id, or choose another `ignore_index` in classes.json."
-        )
-        return mistake, []
-    if pixels.keys() == {0, IGNORE_INDEX} and info.values[:2] == (0, 1):
-        mistake = (
-            f"The annotations of {where} hold only the values 0 and 255, e.g. {example}: 255 stands for 'no label', "
-            f"so that no pixel of {names[1]!r} would be trained on or scored. If 255 is meant to be {names[1]!r}, "
-            "write 1 in its place: `mask[mask == 255] = 1`."
-        )
-        return mistake, []
-    remarks = []
-    if unlabeled:
-        what = f"{len(unlabeled)} files of {where} have no labeled pixel, and add nothing"
-        remarks.append(f"{what}: {_listed(unlabeled)}.")
-    if absent:
-        remarks.append(f"Classes that don't occur in {where}: {_listed(absent)}.")
-    if absent and len(present) == 1:
-        remarks.append(
-            f"Every labeled pixel of {where} is {present[0]!r}: a model that always answers {present[0]!r} would "
-            f"score perfectly. Check the values in the annotations, e.g. {example}."
-        )
-    return "", remarks
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_NAMES]) + (f" … ({len(names)})" if len(names) > MAX_NAMES else "")
-
-
-def _histogram(annotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values in an annotation and the number of pixels of each."""
-    if annotation.dtype != np.uint8:
-        return np.unique(annotation, return_counts=True)
-    pixels = np.bincount(annotation.ravel(), minlength=256)
-    values = np.flatnonzero(pixels)
-    return values, pixels[values]
-
-
-def _require_one_size(example: Mapping[str, Any], annotation: np.ndarray, size: tuple[int, int]) -> None:
-    height, width = annotation.shape
-    if (width, height) == size:
-        return
-    advice = "Mend the annotation, or move both away."
-    if (height, width) == size:
-        advice = (
-            "Width and height are exchanged: turn the annotation. Images are turned as their EXIF orientation says, "
-            "and annotations belong to the upright image."
-        )
-    raise ValueError(
-        f"The annotation {_source(example, 'annotation')} has the size {width} x {height}, but its image {size[0]} x "
-        f"{size[1]}. {advice}"
-    )
-
-
-def _source(example: Mapping[str, Any], column: str) -> str:
-    """The file of an image, or the name of its example."""
-    name = name_of(example[column])
-    return f"of {example['name']}" if name == UNNAMED else name
-
-
-__all__ = [
-    "BadExamplesError",
-    "SegmentationData",
-    "SegmentationExamples",
-    "SegmentationStream",
-    "TrainingCollator",
-    "allowed_bad",
-    "seed_of",
-    "undecoded",
-]
+__all__ = ["BadExamplesError", "SegmentationData", "SegmentationExamples", "SegmentationStream", "TrainingCollator"]

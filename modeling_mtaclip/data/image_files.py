@@ -32,7 +32,6 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 # What Pillow's decoders raise on files that are no images, cut off, or broken.
 DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, struct.error, zlib.error)
 HEADER_LENGTH = 4096
-UNNAMED = "that was given"
 # Orientations that exchange width and height.
 SIDEWAYS = (5, 6, 7, 8)
 
@@ -48,19 +47,14 @@ class ImageFileError(ValueError):
 
 @dataclass
 class ImageFiles:
-    """Image files of a folder.
-
-    Attributes:
-        paths (`list[Path]`): in the order of their names.
-        left_out (`dict[str, int]`): how many other files there are, by the reason why they are left out.
-    """
+    """Image files of a folder in the order of their names, and how many others are left out for which reason."""
 
     paths: list[Path]
     left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def remark(self) -> str:
-        """What was left out, as part of a sentence ("2 hidden, 1 not an image"); empty if nothing was."""
+        """What was left out ("2 hidden, 1 not an image"); empty if nothing was."""
         return ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
 
 
@@ -73,25 +67,44 @@ def find_image_files(
     """Finds the images of a folder, by their usual suffixes in any case, and files with others by their content.
 
     Args:
-        folder (`str` or `os.PathLike`): where to look; symbolic links are followed.
+        folder (`str` or `os.PathLike`): where to look; links are followed. Names that begin with a dot are left out.
         recursive (`bool`, defaults to `True`): whether to look into the folders in it too.
         exclude (`Collection[str | os.PathLike]`): folders to leave out, such as that of the results. One that is the
             folder itself or holds it leaves out nothing.
         other_suffixes (`Collection[str]`): what else is wanted, in small letters (`".mp4"`).
-
-    Returns:
-        [`ImageFiles`]: what was found. Files and folders whose names begin with a dot are left out.
     """
-    suffixes = IMAGE_SUFFIXES | set(other_suffixes)
-    paths, left_out = [], Counter()
+    suffixes, paths, left_out = IMAGE_SUFFIXES | set(other_suffixes), [], Counter()
     for path, reason in _walk(folder, recursive, {os.path.realpath(each) for each in exclude}):
-        if not reason and path.suffix.lower() not in suffixes and not _is_image(path):
-            reason = "not an image"
-        if reason:
-            left_out[reason] += 1
+        if reason or (path.suffix.lower() not in suffixes and not _is_image(path)):
+            left_out[reason or "not an image"] += 1
         else:
             paths.append(path)
     return ImageFiles(sorted(paths), dict(left_out))
+
+
+def _walk(root: str | os.PathLike, recursive: bool, excluded: set[str]) -> Iterator[tuple[Path, str]]:
+    """All files, each with the reason to leave it out, or ""; folders that links lead to again are not entered."""
+    reasons, seen = {os.fspath(root): ""}, {os.path.realpath(root)}
+    for directory, folders, names in os.walk(os.fspath(root), followlinks=True):
+        reason = reasons[directory]
+        for name in names:
+            yield Path(directory, name), reason or "hidden" * name.startswith(".")
+        for name in folders[:]:
+            path = os.path.join(directory, name)
+            real = os.path.realpath(path)
+            if real in seen or not recursive:
+                folders.remove(name)
+            seen.add(real)
+            why = "in an excluded folder" if real in excluded else "hidden" * name.startswith(".")
+            reasons[path] = reason or why
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return bool(_open_of_any_size(file, [kind for kind in FORMATS if kind in Image.OPEN]))
+    except DECODING_ERRORS:
+        return False
 
 
 def name_without_suffix(path: Path) -> Path:
@@ -99,24 +112,29 @@ def name_without_suffix(path: Path) -> Path:
     return path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
 
 
-def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str | None = None) -> Image.Image:
+def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str = "") -> Image.Image:
     """Opens an image, upright as its EXIF data say, in RGB; what is transparent is white, as in the image processor.
 
     Args:
         source (`str`, `os.PathLike`, `bytes`, `Mapping` or `PIL.Image.Image`): a path or an address, a file's
             content, a mapping with `path` and `bytes` as `datasets` has it, or an image.
         max_pixels (`int`, *optional*): larger images are refused, by default above Pillow's limit; 0: none are.
-        name (`str`, *optional*): names the image in errors; by default its path.
+        name (`str`, *optional*): names the image in errors if it has no path.
 
     Raises:
         ImageFileError: (a `ValueError`) a file that is missing, can't be decoded, is too large, holds several images,
             or has more than 8 bits per channel.
     """
     with _opened_color(source, max_pixels, name) as image:
-        return _in_rgb(_upright(image))
+        image = _upright(image)
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        return white.convert("RGB")
 
 
-def image_size(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str | None = None) -> tuple[int, int]:
+def image_size(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str = "") -> tuple[int, int]:
     """Width and height of the upright image, known from the start of its file; all else as for [`open_image`]."""
     with _opened_color(source, max_pixels, name) as image:
         # Pillow has turned the size of a TIFF file already; of PNG files, what follows the pixels is not looked at.
@@ -124,7 +142,7 @@ def image_size(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: s
         return image.size[::-1] if has_exif and _orientation(image) in SIDEWAYS else image.size
 
 
-def open_label_map(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str | None = None) -> np.ndarray:
+def open_label_map(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str = "") -> np.ndarray:
     """Opens an annotation, upright if its EXIF data say how; arguments as for [`open_image`].
 
     Returns:
@@ -134,7 +152,7 @@ def open_label_map(source: ImageSource, max_pixels: int | None = MAX_PIXELS, nam
         ImageFileError: (a `ValueError`) a file that can't be opened, or that can't be a label map since it has colors,
             fractions, or a lossy format.
     """
-    name = name or name_of(source)
+    name = name_of(source, name)
     with _opened(source, max_pixels, name) as image:
         if image.format in ("JPEG", "MPO"):
             raise ImageFileError(
@@ -151,37 +169,12 @@ def open_label_map(source: ImageSource, max_pixels: int | None = MAX_PIXELS, nam
         return values.astype(np.uint8) if values.dtype == bool else values
 
 
-def name_of(source: ImageSource) -> str:
+def name_of(source: ImageSource, otherwise: str = "") -> str:
     """How an image is called in messages: its path, if it has one."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     path = source.get("path") if isinstance(source, Mapping) else getattr(source, "filename", None)
-    return str(path) if path else UNNAMED
-
-
-def _walk(root: str | os.PathLike, recursive: bool, excluded: set[str]) -> Iterator[tuple[Path, str]]:
-    """All files, each with the reason to leave it out, or ""; folders that links lead to again are not entered."""
-    reasons, seen = {os.fspath(root): ""}, {os.path.realpath(root)}
-    for directory, folders, names in os.walk(os.fspath(root), followlinks=True):
-        reason = reasons[directory]
-        for name in names:
-            yield Path(directory, name), reason or ("hidden" if name.startswith(".") else "")
-        for name in folders[:]:
-            path = os.path.join(directory, name)
-            real = os.path.realpath(path)
-            if real in seen or not recursive:
-                folders.remove(name)
-            seen.add(real)
-            why = "in an excluded folder" if real in excluded else "hidden" if name.startswith(".") else ""
-            reasons[path] = reason or why
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return bool(_open_of_any_size(file, [kind for kind in FORMATS if kind in Image.OPEN]))
-    except DECODING_ERRORS:
-        return False
+    return str(path or otherwise or "that was given")
 
 
 @contextmanager
@@ -204,8 +197,8 @@ def _opened(source: ImageSource, max_pixels: int | None, name: str) -> Iterator[
 
 
 @contextmanager
-def _opened_color(source: ImageSource, max_pixels: int | None, name: str | None) -> Iterator[Image.Image]:
-    name = name or name_of(source)
+def _opened_color(source: ImageSource, max_pixels: int | None, name: str) -> Iterator[Image.Image]:
+    name = name_of(source, name)
     with _opened(source, max_pixels, name) as image:
         if (bits := _bits_per_channel(image)) > 8:
             raise ImageFileError(
@@ -220,9 +213,7 @@ def _stream(source: str | os.PathLike | bytes | Mapping[str, Any]) -> AbstractCo
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    if "://" in os.fspath(source):
-        return fsspec.open(source, "rb")
-    return open(source, "rb")
+    return fsspec.open(source, "rb") if "://" in os.fspath(source) else open(source, "rb")
 
 
 def _open_of_any_size(stream: BinaryIO, formats: list[str] | None = None) -> Image.Image:
@@ -268,14 +259,6 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
 
 
-def _in_rgb(image: Image.Image) -> Image.Image:
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image.convert("RGBA"))
-    return white.convert("RGB")
-
-
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 … 8; 1 (upright) where the EXIF data can't be read."""
     try:
@@ -284,16 +267,4 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "UNNAMED",
-    "ImageFileError",
-    "ImageFiles",
-    "find_image_files",
-    "image_size",
-    "name_of",
-    "name_without_suffix",
-    "open_image",
-    "open_label_map",
-]
+__all__ = ["find_image_files", "image_size", "name_of", "name_without_suffix", "open_image", "open_label_map"]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from huggingface_hub import hf_hub_download
 from transformers.utils import logging
 
 from .catalog import DATASETS, IGNORE_INDEX, DatasetInfo, read_dataset_info
-from .examples import SegmentationData, undecoded
+from .examples import SegmentationData, Split
 from .image_files import MAX_PIXELS, find_image_files, name_without_suffix
 from .scenes import make_scene
 
@@ -33,7 +33,9 @@ SPLITS = {
     "validation": ("val", "validation", "valid"),
     "test": ("test", "testing"),
 }
-FEATURES = datasets.Features({"image": Image(), "annotation": Image(), "name": datasets.Value("string")})
+# Files instead of decoded images, for `SegmentationData.read`.
+FILE = Image(decode=False)
+FEATURES = datasets.Features({"image": FILE, "annotation": FILE, "name": Value("string")})
 IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
 ANNOTATION_COLUMNS = ("annotation", "label", "mask", "segmentation", "labels", "semantic_mask", "annotations", "masks")
 CLASS_FILES = ("classes.json", "id2label.json")
@@ -41,8 +43,6 @@ CLASS_FILES = ("classes.json", "id2label.json")
 SCENE_SEEDS = {"train": range(640), "validation": range(10_000_000, 10_000_100)}
 # The files of a split are one "shard" otherwise, which the workers of a loader could not share.
 MAX_STREAM_SHARDS = 64
-
-FilePair = tuple[Path, Path]
 
 _scene_of = lru_cache(maxsize=1024)(make_scene)
 
@@ -60,7 +60,6 @@ def load_segmentation_dataset(
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | None = None,
-    trust_remote_code: bool = False,
     max_pixels: int | None = MAX_PIXELS,
 ) -> SegmentationData:
     """Loads a data set; images are not copied, and decoded only when they are read.
@@ -78,7 +77,7 @@ def load_segmentation_dataset(
         do_reduce_labels (`bool`, defaults to `False`): the annotations' value 0 is "no label" and 1 the first class.
         train_val_split (`float`, *optional*): share of the training images that become the validation split if there
             is none.
-        dataset_config_name, revision, token, cache_dir, trust_remote_code: as for `datasets.load_dataset`.
+        dataset_config_name, revision, token, cache_dir: as for `datasets.load_dataset`.
         max_pixels (`int`, *optional*): larger images are refused, by default above Pillow's limit; 0: none are.
 
     Raises:
@@ -86,22 +85,16 @@ def load_segmentation_dataset(
             options that don't fit the data set.
     """
     source, folder = str(name_or_path), Path(name_or_path)
-    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    options = {name: value for name, value in options.items() if value is not None}
-    if source in DATASETS and DATASETS[source].loader == "scenes":
-        splits, info = _scenes(), DATASETS[source]
-    elif source in DATASETS:
-        splits, info = _load_files(_folder_of(source, data_dir), DATASETS[source])
+    if source in DATASETS:
+        info = DATASETS[source]
+        splits, info = _load_known(source, info, data_dir) if info.loader == "files" else (_scenes(), info)
     elif (folder / "images").is_dir():
         splits, info = _load_files(folder, read_dataset_info(folder / "classes.json"))
     elif folder.is_dir() or source.count("/") == 1:
-        if trust_remote_code:
-            raise ValueError(
-                f"`trust_remote_code`: datasets {datasets.__version__} runs no code of data sets. Use a revision "
-                "without code, often 'refs/convert/parquet'."
-            )
+        options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        options = {name: value for name, value in options.items() if value is not None}
         loaded = _load_with_datasets(source, dataset_config_name, streaming, options)
-        splits = _with_known_columns(source, loaded, image_column_name, annotation_column_name)
+        splits = _with_known_columns(loaded, {"image": image_column_name, "annotation": annotation_column_name})
         info = _info_beside(source, options)
     else:
         raise ValueError(
@@ -125,13 +118,13 @@ def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:
     return {"image": images, "annotation": annotations, "name": [f"scene {seed}" for seed in batch["seed"]]}
 
 
-def _folder_of(name: str, data_dir: str | Path | None) -> Path:
+def _load_known(name: str, info: DatasetInfo, data_dir: str | Path | None) -> tuple[DatasetDict, DatasetInfo]:
     if data_dir is None or not Path(data_dir).is_dir():
         raise ValueError(
             f"The data set {name!r} needs the folder of its files in `data_dir`, got {data_dir}. Get it from "
-            f"{DATASETS[name].download}."
+            f"{info.download}."
         )
-    return Path(data_dir)
+    return _load_files(Path(data_dir), info)
 
 
 def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo]:
@@ -142,50 +135,46 @@ def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo
         if not found and not info.splits:
             raise ValueError(f"{root / images.format('')} has no images.")
         # Of a known data set one may have a part, and some splits, such as coarse annotations, without their images.
-        if found and (split in SPLITS or any(mask.is_file() for _, mask in found)):
+        if found and (split in SPLITS or any(mask.is_file() for mask in found.values())):
             pairs[split] = found
     if not pairs:
         raise ValueError(f"{root} is no folder of {info.title}: expected files like {info.splits['train'][0]}.")
     if info.train_ids is not None:
-        ready = {split: [_with_train_ids(pair, info) for pair in each] for split, each in pairs.items()}
-        if all(mask.is_file() for split, each in ready.items() if split != "test" for _, mask in each):
+        ready = {
+            split: {image: mask.with_name(mask.name.replace(*info.train_ids)) for image, mask in found.items()}
+            for split, found in pairs.items()
+        }
+        if all(mask.is_file() for split, found in ready.items() if split != "test" for mask in found.values()):
             label_ids = tuple(range(len(info.values)))
             pairs, info = ready, replace(info, values=label_ids, ignored_values=frozenset({IGNORE_INDEX}))
-    return DatasetDict({split: _make_split(split, each, root) for split, each in pairs.items()}), info
-
-
-def _with_train_ids(pair: FilePair, info: DatasetInfo) -> FilePair:
-    return pair[0], pair[1].with_name(pair[1].name.replace(*info.train_ids))
+    return DatasetDict({split: _make_split(split, found, root) for split, found in pairs.items()}), info
 
 
 def _usual_splits(root: Path) -> dict[str, tuple[str, str]]:
     """Where images and annotations of the splits are, which may be spelled as in SceneParse150 (`training`)."""
-    if not (root / "images").is_dir() or not (root / "annotations").is_dir():
+    found = {
+        split: [name for name in spellings if (root / "images" / name).is_dir()] for split, spellings in SPLITS.items()
+    }
+    if not (root / "annotations").is_dir() or not any(found.values()):
         raise ValueError(f"{root} must have the folders images and annotations, each with train and val.")
-    splits = {}
-    for split, spellings in SPLITS.items():
-        if folders := [name for name in spellings if (root / "images" / name).is_dir()]:
-            splits[split] = (f"images/{folders[0]}/{{}}", f"annotations/{folders[0]}/{{}}")
-    if not splits:
-        raise ValueError(
-            f"{root / 'images'} has no images for training or validation: expected folders train and val."
-        )
-    return splits
+    return {
+        split: (f"images/{names[0]}/{{}}", f"annotations/{names[0]}/{{}}") for split, names in found.items() if names
+    }
 
 
-def _pair_files(root: Path, image_pattern: str, annotation_pattern: str) -> list[FilePair]:
+def _pair_files(root: Path, image_pattern: str, annotation_pattern: str) -> dict[Path, Path]:
     """Images with their annotations, which may be missing; in the patterns, `{}` is what their names share."""
     images, annotations = _files_by_name(root, image_pattern), _files_by_name(root, annotation_pattern)
-    pairs, unclear = [], []
+    pairs, unclear = {}, []
     for name, paths in images.items():
         found = annotations.pop(name, [])
         # Beside label maps, some folders have their pictures.
         masks = [path for path in found if path.suffix.lower() == ".png"] or found
-        unclear += [each for each in (paths, masks) if len(each) > 1]
+        unclear += ["- " + " and ".join(map(str, each)) for each in (paths, masks) if len(each) > 1]
         expected = root / (annotation_pattern.removesuffix(".png") + ".png").format(name)
-        pairs.append((paths[0], masks[0] if masks else expected))
+        pairs[paths[0]] = masks[0] if masks else expected
     if unclear:
-        listed = "\n".join("- " + " and ".join(map(str, paths)) for paths in unclear)
+        listed = "\n".join(unclear)
         raise ValueError(f"These files have one name; rename some of them or move them away:\n{listed}")
     unused = sorted(path for paths in annotations.values() for path in paths)
     if unused and images:
@@ -207,9 +196,9 @@ def _files_by_name(root: Path, pattern: str) -> dict[str, list[Path]]:
     return files
 
 
-def _make_split(split: str, pairs: Sequence[FilePair], root: Path) -> Dataset:
+def _make_split(split: str, pairs: Mapping[Path, Path], root: Path) -> Dataset:
     """A split of image files; the test split needn't be labeled: missing annotations become `None`."""
-    missing = {image: mask for image, mask in pairs if not mask.is_file()}
+    missing = {image: mask for image, mask in pairs.items() if not mask.is_file()}
     if split != "test" and missing:
         listed = "\n".join(f"- {image} (expected {mask})" for image, mask in missing.items())
         raise ValueError(
@@ -217,15 +206,15 @@ def _make_split(split: str, pairs: Sequence[FilePair], root: Path) -> Dataset:
             "Add the annotations, or move these images away."
         )
     columns = {
-        "image": [str(image) for image, _ in pairs],
-        "annotation": [None if image in missing else str(mask) for image, mask in pairs],
+        "image": [str(image) for image in pairs],
+        "annotation": [None if image in missing else str(mask) for image, mask in pairs.items()],
         # Without the folder of all images.
-        "name": [Path(*image.relative_to(root).parts[1:]).as_posix() for image, _ in pairs],
+        "name": [Path(*image.relative_to(root).parts[1:]).as_posix() for image in pairs],
     }
     return Dataset.from_dict(columns, features=FEATURES, split=datasets.NamedSplit(split))
 
 
-def _split_off_validation(splits: Mapping[str, Any], share: float) -> DatasetDict:
+def _split_off_validation(splits: Mapping[str, Split], share: float) -> DatasetDict:
     if not 0 < share < 1 or not isinstance(splits.get("train"), Dataset):
         raise ValueError(
             f"`train_val_split` must be between 0 and 1, of a data set with training images that isn't streamed from "
@@ -235,7 +224,7 @@ def _split_off_validation(splits: Mapping[str, Any], share: float) -> DatasetDic
     return DatasetDict({**splits, "train": parts["train"], "validation": parts["test"]})
 
 
-def _as_stream(dataset: Dataset | IterableDataset) -> IterableDataset:
+def _as_stream(dataset: Split) -> IterableDataset:
     if isinstance(dataset, IterableDataset):
         return dataset
     stream = dataset.with_format(None).to_iterable_dataset(num_shards=max(1, min(MAX_STREAM_SHARDS, len(dataset))))
@@ -268,21 +257,20 @@ def _load_with_datasets(
 
 
 def _with_known_columns(
-    source: str, loaded: DatasetDict | IterableDatasetDict, image_column: str | None, annotation_column: str | None
+    loaded: DatasetDict | IterableDatasetDict, given: Mapping[str, str | None]
 ) -> DatasetDict | IterableDatasetDict:
     splits = {}
     for split, spellings in SPLITS.items():
-        for spelling in [spelling for spelling in spellings if spelling in loaded][:1]:
-            features = loaded[spelling].features or {}
-            columns = loaded[spelling].column_names or list(next(iter(loaded[spelling])))
-            columns = [name for name in columns if _may_hold_images(features.get(name))]
-            image = _find_column(columns, image_column, IMAGE_COLUMNS, "image")
-            annotation = _find_column(columns, annotation_column, ANNOTATION_COLUMNS, "annotation")
+        for dataset in [loaded[spelling] for spelling in spellings if spelling in loaded][:1]:
+            features = dataset.features or dict.fromkeys(next(iter(dataset)))
+            columns = [name for name, feature in features.items() if _may_hold_images(feature)]
+            image = _find_column(columns, given["image"], IMAGE_COLUMNS, "image")
+            annotation = _find_column(columns, given["annotation"], ANNOTATION_COLUMNS, "annotation")
             if image == annotation:
                 raise ValueError(f"{image!r} can't be the column of images and of annotations; there are {columns}.")
-            splits[split] = _with_columns(loaded[spelling], image, annotation, split)
+            splits[split] = _with_columns(dataset, image, annotation, split)
     if not splits:
-        raise ValueError(f"The data set {source!r} has the splits {list(loaded)}: expected train, validation or test.")
+        raise ValueError(f"The data set has the splits {list(loaded)}: expected train, validation or test.")
     return type(loaded)(splits)
 
 
@@ -301,25 +289,18 @@ def _find_column(columns: Sequence[str], given: str | None, known: Sequence[str]
     return found
 
 
-def _with_columns(
-    dataset: Dataset | IterableDataset, image: str, annotation: str, split: str
-) -> Dataset | IterableDataset:
-    dataset = dataset.select_columns([image, annotation])
-    # In two steps, since one may have the other's name.
-    for old, new in ((image, " image"), (annotation, " annotation")):
-        dataset = dataset.rename_column(old, new)
-    for new in ("image", "annotation"):
-        dataset = dataset.rename_column(f" {new}", new)
-        # Paths and undecoded files become images too.
-        if dataset.features is not None and not isinstance(dataset.features[new], Image):
-            dataset = dataset.cast_column(new, Image())
+def _with_columns(dataset: Split, image: str, annotation: str, split: str) -> Split:
+    for column in (image, annotation) if dataset.features else ():
+        dataset = dataset.cast_column(column, FILE)
     if isinstance(dataset, IterableDataset):
-        return undecoded(dataset).map(_with_name, with_indices=True, fn_kwargs={"split": split}, features=FEATURES)
+        rows = partial(_named_row, image=image, annotation=annotation, split=split)
+        return dataset.map(rows, with_indices=True, remove_columns=dataset.column_names, features=FEATURES)
+    dataset = dataset.select_columns([image, annotation]).rename_columns({image: "image", annotation: "annotation"})
     return dataset.add_column("name", [f"{split} {index}" for index in range(len(dataset))])
 
 
-def _with_name(example: dict[str, Any], index: int, split: str) -> dict[str, Any]:
-    return example | {"name": f"{split} {index}"}
+def _named_row(example: dict[str, Any], index: int, image: str, annotation: str, split: str) -> dict[str, Any]:
+    return {"image": example[image], "annotation": example[annotation], "name": f"{split} {index}"}
 
 
 def _info_beside(source: str, hub_options: Mapping[str, Any]) -> DatasetInfo:

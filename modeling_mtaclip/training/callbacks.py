@@ -1,18 +1,20 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What happens beside the steps of a training: progress, epochs, broken gradients, averaged weights."""
+"""What happens beside the steps of a training: progress, epochs, loss terms, broken gradients, averaged weights."""
 
+import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -31,10 +33,8 @@ SHOWN_FIGURES = {"loss": "loss", "mIoU": "eval_mean_iou"}
 
 
 class BriefProgressCallback(ProgressCallback):
-    """Adds loss, mean IoU and speed to the progress bar, and shortens what it prints of the log.
-
-    Loggers get all of it; what is printed leaves out the loss terms of the earlier layers and the IoU of each class.
-    """
+    """Adds loss, mean IoU and speed to the progress bar, and prints less of the log: neither the loss terms of the
+    earlier layers nor the IoU of each class, which loggers get all the same."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -66,12 +66,61 @@ class EpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch or 0))
 
 
+class LossTerms:
+    """Losses and their terms since the last line of the log, which stay on the device until then."""
+
+    def __init__(self) -> None:
+        # Of each batch: step, loss and its terms by name, lowest and highest value of each image, images' names.
+        self._batches: list[tuple[int, dict[str, Tensor], Tensor, Sequence[str]]] = []
+
+    @torch.no_grad()
+    def add(self, step: int, outputs: Any, pixel_values: Tensor, names: Sequence[str] | None) -> None:
+        """Keeps the terms of a batch, and what tells which of its images are broken."""
+        terms = {"loss": outputs.loss.detach()}
+        terms |= {f"loss_{name}": term for name, term in outputs.loss_components.items()}
+        ranges = torch.stack(pixel_values.flatten(1).aminmax(dim=1), dim=1)
+        self._batches.append((step, terms, ranges, names or [f"{i} of the batch" for i in range(len(ranges))]))
+
+    def take_means(self, accelerator: Accelerator) -> dict[str, float]:
+        """The mean of each term over the finite losses of all processes, which must all call this; steps, terms and
+        images of the others are named. All are forgotten then."""
+        batches, self._batches = self._batches, []
+        names = list(batches[0][1])
+        values = torch.stack([torch.stack(list(terms.values())).float() for _, terms, _, _ in batches])
+        finite = values.isfinite()
+        for (step, _, ranges, images), are_finite in zip(batches, finite.tolist(), strict=True):
+            if not are_finite[0]:
+                terms = [name for name, is_finite in zip(names, are_finite, strict=True) if not is_finite]
+                _warn_of_broken(step, accelerator.process_index, terms[1:], ranges.tolist(), images)
+        counts = finite[:, :1]
+        sums = torch.cat((torch.where(counts, values, 0).sum(dim=0), counts.sum(dim=0)))
+        *sums, number = accelerator.reduce(sums, reduction="sum").tolist()
+        return {name: value / number for name, value in zip(names, sums, strict=True) if number}
+
+
+def _warn_of_broken(
+    step: int, process_index: int, terms: Sequence[str], ranges: Sequence[Sequence[float]], names: Sequence[str]
+) -> None:
+    images = {
+        f"image {name} (pixel values from {low:g} to {high:g})": math.isfinite(low + high)
+        for name, (low, high) in zip(names, ranges, strict=True)
+    }
+    broken = " and ".join(image for image, is_whole in images.items() if not is_whole)
+    logger.warning(
+        "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
+        step,
+        process_index,
+        ", ".join(term.removeprefix("loss_") for term in terms),
+        broken or f"the weights or one of: {', '.join(images)}",
+    )
+
+
 class BrokenStepsCallback(TrainerCallback):
     """Skips steps whose gradients are NaN or infinite, and ends a training in which there are too many in a row.
 
     Nothing is read from the device before the next line of the log: the optimizer gets the verdict as a tensor, as
     from a gradient scaler. Gradients are the same on all processes, so that all skip the same steps. With a gradient
-    scaler, which skips such steps by itself, only those count that it can't mend by a smaller scale.
+    scaler, which skips such steps by itself to find its scale, they count only when no smaller scale can mend them.
 
     Args:
         max_skipped_steps (`int`): more of them in a row are an error.
@@ -80,35 +129,29 @@ class BrokenStepsCallback(TrainerCallback):
 
     def __init__(self, max_skipped_steps: int, scaler: torch.amp.GradScaler | None = None) -> None:
         self.max_skipped_steps, self.scaler = max_skipped_steps, scaler
-        self._gradient_norm: Tensor | None = None
-        self._loss_is_broken: Tensor | bool = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **kwargs: Any) -> None:
         self._statistics = [value.clone() for value in _statistics(model)]
-        # Skipped steps; in a row: now, and at most; the same of those in which the loss itself was broken.
-        self._counts = [torch.tensor(0)] * 5
-        self._gradient_norm, self._loss_is_broken, self._num_reported = None, False, 0
-
-    def see_loss(self, loss: Tensor) -> None:
-        """Notes the loss of a part of the step's batch."""
-        self._loss_is_broken = self._loss_is_broken | ~loss.detach().isfinite()
-
-    def see_gradient_norm(self, norm: Tensor) -> None:
-        """Notes the norm of the step's gradients before they are clipped."""
-        self._gradient_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        # Skipped steps: all, in a row now, and in a row at most.
+        self._counts = [torch.tensor(0)] * 3
+        self._num_reported = 0
 
     @torch.no_grad()
     def on_pre_optimizer_step(
         self, args: Any, state: Any, control: Any, model: nn.Module, optimizer: Optimizer, **kwargs: Any
     ) -> None:
-        if self._gradient_norm is None:
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        if not gradients:  # DeepSpeed keeps them to itself
             return
-        broken = ~self._gradient_norm.isfinite()
+        norm = nn.utils.get_total_norm(gradients)
+        broken = ~(norm.full_tensor() if hasattr(norm, "full_tensor") else norm).isfinite()
         # Batch norms have seen the broken images already.
         for kept, value in zip(self._statistics, _statistics(model), strict=True):
             value.copy_(torch.where(broken, kept, value))
             kept.copy_(value)
-        self._count(broken)
+        total, row, longest = (count.to(broken.device) for count in self._counts)
+        row = (row + 1) * broken
+        self._counts = [total + broken, row, longest.maximum(row)]
         if self.scaler is not None:
             return
         optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -119,13 +162,6 @@ class BrokenStepsCallback(TrainerCallback):
             # An optimizer passes over parameters without gradient.
             model.zero_grad(set_to_none=True)
 
-    def _count(self, broken: Tensor) -> None:
-        total, row, longest, loss_row, longest_loss = (count.to(broken.device) for count in self._counts)
-        row = (row + 1) * broken
-        loss_row = (loss_row + (broken & self._loss_is_broken)) * broken
-        self._counts = [total + broken, row, longest.maximum(row), loss_row, longest_loss.maximum(loss_row)]
-        self._loss_is_broken = False
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if control.should_log:
             self.report(state.global_step)
@@ -134,28 +170,20 @@ class BrokenStepsCallback(TrainerCallback):
         self.report(state.global_step)
 
     def report(self, step: int) -> None:
-        """Warns of steps that were skipped since the last time; too many in a row end the training. All processes must
-        call this."""
-        if self._gradient_norm is None:
-            return
-        counts = torch.stack(self._counts)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(counts, distributed.ReduceOp.MAX)
-        total, _, longest, _, longest_loss = counts.tolist()
+        """Warns of steps that were skipped since the last time; too many in a row end the training."""
+        total, _, longest = torch.stack(self._counts).tolist()
         if self.scaler is not None and self.scaler.get_scale() >= 1:
-            # Gradients that only overflow are the scaler's way to find its scale.
-            longest = longest_loss
+            return
         if longest > self.max_skipped_steps:
             raise TrainingStopped(
                 f"{longest} steps in a row had NaN or infinite gradients up to step {step}; `max_skipped_steps` is "
                 f"{self.max_skipped_steps}. Lower the learning rate, or look for broken images; the log names them."
             )
         if total > self._num_reported and self.scaler is None:
-            number = total - self._num_reported
+            number, self._num_reported = total - self._num_reported, total
             logger.warning(
                 "Up to step %d, %d step(s) are left out: their gradients are NaN or infinite.", step, number
             )
-        self._num_reported = total
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:
@@ -199,8 +227,7 @@ class AveragedWeightsCallback(TrainerCallback):
         path = Path(folder) / EMA_FILE
         if not path.is_file():
             raise ValueError(f"{folder} has no averaged weights ({EMA_FILE}): it was saved without `--ema_decay`.")
-        saved = load_file(path)
-        _copy({name: saved[name] for name in self.averages}, self.averages)
+        _copy(load_file(path), self.averages)
 
     def copy_to_model(self) -> None:
         """Gives the averages to the model, for good."""
@@ -219,13 +246,8 @@ class AveragedWeightsCallback(TrainerCallback):
 
 @torch.no_grad()
 def _copy(values: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        targets[name].copy_(value)
+    for name, target in targets.items():
+        target.copy_(values[name])
 
 
-__all__ = [
-    "AveragedWeightsCallback",
-    "BriefProgressCallback",
-    "BrokenStepsCallback",
-    "EpochCallback",
-]
+__all__ = ["AveragedWeightsCallback", "BriefProgressCallback", "BrokenStepsCallback", "EpochCallback", "LossTerms"]

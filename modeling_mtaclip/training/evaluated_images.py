@@ -1,10 +1,8 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept of evaluated images to be shown: the best and the worst of them, the alignment of their masks with the
-class texts, and how often each prompt context is used."""
+"""Single images to be shown: what a model predicts for them, how their masks are aligned with the class texts, and
+which prompt contexts win."""
 
-import bisect
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +27,7 @@ THUMBNAIL_SIZE = 480
 class MaskAlignment:
     """Unit vectors in CLIP's space: of an image's `masks` `(M, E)`, the most probable first, with their `classes`
     `(M,)` and `centers` `(M, 2)`, where each is surest, as shares (x, y) of the image's size; and of the `texts`
-    `(C, K + 1, E)` of classes and "no object" in each context. What a mask is, [`ContextUsage`] says."""
+    `(C, K + 1, E)` of classes and "no object" in each context. What a mask is, [`winning_contexts`] says."""
 
     classes: np.ndarray
     centers: np.ndarray
@@ -46,97 +42,48 @@ class MaskAlignment:
 
 @dataclass
 class EvaluatedImage:
-    """An image with ground truth and prediction. It becomes a thumbnail, its label maps (integer arrays or tensors of
-    shape `(height, width)`) int64 arrays of the thumbnail's size. `alignment` is absent without text branch."""
+    """An image with ground truth and prediction. It becomes an upright thumbnail in RGB, its label maps (integer
+    arrays or tensors `(height, width)`) int64 arrays of the thumbnail's size. `alignment` is absent without text."""
 
     name: str
     image: Image.Image
     ground_truth: np.ndarray
     prediction: np.ndarray
-    mean_iou: float = math.nan
     alignment: MaskAlignment | None = None
 
     def __post_init__(self) -> None:
-        self.image = make_thumbnail(self.image)
-        self.ground_truth = _shrink(self.ground_truth, self.image.size)
-        self.prediction = _shrink(self.prediction, self.image.size)
+        self.image = ImageOps.exif_transpose(self.image).convert("RGB")
+        self.image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), reducing_gap=2.0)
+        self.ground_truth, self.prediction = map(self._shrink, (self.ground_truth, self.prediction))
+
+    def _shrink(self, labels: Any) -> np.ndarray:
+        """A label map of the thumbnail's size: each pixel has the label at its center."""
+        labels = Image.fromarray(np.asarray(labels, dtype=np.int32))
+        return np.array(labels.resize(self.image.size, Image.Resampling.NEAREST), dtype=np.int64)
 
 
-def make_thumbnail(image: Image.Image) -> Image.Image:
-    """The image upright and in RGB, its longer side at most `THUMBNAIL_SIZE`."""
-    image = ImageOps.exif_transpose(image).convert("RGB")
-    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), reducing_gap=2.0)
-    return image
+def winning_contexts(class_queries_logits: Tensor, mask_text_similarity: Tensor) -> np.ndarray:
+    """Counts which prompt context is the most similar one to the masks of each class.
 
+    A mask is a query whose most probable class is not "no object"; its winning context is the one in which the text of
+    that class is most similar to it, as in the contrastive loss (Sec. 3.4).
 
-def _shrink(labels: Any, size: tuple[int, int]) -> np.ndarray:
-    """A label map of a size `(width, height)`: each pixel has the label at its center."""
-    labels = Image.fromarray(np.asarray(labels, dtype=np.int32))
-    return np.array(labels.resize(size, Image.Resampling.NEAREST), dtype=np.int64)
+    Args:
+        class_queries_logits (`Tensor` of shape `(B, Q, K + 1)`): of the model's output; more queries may follow.
+        mask_text_similarity (`Tensor` of shape `(B, C, Q, K + 1)`): of the model's output.
 
-
-class BestAndWorstImages:
-    """Keeps the images with the highest and the lowest mean IoU, `number` of each, however many are evaluated: after
-    `gather`, those of all processes in `best`, the best first, and in `worst`, the worst first, none in both."""
-
-    def __init__(self, number: int = 4) -> None:
-        self.number = number
-        self.best: list[EvaluatedImage] = []
-        self.worst: list[EvaluatedImage] = []
-        self._kept: list[EvaluatedImage] = []
-
-    def add(self, name: str, mean_iou: float, image: Image.Image, ground_truth: Tensor, prediction: Tensor) -> None:
-        """Keeps an image as long as it is among the best or worst of this process; one without score is not."""
-        place = bisect.bisect(self._kept, (mean_iou, name), key=lambda kept: (kept.mean_iou, kept.name))
-        is_full = len(self._kept) == 2 * self.number
-        if math.isnan(mean_iou) or (is_full and place == self.number):
-            return
-        self._kept.insert(place, EvaluatedImage(name, image, ground_truth.cpu(), prediction.cpu(), mean_iou))
-        if is_full:
-            del self._kept[self.number]
-
-    def gather(self) -> None:
-        """Brings the best and worst of all processes together, which must all call this."""
-        rank = PartialState().process_index
-        order = sorted(gather_object([(each.mean_iou, each.name, rank, i) for i, each in enumerate(self._kept)]))
-        num_worst = min(self.number, len(order) // 2)
-        worst, best = order[:num_worst], order[num_worst:][::-1][: self.number]
-        images = dict(gather_object([(key, self._kept[key[-1]]) for key in (*worst, *best) if key[2] == rank]))
-        self.worst, self.best = [images[key] for key in worst], [images[key] for key in best]
-
-
-class ContextUsage:
-    """Counts which prompt context is the most similar one to the masks of each of `num_labels` classes.
-
-    A mask is a query whose most probable class is not "no object"; the winning context of a mask is the one in which
-    the text of that class is most similar to the mask, as in the contrastive loss (Sec. 3.4). After `gather`,
-    `counts`, int64 `(K, C)`, has the masks of each class that each context won (C is 0 without text branch), and
-    `agreeing`, int64 `(K,)`, the masks of each class whose most similar of all texts is one of the class.
+    Returns:
+        `np.ndarray` of shape `(K, C + 1)`: int64, the masks of each class that each context won, and in the last
+            column those whose most similar of all texts is one of the class.
     """
-
-    def __init__(self, num_labels: int) -> None:
-        self.counts = np.zeros((num_labels, 0), dtype=np.int64)
-        self.agreeing = np.zeros(num_labels, dtype=np.int64)
-        self._table: np.ndarray | int = 0
-
-    def add(self, class_queries_logits: Tensor, mask_text_similarity: Tensor | None) -> None:
-        """Counts the masks of a batch, from the model's outputs `(B, Q, K + 1)` and `(B, C, Q, K + 1)`."""
-        if mask_text_similarity is None:
-            return
-        _, num_contexts, num_queries, num_texts = mask_text_similarity.shape
-        # Class masks, which may follow, are of text queries.
-        classes = class_queries_logits[:, :num_queries].argmax(dim=-1)
-        own_similarity = mask_text_similarity.take_along_dim(classes[:, None, :, None], dim=-1)[..., 0]
-        wins = F.one_hot(own_similarity.argmax(dim=1), num_contexts)
-        agrees = mask_text_similarity.amax(dim=1).argmax(dim=-1) == classes
-        columns = torch.cat((wins, agrees[..., None]), dim=-1).flatten(0, 1).float()
-        self._table += (F.one_hot(classes, num_texts).flatten(0, 1).float().T @ columns).long().cpu().numpy()
-
-    def gather(self) -> None:
-        """Adds up the counts of all processes, which must all call this."""
-        total = sum(gather_object([self._table]))
-        if isinstance(total, np.ndarray):
-            self.counts, self.agreeing = total[:-1, :-1], total[:-1, -1]
+    _, num_contexts, num_queries, num_texts = mask_text_similarity.shape
+    classes = class_queries_logits[:, :num_queries].argmax(dim=-1)
+    own_similarity = mask_text_similarity.take_along_dim(classes[:, None, :, None], dim=-1)[..., 0]
+    wins = F.one_hot(own_similarity.argmax(dim=1), num_contexts)
+    agrees = mask_text_similarity.amax(dim=1).argmax(dim=-1) == classes
+    columns = torch.cat((wins, agrees[..., None]), dim=-1).flatten(0, 1).float()
+    table = F.one_hot(classes, num_texts).flatten(0, 1).float().T @ columns
+    return table[:-1].long().cpu().numpy()
 
 
 @torch.no_grad()
@@ -195,21 +142,11 @@ def save_pictures(
         pictures = [image.image, *(colorize(labels, palette, ignore_index) for labels in label_maps)]
         factor = max(1, THUMBNAIL_SIZE // max(image.image.size))
         size = (factor * image.image.width, factor * image.image.height)
-        panels = [
-            (title, each.resize(size, Image.Resampling.NEAREST))
-            for title, each in zip(("image", "ground truth", "prediction"), pictures, strict=True)
-        ]
+        enlarged = [picture.resize(size, Image.Resampling.NEAREST) for picture in pictures]
+        panels = list(zip(("image", "ground truth", "prediction"), enlarged, strict=True))
         picture = compare(panels, class_names, palette, label_maps, ignore_index=ignore_index)
         stem = re.sub(r"[^\w.-]+", "_", Path(image.name).stem)[:80]
         picture.save(folder / f"{place:03}_{stem}.png")
 
 
-__all__ = [
-    "BestAndWorstImages",
-    "ContextUsage",
-    "EvaluatedImage",
-    "MaskAlignment",
-    "align_masks",
-    "make_thumbnail",
-    "save_pictures",
-]
+__all__ = ["EvaluatedImage", "MaskAlignment", "align_masks", "save_pictures", "winning_contexts"]

@@ -10,41 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ..data import DATASETS
 from ..image_processing_mtaclip import MTAClipImageProcessor
-from ..inference import PreparedImage, prepare_image
+from ..inference import prepare_image
 from ..metrics import BoundaryScores, PerImageScores, category_iou, iou_figures, json_ready, summary_figures
 from ..metrics.boundary import BOUNDARY_IOU_RATIO, CITYSCAPES_BOUNDARY_IOU_RATIO
-from .evaluated_images import BestAndWorstImages, ContextUsage, make_thumbnail
+from ..metrics.confusion import gathered
+from ..metrics.per_image import ImageScore
+from .evaluated_images import winning_contexts
 
 
 NUM_WORST_IMAGES = 10
-
-
-@dataclass
-class EvaluationSample:
-    """One image, ready for the model, and its annotation as it is in the data set.
-
-    Attributes:
-        image ([`PreparedImage`]): prepared by the image processor, by itself.
-        annotation (`Tensor` of shape `(height, width)`): int64, at its own size.
-        name (`str`): of the image, empty if it has none.
-        thumbnail (`PIL.Image.Image`, *optional*): the image, small enough to be kept.
-    """
-
-    image: PreparedImage
-    annotation: Tensor
-    name: str = ""
-    thumbnail: Image.Image | None = None
-
-    def pin_memory(self) -> "EvaluationSample":
-        """Puts the image into memory from which a GPU copies while the host goes on; data loaders call this."""
-        self.image.pixel_values = [values.pin_memory() for values in self.image.pixel_values]
-        return self
+MAX_NAMED_CLASSES = 20
 
 
 @dataclass
@@ -59,25 +39,23 @@ class EvaluationCollator:
     image_processor: MTAClipImageProcessor
     scales: Sequence[float] = (1.0,)
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> list[EvaluationSample]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Of each example the [`PreparedImage`] `image`, the `annotation` `(height, width)` int64 at its own size, and
+        the `name`, which may be empty."""
         return [
-            EvaluationSample(
-                prepare_image(example["image"], self.image_processor, self.scales),
-                torch.from_numpy(np.array(example["annotation"], dtype=np.int64)),
-                example.get("name", ""),
-                make_thumbnail(example["image"]),
-            )
+            {
+                "image": prepare_image(example["image"], self.image_processor, self.scales),
+                "annotation": torch.from_numpy(np.array(example["annotation"], dtype=np.int64)),
+                "name": example.get("name", ""),
+            }
             for example in examples
         ]
 
 
 @contextmanager
 def whole_weights(model: nn.Module) -> Iterator[None]:
-    """Gathers the weights that FSDP has sharded, so that predictions need no other process; all must call this.
-
-    Args:
-        model (`nn.Module`): sharded by `fully_shard` in part or whole; any other model is left as it is.
-    """
+    """Gathers the weights of a model that `fully_shard` has sharded in part or whole, so that predictions need no
+    other process; all must call this. Any other model is left as it is."""
     sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for module in sharded:
         module.unshard()
@@ -101,8 +79,7 @@ class SegmentationScores:
     Attributes:
         matrix (`Tensor` of shape `(K + 1, K + 1)`, *optional*): after `finish`, the confusion matrix.
         per_image ([`PerImageScores`]): of each image by name.
-        best_and_worst ([`BestAndWorstImages`]): the best and worst images.
-        contexts ([`ContextUsage`]): which prompt contexts are used.
+        contexts (`np.ndarray` of shape `(K, C + 1)`): as of [`winning_contexts`]; C is 0 without text branch.
     """
 
     def __init__(self, class_names: Sequence[str], ignore_index: int, boundary_metrics: bool = False) -> None:
@@ -111,33 +88,33 @@ class SegmentationScores:
         number = len(self.class_names)
         self.matrix: Tensor | None = None
         self.per_image = PerImageScores(number, ignore_index)
-        self.best_and_worst, self.contexts = BestAndWorstImages(), ContextUsage(number)
+        self.contexts = np.zeros((number, 1), dtype=np.int64)
         self.boundary: BoundaryScores | None = None
         if boundary_metrics:
             iou_ratio = CITYSCAPES_BOUNDARY_IOU_RATIO if self.categories else BOUNDARY_IOU_RATIO
             self.boundary = BoundaryScores(number, ignore_index, iou_ratio=iou_ratio)
         self._figures: dict[str, Any] = {}
 
-    def add(
-        self, prediction: Tensor, annotation: Tensor, name: str = "", thumbnail: Image.Image | None = None
-    ) -> None:
-        """Counts one image: two int64 label maps of the same size, its name and a small version if there is one."""
+    def add(self, prediction: Tensor, annotation: Tensor, name: str = "") -> None:
+        """Counts one image: two int64 label maps of the same size, and its name, if it has one."""
         annotation = annotation.to(prediction.device)
         if self.boundary is not None:
             self.boundary.add(prediction=prediction, reference=annotation)
         if not name or name in self.per_image:
             # A name of its own.
             name = f"{name or 'image'} ({PartialState().process_index}.{len(self.per_image) + 1})"
-        score = self.per_image.add(prediction=prediction, reference=annotation, name=name)
-        if thumbnail is not None:
-            self.best_and_worst.add(name, score.mean_iou, thumbnail, annotation, prediction)
+        self.per_image.add(prediction=prediction, reference=annotation, name=name)
+
+    def add_contexts(self, class_queries_logits: Tensor, mask_text_similarity: Tensor | None) -> None:
+        """Counts the winning contexts in a model's output, if it has a text branch."""
+        if mask_text_similarity is not None:
+            self.contexts = self.contexts + winning_contexts(class_queries_logits, mask_text_similarity)
 
     def finish(self) -> None:
         """Adds up the counts of all processes, which must all call this."""
         self.per_image.synchronize()
         self.matrix = self.per_image.confusion_matrix
-        self.best_and_worst.gather()
-        self.contexts.gather()
+        self.contexts = sum(gathered(self.contexts))
         self._figures = iou_figures(self.matrix)
         if self.boundary is not None:
             self.boundary.synchronize()
@@ -151,15 +128,18 @@ class SegmentationScores:
             summary |= {name: float(self._figures[name]) for name in ("boundary_iou", "boundary_f_score")}
         return summary
 
+    def images(self) -> list[ImageScore]:
+        """Scores of the images that have one, the worst first."""
+        return [score for score in self.per_image.scores() if score.worst_class is not None]
+
     def details(self) -> dict[str, Any]:
         """What is no single number: `mean_iou_interval`, the 95 % bootstrap interval over images; `worst_images`, ten
         with `name`, `mean_iou` and `worst_class`; for Cityscapes `categories`, the IoU of each (`None`: absent)."""
-        worst = [score for score in self.per_image.scores() if score.worst_class is not None][:NUM_WORST_IMAGES]
         details: dict[str, Any] = {
             "mean_iou_interval": self.per_image.bootstrap_interval(),
             "worst_images": [
                 {"name": each.name, "mean_iou": each.mean_iou, "worst_class": self.class_names[each.worst_class]}
-                for each in worst
+                for each in self.images()[:NUM_WORST_IMAGES]
             ],
         }
         if self.categories is not None:
@@ -176,6 +156,32 @@ class SegmentationScores:
             for index, name in enumerate(self.class_names)
         }
 
+    def warnings(self) -> list[str]:
+        """Why the scores say less than they seem to, or nothing at all: a sentence or two on each reason."""
+        pixels, num_images = self.matrix.sum(dim=1)[:-1].tolist(), len(self.per_image)
+        if not any(pixels):
+            return [
+                f"There are no scores: no pixel of the {num_images} evaluated images is annotated with a class. Check "
+                "the label ids of the annotations against the class names."
+            ]
+        warnings = []
+        absent = [name for name, number in zip(self.class_names, pixels, strict=True) if not number]
+        if absent:
+            more = f" and {len(absent) - MAX_NAMED_CLASSES} more" if len(absent) > MAX_NAMED_CLASSES else ""
+            warnings.append(
+                f"{len(absent)} of {len(pixels)} classes are annotated in no evaluated image, so that the scores say "
+                f"nothing about how well they are found: {', '.join(absent[:MAX_NAMED_CLASSES])}{more}."
+            )
+        num_empty = num_images - len(self.images())
+        if num_empty:
+            warnings.append(f"{num_empty} of {num_images} evaluated images have no annotated pixel and don't count.")
+        if num_images == 1:
+            warnings.append("Only one image was evaluated: the interval over images says nothing.")
+        summary = self.summary()
+        if summary["mean_iou"] <= summary["constant_mean_iou"]:
+            warnings.append("The mean IoU is not above that of always predicting the most frequent class.")
+        return warnings
+
 
 def categories_of(class_names: Sequence[str]) -> tuple[str, ...] | None:
     """The categories that the official metric of the data set with these classes scores too."""
@@ -183,4 +189,4 @@ def categories_of(class_names: Sequence[str]) -> tuple[str, ...] | None:
     return (known[0] or None) if known else None
 
 
-__all__ = ["EvaluationCollator", "EvaluationSample", "SegmentationScores", "categories_of", "whole_weights"]
+__all__ = ["EvaluationCollator", "SegmentationScores", "categories_of", "whole_weights"]

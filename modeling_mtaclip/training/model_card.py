@@ -48,16 +48,15 @@ def write_model_card(
     data: DatasetInfo | None = None,
     num_images: Mapping[str, int] | None = None,
     warnings: Sequence[str] = (),
-    tags: str | Sequence[str] | None = None,
     **metadata: Any,
 ) -> bool:
     """Writes the card to `path`, unless there is one that does not come from a run, and returns whether it did.
 
     `model_id` is the name on the Hub, or of the folder; `options` are those of the run, shown as [`public_options`]
     gives them; the last evaluation in `history`, the trainer's log, has the scores, and `warnings` say what restricts
-    them; `data` is for the data set's title and license, `num_images` has those of each split, as far as known; `tags`
-    stand beside the default ones, and `metadata`, unless `None`, in place of the run's own fields of
-    `huggingface_hub.ModelCardData`.
+    them; `data` is for the data set's title and license, `num_images` has those of each split, as far as known.
+    `metadata`, unless `None`, stand in place of the run's own fields of `huggingface_hub.ModelCardData`, and `tags`
+    beside them.
     """
     path, config = Path(path), model.config
     if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
@@ -84,9 +83,10 @@ def write_model_card(
         "model_name": model_id.split("/")[-1],
         "eval_results": results or None,
     }
-    fields |= {name: value for name, value in metadata.items() if value is not None}
+    tags = metadata.pop("tags", None) or ()
+    fields["tags"] = [*TAGS, *([tags] if isinstance(tags, str) else tags)]
     card = ModelCard.from_template(
-        ModelCardData(**fields, tags=[*TAGS, *([tags] if isinstance(tags, str) else tags or ())]),
+        ModelCardData(**fields | {name: value for name, value in metadata.items() if value is not None}),
         template_path=str(TEMPLATE),
         marker=MARKER,
         model_id=model_id,

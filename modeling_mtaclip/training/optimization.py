@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter groups and learning-rate schedule of the paper's recipe."""
 
+from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -100,9 +101,17 @@ def synchronize_batch_norms(backbone: nn.Module) -> None:
     convert_sync_batchnorm(backbone)
 
 
-__all__ = [
-    "create_schedule",
-    "parameter_groups",
-    "polynomial_schedule",
-    "synchronize_batch_norms",
-]
+def keep_strides(model: nn.Module) -> None:
+    """Gives gradients their parameters' strides along sides of length 1, which say nothing, but which DDP compares."""
+
+    def with_strides(gradient: Tensor, strides: tuple[int, ...]) -> Tensor:
+        pairs = zip(gradient.stride(), strides, gradient.shape, strict=True)
+        same = all(own == wanted or size == 1 for own, wanted, size in pairs)
+        return gradient.as_strided(gradient.shape, strides) if same else gradient
+
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dim() == 4 and 1 in parameter.shape:
+            parameter.register_hook(partial(with_strides, strides=parameter.stride()))
+
+
+__all__ = ["create_schedule", "keep_strides", "parameter_groups", "polynomial_schedule", "synchronize_batch_norms"]

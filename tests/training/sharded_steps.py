@@ -55,7 +55,6 @@ def train(model: torch.nn.Module, num_steps: int) -> list[tuple[float, float]]:
         loss.backward()
         gradients = [value.grad for value in model.parameters() if value.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).full_tensor()
-        guard.see_gradient_norm(norm)
         guard.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
         optimizer.step()
         optimizer.zero_grad()

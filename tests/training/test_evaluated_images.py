@@ -2,80 +2,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """What evaluation keeps for the report, what loggers get, and what the progress bar shows."""
 
-import math
-import os
 import random
 import re
-import sys
 
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import distributed, multiprocessing
 
 from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.training.callbacks import BriefProgressCallback
 from modeling_mtaclip.training.evaluated_images import (
-    BestAndWorstImages,
-    ContextUsage,
     EvaluatedImage,
     align_masks,
     save_pictures,
+    winning_contexts,
 )
+from modeling_mtaclip.training.evaluation import SegmentationScores
+from modeling_mtaclip.training.report import best_and_worst
 from tests.tiny import CLASS_NAMES, tiny_model
 from tests.training.distributed_steps import evaluation_example, example
 from tests.training.test_trainer import trainer
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 5, 8, 40])
-def test_the_best_and_worst_images_are_kept(num_images):
+def test_the_best_and_worst_images_are_shown(num_images):
     """Of equal scores, the first names are the worst."""
-    in_order = [(f"image {index:02}", index // 3 / 20) for index in range(num_images)]
-    scores = [*in_order, ("nothing annotated", math.nan)]
-    random.Random(num_images).shuffle(scores)
-    kept = BestAndWorstImages(number=3)
-    labels = torch.zeros(4, 6, dtype=torch.long)
-    for score in scores:
-        kept.add(*score, Image.new("RGB", (6, 4)), labels, labels)
-    kept.gather()
-    num_worst = min(3, num_images // 2)
-    assert [(image.name, image.mean_iou) for image in kept.worst] == in_order[:num_worst]
-    assert [(image.name, image.mean_iou) for image in kept.best] == in_order[num_worst:][::-1][:3]
-
-
-def gather_in_process(rank, folder):
-    """Two processes: both have an image of one name and score, in another color."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    PartialState._reset_state()
-    PartialState(cpu=True)
-    kept, usage, labels = BestAndWorstImages(number=2), ContextUsage(2), torch.full((4, 6), rank)
-    for name, score, color in (("1.png", 0.5, ("red", "blue")[rank]), (f"own {rank}", 0.1 + rank, "black")):
-        kept.add(name, score, Image.new("RGB", (6, 4), color), labels, labels)
-    usage.add(torch.eye(3)[None, :2], torch.eye(3)[:2].repeat(1, 2, 1, 1))
-    kept.gather()
-    usage.gather()
-    torch.save((kept.worst, kept.best, usage.counts, usage.agreeing), f"{folder}/{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def test_two_processes_bring_their_images_and_counts_together(tmp_path):
-    multiprocessing.start_processes(
-        gather_in_process, (str(tmp_path),), 2, start_method="fork" if sys.platform == "linux" else "spawn"
-    )
-    for rank in range(2):
-        worst, best, counts, agreeing = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
-        assert [image.name for image in (*worst, *best)] == ["own 0", "1.png", "own 1", "1.png"]
-        colors = [image.image.getpixel((0, 0)) for image in (worst[1], best[1])]
-        assert sorted(colors) == [(0, 0, 255), (255, 0, 0)]
-        assert [image.prediction[0, 0] for image in (worst[0], best[0])] == [0, 1]
-        assert counts.tolist() == [[2, 0], [2, 0]]
-        assert agreeing.tolist() == [2, 2]
+    in_order = [f"image {index:02}" for index in range(num_images)]
+    scores, truth = SegmentationScores(["a", "b"], 255), torch.zeros(1, 40, dtype=torch.long)
+    scores.add(truth, truth + 255, "nothing annotated")
+    for index in random.Random(num_images).sample(range(num_images), num_images):
+        scores.add((torch.arange(40) >= index // 3)[None].long(), truth, in_order[index])
+    scores.finish()
+    best, worst = ([score.name for score in shown] for shown in best_and_worst(scores))
+    num_worst = min(4, num_images // 2)
+    assert (worst, best) == (in_order[:num_worst], in_order[num_worst:][::-1][:4])
 
 
 def test_kept_images_are_upright_thumbnails_and_have_the_labels_at_the_centers():
@@ -94,33 +56,29 @@ def test_kept_images_are_upright_thumbnails_and_have_the_labels_at_the_centers()
 
 def test_winning_contexts_are_counted_as_written_out():
     class_logits, similarity = torch.randn(5, 7, 5), torch.randn(5, 3, 7, 5)
-    usage = ContextUsage(4)
-    for part in range(5):
-        usage.add(class_logits[part : part + 1], similarity[part : part + 1])
-    usage.gather()
-    counts, agreeing = np.zeros((4, 3)), np.zeros(4)
+    table = np.zeros((4, 4))
     for image, query in np.ndindex(5, 7):
         label = int(class_logits[image, query].argmax())
         if label < 4:
-            counts[label, int(similarity[image, :, query, label].argmax())] += 1
-            agreeing[label] += int(similarity[image, :, query].argmax()) % 5 == label
-    assert np.array_equal(usage.counts, counts)
-    assert np.array_equal(usage.agreeing, agreeing)
+            table[label, int(similarity[image, :, query, label].argmax())] += 1
+            table[label, -1] += int(similarity[image, :, query].argmax()) % 5 == label
+    assert np.array_equal(winning_contexts(class_logits, similarity), table)
 
 
-def test_evaluation_finds_images_and_contexts(tmp_path):
+def test_evaluated_images_are_predicted_as_in_the_evaluation(tmp_path):
     examples = [evaluation_example(index) | {"name": f"number {index}"} for index in range(5)]
     run = trainer(tmp_path, eval_dataset=examples)
     run.evaluate()
-    names = {image.name for image in (*run.scores.best_and_worst.best, *run.scores.best_and_worst.worst)}
-    assert names == {example["name"] for example in examples}
-    assert len(run.scores.per_image) == 5
-    best = run.scores.best_and_worst.best[0]
-    index = int(best.name.split()[1])
-    assert np.array_equal(best.ground_truth, np.array(examples[index]["annotation"]))
-    assert np.array_equal(best.image, np.array(examples[index]["image"]))
-    assert np.array_equal(best.prediction, run.evaluated_image(examples[index]).prediction)
-    assert run.scores.contexts.counts.shape == (len(CLASS_NAMES), 3)
+    names = [score.name for score in run.scores.images()]
+    assert sorted(names) == [each["name"] for each in examples]
+    again = SegmentationScores(run.scores.class_names, 255)
+    for each in examples:
+        image = run.evaluated_image(each)
+        assert np.array_equal(image.image, np.array(each["image"]))
+        again.add(torch.from_numpy(image.prediction), torch.from_numpy(image.ground_truth), image.name)
+    again.finish()
+    assert torch.equal(again.matrix, run.scores.matrix)
+    assert run.scores.contexts.shape == (len(CLASS_NAMES), 4)
 
 
 def test_aligned_masks_and_texts_give_the_models_similarity():

@@ -16,8 +16,9 @@ from PIL import Image
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 from modeling_mtaclip.metrics import json_ready
 from modeling_mtaclip.training import parse_run_arguments, prepare_run
+from modeling_mtaclip.training.evaluated_images import EvaluatedImage
 from modeling_mtaclip.training.evaluation import SegmentationScores
-from modeling_mtaclip.training.report import score_warnings, write_report
+from modeling_mtaclip.training.report import write_report
 from tests.training.conftest import draw_folder, options
 
 
@@ -144,11 +145,11 @@ def test_best_and_worst_images_are_those_of_the_scores(finished):
 
 
 def test_context_table_is_that_of_the_counts(finished):
-    usage = finished[0].trainer.scores.contexts
+    table = finished[0].trainer.scores.contexts[:, :-1]
     rows = {row["class"]: row for row in finished[2].rows("contexts")}
-    assert rows.keys() == {SCENE_CLASSES[index] for index in usage.counts.sum(axis=1).nonzero()[0]}
+    assert rows.keys() == {SCENE_CLASSES[index] for index in table.sum(axis=1).nonzero()[0]}
     for name, row in rows.items():
-        counts = usage.counts[SCENE_CLASSES.index(name)]
+        counts = table[SCENE_CLASSES.index(name)]
         assert int(row["masks"]) == counts.sum()
         shares = counts[counts > 0] / counts.sum()
         assert row["most often"] == f"{counts.argmax() + 1} ({counts.max() / counts.sum():.0%})"
@@ -198,16 +199,18 @@ def test_models_without_text_and_runs_without_report(tmp_path, overrides, titles
 
 def report_of(tmp_path, names, label_maps, options=None, **metrics):
     """The page of some pairs of prediction and ground truth, and the warnings about their scores."""
-    scores = SegmentationScores(names, ignore_index=255)
+    scores, images = SegmentationScores(names, ignore_index=255), {}
     for index, (prediction, truth) in enumerate(label_maps):
-        scores.add(prediction, truth, f"image {index}", Image.new("RGB", (truth.shape[1], truth.shape[0])))
+        scores.add(prediction, truth, f"image {index}")
+        image = Image.new("RGB", (truth.shape[1], truth.shape[0]))
+        images[f"image {index}"] = EvaluatedImage(f"image {index}", image, truth, prediction)
     scores.finish()
     metrics |= {f"eval_{name}": value for name, value in (scores.summary() | scores.details()).items()}
     metrics = json_ready(metrics | {"classes": scores.per_class()})
     palette = [(0, 0, 0)] * len(names)
     path = tmp_path / "report.html"
-    write_report(path, title="x", metrics=metrics, scores=scores, palette=palette, options=options)
-    return Page(path.read_text()), score_warnings(scores)
+    write_report(path, title="x", metrics=metrics, scores=scores, palette=palette, images=images, options=options)
+    return Page(path.read_text()), scores.warnings()
 
 
 def test_many_classes_with_unusual_names(tmp_path):

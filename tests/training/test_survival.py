@@ -4,6 +4,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -149,34 +150,29 @@ def test_too_many_broken_steps_are_an_error(tmp_path):
         run.train()
 
 
-NORM, OVERFLOW, BROKEN = (1.0, 1.0), (float("inf"), 1.0), (float("nan"), float("nan"))
-
-
 @pytest.mark.parametrize(
-    ("steps", "scale", "stops"),
+    ("gradients", "scale", "stops"),
     [
-        ([OVERFLOW] * 9, 2.0**10, False),
-        ([OVERFLOW] * 9, None, True),
-        ([OVERFLOW] * 9, 0.5, True),
-        ([BROKEN] * 4, 2.0**10, True),
-        ([BROKEN] * 3, 2.0**10, False),
-        ([BROKEN, BROKEN, NORM] * 4, None, False),
-        ([BROKEN, OVERFLOW] * 4, 2.0**10, True),
-        ([NORM, *[BROKEN] * 4, NORM], None, True),
+        ("BBBBBBBBB", 2.0**10, False),
+        ("BBBBBBBBB", 0.5, True),
+        ("BBBBB", None, True),
+        ("BBBNBBBNBBB", None, False),
+        ("NBBBBN", None, True),
+        ("IIII", None, True),
     ],
 )
-def test_broken_steps_in_a_row_count_but_not_the_overflows_of_a_scaler(steps, scale, stops):
-    model = tiny_model()
+def test_broken_steps_in_a_row_count_but_not_the_overflows_of_a_scaler(gradients, scale, stops):
+    model = torch.nn.Linear(2, 2)
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
     guard = BrokenStepsCallback(max_skipped_steps=3, scaler=scaler)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     guard.on_train_begin(None, None, None, model=model)
-    for norm, loss in steps:
-        guard.see_loss(torch.tensor(loss))
-        guard.see_gradient_norm(torch.tensor(norm))
+    for kind in gradients:
+        model.weight.grad = torch.ones(2, 2)
+        model.weight.grad[1, 1] = {"N": 1.0, "B": math.nan, "I": math.inf}[kind]
         guard.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
     with pytest.raises(TrainingStopped) if stops else nullcontext():
-        guard.report(step=len(steps))
+        guard.report(step=len(gradients))
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_evaluation_predicts_by_windows_or_with_augmentation_as_its_options_say(
         for each in examples:
             (prediction,) = Segmenter(model, processor, options)([each["image"]])
             expected.add(prediction=prediction, reference=np.array(each["annotation"]))
-            assert (run.predict_image(each["image"]) == prediction.numpy()).mean() > 0.999
+            assert (run.evaluated_image(each).prediction == prediction.numpy()).mean() > 0.999
         difference = (run.scores.matrix - expected.confusion_matrix()).abs().sum()
         assert difference <= 0.002 * run.scores.matrix.sum()
         assert (run.scores.matrix - whole.scores.matrix).abs().sum() > 0.02 * run.scores.matrix.sum()
