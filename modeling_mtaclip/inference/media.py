@@ -48,6 +48,11 @@ class MediaFile:
         """The name of a video's frame."""
         return self.name.with_name(f"{self.name.name}_{number:06d}")
 
+    @property
+    def overlay_name(self) -> Path:
+        """The file that shows a video's overlays."""
+        return self.name.with_name(f"{self.name.name}_overlay.mp4")
+
     def frames(self, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
         """The image, or the images of the video; one that can't be decoded to its end raises a `ValueError`."""
         if not self.is_video:
@@ -113,12 +118,10 @@ def _expand(given: str, exclude: list[Path]) -> tuple[Path, ImageFiles]:
     if path.is_dir():
         return path, find_image_files(path, exclude=exclude, other_suffixes=VIDEO_SUFFIXES)
     fixed = next((index for index, part in enumerate(path.parts) if glob.has_magic(part)), len(path.parts) - 1)
-    matches = {each for each in map(Path, glob.glob(given, recursive=True)) if each.is_file()}
-    usable: set[Path] = set()
-    for folder in {each.parent for each in matches}:
-        usable.update(find_image_files(folder, False, exclude, VIDEO_SUFFIXES).paths)
-    others = Counter({"not an image or excluded": len(matches - usable)})
-    return Path(*path.parts[:fixed]), ImageFiles(sorted(matches & usable), +others)
+    root, in_depth = Path(*path.parts[:fixed]), len(path.parts) > fixed + 1
+    matches = set(map(Path, glob.glob(given, recursive=True)))
+    paths = find_image_files(root, in_depth, exclude, VIDEO_SUFFIXES).paths
+    return root, ImageFiles([each for each in paths if each in matches])
 
 
 @contextmanager

@@ -15,13 +15,12 @@ import re
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from ..visualization import overlay
 from .media import Frame, MediaFile, find_media, read_video, upright, write_video
 from .options import MODES, STRIDE, WINDOW, InferenceOptions
-from .result_formats import FORMATS, OtherMakerError, Result
+from .result_formats import FORMATS, OtherResultError, Result
 from .segmenter import PreparedImage, Segmenter
 
 
@@ -64,8 +63,7 @@ def predict(arguments: Sequence[str]) -> int:
     rank, world_size = (int(os.environ.get(name, number)) for name, number in (("RANK", 0), ("WORLD_SIZE", 1)))
     connected = world_size > 1 and "MASTER_ADDR" in os.environ
     try:
-        files, no_input = find_media(options.inputs, options.output_dir)
-        prediction = Prediction(options, files, rank, world_size)
+        prediction = Prediction(options, rank, world_size)
         if connected:
             distributed.init_process_group("gloo", timeout=PATIENCE)
         prediction.run()
@@ -76,7 +74,7 @@ def predict(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
-    except ValueError as error:
+    except (ValueError, OtherResultError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return BAD_OPTIONS
     except OSError as error:
@@ -87,8 +85,8 @@ def predict(arguments: Sequence[str]) -> int:
         )
         return NOT_WRITTEN
     if rank == 0 or not connected:
-        if no_input:
-            print(f"Files that are no input: {no_input}.")
+        if prediction.no_input:
+            print(f"Files that are no input: {prediction.no_input}.")
         print(
             f"{prediction.predicted} images predicted, {prediction.present} were there already, "
             f"{len(prediction.problems)} left out. Results: {options.output_dir}"
@@ -137,26 +135,28 @@ class Prediction:
     Attributes:
         predicted, present (`int`): images whose results were written, and whose were there already.
         problems (`list[str]`): why images or videos were left out.
+        no_input (`str`): how many files are no input, and why.
     """
 
-    def __init__(self, options: argparse.Namespace, files: Sequence[MediaFile], rank: int, world_size: int) -> None:
+    def __init__(self, options: argparse.Namespace, rank: int, world_size: int) -> None:
         if options.num_threads < 1 or options.max_pixels < 0:
             raise ValueError(
                 f"--num_threads must be positive, got {options.num_threads}, and --max_pixels not negative, got "
                 f"{options.max_pixels}."
             )
-        self.options, self.files, self.rank, self.world_size = options, files, rank, world_size
+        self.options, self.rank, self.world_size = options, rank, world_size
+        self.files, self.no_input = find_media(options.inputs, options.output_dir)
         inference = InferenceOptions.from_arguments(
             options.inference_mode, options.window, options.stride, options.tta, options.batch_size
         )
         device = _device(options.device)
         model, processor = load_model(options.model_name_or_path, getattr(torch, options.dtype))
         self.class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        self.videos = [file for file in files if file.is_video] if "video" in options.format else []
-        names = [name for name in options.format if name != "video"] + ["index"] * ("video" in options.format)
-        self.formats = {name: FORMATS[name] for name in names}
-        for each in self.formats.values():
-            each.check(self.class_names)
+        # Videos are made from the index maps of their frames.
+        self.formats = dict.fromkeys("index" if name == "video" else name for name in options.format)
+        for name in self.formats:
+            FORMATS[name].check(self.class_names)
+        self.videos = [file for file in self.files if file.is_video] if "video" in options.format else []
         self._check_paths()
         self.maker = _hash_of_maker(model, processor, inference)
         self.segmenter = Segmenter(model.to(device), processor, inference)
@@ -167,14 +167,13 @@ class Prediction:
         inputs, owners = {_place(file.path) for file in self.files}, {}
         for file in sorted(self.files, key=lambda each: not each.is_video):
             # The first frame stands for all frames of a video, whatever their numbers.
-            name = file.name_of_frame(0) if file.is_video else file.name
-            paths = [each.path(name) for each in self.formats.values()]
+            paths = self._paths(file.name_of_frame(0) if file.is_video else file.name)
             if len(set(paths)) < len(paths):
                 raise ValueError(
                     "Some of the formats use the same file names: write 'index', 'cityscapes' and 'ade20k' into "
                     "folders of their own."
                 )
-            for path in [*paths, *([_overlay_name(file)] if file in self.videos else [])]:
+            for path in [*paths, *([file.overlay_name] if file in self.videos else [])]:
                 if _place(self.options.output_dir / path) in inputs:
                     raise ValueError(f"{self.options.output_dir / path} is an input: choose another --output_dir.")
                 owner = owners.setdefault(_place(path), file)
@@ -186,41 +185,52 @@ class Prediction:
                         "both, or a quoted glob, to keep their folders apart; or predict them into two folders."
                     )
 
+    def _paths(self, name: Path) -> list[Path]:
+        return [FORMATS[each].path(name) for each in self.formats]
+
     def run(self) -> None:
-        """Predicts this process's share of the images, every `world_size`-th one."""
+        """Predicts this process's share of the images, every `world_size`-th one; no thread is left when it ends."""
         total = len(range(self.rank, len(self.files), self.world_size))
         # The other processes have no bar; the first has one if it writes to a terminal.
-        self.bar = tqdm(total=total, desc="Predicting", unit="image", disable=True if self.rank else None)
-        self.pool = ThreadPoolExecutor(self.options.num_threads)
-        self.writing: deque[Future] = deque()
-        loaded, batch_size = self._loaded(), self.options.batch_size
-        try:
-            while batch := list(islice(loaded, batch_size)):
-                maps = self.segmenter.predict([prepared for prepared, _ in batch])
-                for (_, writers), labels in zip(batch, maps, strict=True):
-                    self.writing.append(self.pool.submit(_write, writers, labels.cpu().numpy()))
-                self._finish_writing(self.options.num_threads)
-        finally:
-            self._close()
+        with (
+            tqdm(total=total, desc="Predicting", unit="image", disable=True if self.rank else None) as self.bar,
+            ThreadPoolExecutor(self.options.num_threads) as self.pool,
+        ):
+            for written in self._ahead(self._predicted(), self.options.num_threads):
+                written.result()
+                self.predicted += 1
+                self.bar.update()
 
-    def _loaded(self) -> Iterator[tuple[PreparedImage, list[Writer]]]:
-        """The images whose results are missing, in order, and what writes these. Some are loaded ahead."""
-        frames, ahead = self._own_frames(), self.options.batch_size + self.options.num_threads
-        loading = deque(self.pool.submit(self._load, frame) for frame in islice(frames, ahead))
-        while loading:
+    def _ahead(self, calls: Iterable[tuple], number: int) -> Iterator[Future]:
+        """Makes calls (function, argument) in threads, up to so many ahead of their use; in order."""
+        running: deque[Future] = deque()
+        for call in calls:
+            running.append(self.pool.submit(*call))
+            if len(running) > number:
+                yield running.popleft()
+        yield from running
+
+    def _predicted(self) -> Iterator[tuple[Writer, np.ndarray]]:
+        loaded = self._loaded()
+        while batch := list(islice(loaded, self.options.batch_size)):
+            maps = self.segmenter.predict([prepared for prepared, _ in batch])
+            for (_, writer), labels in zip(batch, maps, strict=True):
+                yield writer, labels.cpu().numpy()
+
+    def _loaded(self) -> Iterator[tuple[PreparedImage, Writer]]:
+        """The images whose results are missing, in order, and what writes these."""
+        calls = ((self._load, frame) for frame in self._own_frames())
+        for call in self._ahead(calls, self.options.batch_size + self.options.num_threads):
             try:
-                loaded = loading.popleft().result()
-            except OtherMakerError:
-                raise
+                loaded = call.result()
             except ValueError as error:
                 self._leave_out(error)
+                continue
+            if loaded is not None:
+                yield loaded
             else:
-                if loaded is None:
-                    self.present += 1
-                    self.bar.update()
-                else:
-                    yield loaded
-            loading.extend(self.pool.submit(self._load, frame) for frame in islice(frames, 1))
+                self.present += 1
+                self.bar.update()
 
     def _own_frames(self) -> Iterator[Frame]:
         number = 0
@@ -234,19 +244,22 @@ class Prediction:
                 if number % self.world_size == self.rank:
                     self._leave_out(error)
 
-    def _load(self, frame: Frame) -> tuple[PreparedImage, list[Writer]] | None:
-        content = frame.content()
-        results = {name: self._result(each.path(frame.name), name, content) for name, each in self.formats.items()}
-        missing = [(self.formats[name], result) for name, result in results.items() if self._is_missing(result)]
+    def _load(self, frame: Frame) -> tuple[PreparedImage, Writer] | None:
+        content, paths = frame.content(), self._paths(frame.name)
+        results = {name: self._result(path, name, content) for name, path in zip(self.formats, paths, strict=True)}
+        missing = {name: result for name, result in results.items() if self._is_missing(result)}
         if not missing:
             return None
         image = frame.read()
-        writers = [partial(each.write, result, frame.source, image, self.class_names) for each, result in missing]
-        return self.segmenter.prepare(image), writers
+        return self.segmenter.prepare(image), partial(self._write_results, missing, frame.source, image)
+
+    def _write_results(self, results: dict[str, Result], source: str, image: Image.Image, labels: np.ndarray) -> None:
+        for name, result in results.items():
+            FORMATS[name].write(result, source, image, self.class_names, labels)
 
     def _result(self, path: Path, kind: str, content: str) -> Result:
-        hashes = (hashlib.sha256(each.encode()).hexdigest()[:32] for each in (f"{self.maker} {kind}", content))
-        return Result(self.options.output_dir / path, ":".join(hashes))
+        made_of = f"{self.maker} {kind} {content}"
+        return Result(self.options.output_dir / path, hashlib.sha256(made_of.encode()).hexdigest())
 
     def _is_missing(self, result: Result) -> bool:
         return self.options.overwrite or not result.is_there()
@@ -255,21 +268,6 @@ class Prediction:
         self.problems.append(str(error))
         self.bar.update()
         self.bar.write(f"Left out: {error}", file=sys.stderr)
-
-    def _finish_writing(self, remaining: int) -> None:
-        """Waits until at most so many images are being written."""
-        while len(self.writing) > remaining:
-            self.writing.popleft().result()
-            self.predicted += 1
-            self.bar.update()
-
-    def _close(self) -> None:
-        """Writes what is predicted, also if the run is interrupted; no thread is left when this ends."""
-        try:
-            self._finish_writing(0)
-        finally:
-            self.pool.shutdown(cancel_futures=True)
-            self.bar.close()
 
     def add_other_processes(self) -> None:
         """Waits for the other processes, and adds what became of their images."""
@@ -283,32 +281,21 @@ class Prediction:
         """Writes an overlay of each video, if that was asked for, from its frames' label maps."""
         for file in self.videos:
             try:
-                result = self._result(_overlay_name(file), "video", file.content())
+                result = self._result(file.overlay_name, "video", file.content())
                 if self._is_missing(result):
                     with result.written() as path:
                         write_video(path, self._overlays(file), file.path, f"fingerprint {result.fingerprint}")
-            except OtherMakerError:
-                raise
             except ValueError as error:
                 self._leave_out(error)
 
     def _overlays(self, file: MediaFile) -> Iterator[Image.Image]:
         palette = palette_of(self.class_names)
         for number, frame in enumerate(read_video(file.path)):
-            path = self.options.output_dir / self.formats["index"].path(file.name_of_frame(number))
+            path = self.options.output_dir / FORMATS["index"].path(file.name_of_frame(number))
             if not path.exists():
                 raise ValueError(f"{path} is missing for the video of {file.path}: give the same command again.")
             with Image.open(path) as labels:
                 yield overlay(upright(frame), np.array(labels), palette, ignore_index=-1)
-
-
-def _write(writers: Sequence[Writer], labels: np.ndarray) -> None:
-    for write in writers:
-        write(labels)
-
-
-def _overlay_name(video: MediaFile) -> Path:
-    return video.name.with_name(f"{video.name.name}_overlay.mp4")
 
 
 def _device(name: str | None) -> torch.device:
@@ -336,7 +323,7 @@ def _hash_of_maker(
     model: MTAClipForSemanticSegmentation, processor: MTAClipImageProcessor, options: InferenceOptions
 ) -> str:
     """Of all on which label maps depend, besides the image."""
-    config = json.loads(model.config.to_json_string(use_diff=False), object_hook=_without_origin)
+    config = model.config.to_dict() | {"_name_or_path": "", "transformers_version": ""}
     settings = [config, str(model.dtype), processor.to_dict(), options.mode, options.scales, options.flip]
     settings += [options.window, options.stride] if options.mode == "slide" else []
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -344,10 +331,6 @@ def _hash_of_maker(
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _without_origin(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
 
 
 def _place(path: Path) -> str:

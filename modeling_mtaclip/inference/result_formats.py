@@ -25,35 +25,30 @@ from ..visualization import compare, overlay
 OVERLAY_QUALITY = 92
 CITYSCAPES_NAME = re.compile(r"[^_]+_\d{6}_\d{6}")
 # In a text chunk of PNG files, the comment of JPEG and MPEG-4 files and the first entry of JSON files.
-FINGERPRINT = re.compile(rb"fingerprint\W+([0-9a-f]{32}:[0-9a-f]{32})")
+FINGERPRINT = re.compile(rb"fingerprint\W+([0-9a-f]{64})")
 
 
-class OtherMakerError(ValueError):
-    """A result is there already that another model or other options made."""
+class OtherResultError(Exception):
+    """A file is in a result's place that something else made: another input, model or option."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A file, and the fingerprint `maker:input` of what it is made of, each as 32 digits of a hash."""
+    """A file, and the fingerprint of what it is made of, 64 digits of a hash."""
 
     path: Path
     fingerprint: str
 
     def is_there(self) -> bool:
-        """Whether it is there; raises a `ValueError` if something else is in its place."""
+        """Whether it is there; raises an `OtherResultError` if something else is in its place."""
         if not self.path.exists():
             return False
-        found = fingerprint_of(self.path) or ""
-        if found.split(":")[0] != self.fingerprint.split(":")[0]:
-            reason, kind = "not made by this model with these options", OtherMakerError
-        elif found != self.fingerprint:
-            reason, kind = "made from another input", ValueError
-        else:
-            return True
-        raise kind(
-            f"{self.path} is there already, and was {reason}. Choose another --output_dir, or --overwrite existing "
-            "results."
-        )
+        if fingerprint_of(self.path) != self.fingerprint:
+            raise OtherResultError(
+                f"{self.path} is there already, and was not made from this input by this model with these options. "
+                "Delete it, choose another --output_dir, or --overwrite existing results."
+            )
+        return True
 
     @contextmanager
     def written(self) -> Iterator[Path]:
@@ -167,4 +162,4 @@ FORMATS = {
 }
 
 
-__all__ = ["FORMATS", "OtherMakerError", "Result", "ResultFormat", "fingerprint_of"]
+__all__ = ["FORMATS", "OtherResultError", "Result", "ResultFormat", "fingerprint_of"]

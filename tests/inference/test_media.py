@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from modeling_mtaclip.inference.media import find_media, write_video
-from modeling_mtaclip.inference.result_formats import FORMATS, OtherMakerError, Result, fingerprint_of
+from modeling_mtaclip.inference.result_formats import FORMATS, OtherResultError, Result, fingerprint_of
 
 
 @pytest.fixture
@@ -68,18 +68,16 @@ def test_fingerprints_are_read_whole_whatever_follows_them(tmp_path, kind):
     """In PNG files a checksum follows, some of whose bytes look like digits."""
     image, labels = Image.new("RGB", (4, 4)), np.zeros((4, 4), dtype=np.int64)
     for number in range(60):
-        result = Result(tmp_path / f"{number}", f"{number:032x}:{number:032x}")
+        result = Result(tmp_path / f"{number}", f"{number:064x}")
         FORMATS[kind].write(result, "a.png", image, ["road"], labels)
         assert result.is_there()
-        with pytest.raises(ValueError, match="made from another input"):
-            Result(result.path, f"{number:032x}:{number + 1:032x}").is_there()
-        with pytest.raises(OtherMakerError, match="not made by this model"):
-            Result(result.path, f"{number + 1:032x}:{number:032x}").is_there()
+        with pytest.raises(OtherResultError, match="not made from this input by this model"):
+            Result(result.path, f"{number + 1:064x}").is_there()
 
 
 def test_overlay_videos_are_known_as_results(tmp_path):
     av = pytest.importorskip("av", reason="needs PyAV: pip install av")
-    images, fingerprint = [Image.new("RGB", (64, 48), color) for color in ("red", "blue")], f"{1:032x}:{2:032x}"
+    images, fingerprint = [Image.new("RGB", (64, 48), color) for color in ("red", "blue")], f"{1:064x}"
     with av.open(str(tmp_path / "drive.mkv"), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height = images[0].size
