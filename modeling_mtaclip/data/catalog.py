@@ -60,23 +60,20 @@ class DatasetInfo:
     categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        names = self.class_names
+        names, numbers = self.class_names, range(MAX_VALUE + 1)
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError("it names no classes")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"Several classes have the same name: {twice}. Each needs a name of its own.")
+            raise ValueError(f"several classes have the same name: {twice}. Each needs a name of its own")
         if len(names) > IGNORE_INDEX:
-            raise ValueError(
-                f"There are {len(names)} classes: at most {IGNORE_INDEX} are possible, since the label id "
-                f"{IGNORE_INDEX} means 'no label'."
-            )
-        if len(set(self.values)) < len(names):
-            raise ValueError(f"Each class needs a value of its own, got {self.values}.")
+            raise ValueError(f"there are {len(names)} classes: at most 255 are possible, since 255 means 'no label'")
+        if len(set(self.values).intersection(numbers)) < len(names):
+            raise ValueError(f"each class needs a value of its own in 0 … {MAX_VALUE}, got {self.values}")
         for ignored in self.ignored_values:
-            if not isinstance(ignored, int) or isinstance(ignored, bool) or ignored in self.values:
-                raise ValueError(f"`ignore_index` must be a number that is no class, got {ignored!r}.")
-        if wrong := [value for value in (*self.values, *self.ignored_values) if not 0 <= value <= MAX_VALUE]:
-            raise ValueError(
-                f"Values such as `ignore_index` must be those of 16-bit pixels, not negative, got {wrong[0]}."
-            )
+            if type(ignored) is not int or ignored in self.values or ignored not in numbers:
+                raise ValueError(
+                    f"`ignore_index` must be a number in 0 … {MAX_VALUE} that is no class, got {ignored!r}"
+                )
 
     @cached_property
     def label_table(self) -> np.ndarray:
@@ -92,10 +89,8 @@ class DatasetInfo:
         Raises:
             ValueError: it is known that the values stand for something else.
         """
-        values = tuple(label + 1 for label in range(len(self.values)))
-        if self.values == values:
-            return self
-        if self.title:
+        values = tuple(range(1, len(self.values) + 1))
+        if self.title and self.values != values:
             raise ValueError(f"`do_reduce_labels` is for other data than {self.title}, whose labels are known.")
         return replace(self, values=values, ignored_values=(self.ignored_values | {0}).difference(values))
 
@@ -116,66 +111,44 @@ def read_dataset_info(path: Path) -> DatasetInfo:
         raise ValueError(f"{path} is missing: it names the classes; {EXPECTED}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        if isinstance(content, dict) and isinstance(content.get("classes"), list):
-            return _full_info(**content)
-        return _info_of_names(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); {EXPECTED}.") from error
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: each of `classes` needs name, value and color; {error!r}; {EXPECTED}.") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        return _info_of(**content) if isinstance(content, dict) and "classes" in content else _info_of_names(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} can't be used ({type(error).__name__}): {error}; {EXPECTED}.") from error
 
 
-def _full_info(
+def _info_of(
     classes: list[dict[str, Any]], ignored_values: Sequence[int] = (IGNORE_INDEX,), **facts: Any
 ) -> DatasetInfo:
-    return DatasetInfo(
-        class_names=tuple(each["name"] for each in classes),
-        palette=tuple(tuple(each["color"]) for each in classes),
-        values=tuple(each["value"] for each in classes),
-        ignored_values=frozenset(ignored_values),
-        categories=tuple(each["category"] for each in classes if "category" in each),
-        **facts,
-    )
+    names, values = ([each[key] for each in classes] for key in ("name", "value"))
+    palette = tuple(tuple(each["color"]) for each in classes)
+    categories = tuple(each["category"] for each in classes if "category" in each)
+    return DatasetInfo(tuple(names), palette, tuple(values), frozenset(ignored_values), categories=categories, **facts)
 
 
 def _info_of_names(content: Any) -> DatasetInfo:
-    ignore_index = IGNORE_INDEX
+    names, ignore_index = content, IGNORE_INDEX
     if isinstance(content, dict):
         ignore_index = content.get("ignore_index", IGNORE_INDEX)
-        content = content.get("id2label", {key: name for key, name in content.items() if key != "ignore_index"})
-    if isinstance(content, dict):
-        content = _in_order(content)
-    if not isinstance(content, list) or not content or not all(isinstance(name, str) and name for name in content):
-        raise ValueError(f"It names no classes; {EXPECTED}.")
-    values = tuple(range(len(content)))
-    ignored = {IGNORE_INDEX}.difference(values) | {ignore_index}
-    return DatasetInfo(tuple(content), tuple(generate_palette(len(content))), values, frozenset(ignored))
-
-
-def _in_order(names: dict[str, Any]) -> list[Any]:
-    by_id = {int(key): name for key, name in names.items() if key.isdecimal()}
-    if len(by_id) < len(names) or sorted(by_id) != list(range(len(names))):
-        raise ValueError(
-            f"It must name the label ids 0 … {len(names) - 1}, got {list(names)}; {EXPECTED}. If 0 is 'no label' "
-            "in the annotations, list the others and set `do_reduce_labels`."
-        )
-    return [by_id[index] for index in range(len(names))]
+        names = content.get("id2label", {key: name for key, name in content.items() if key != "ignore_index"})
+    if isinstance(names, dict):
+        ids = [str(index) for index in range(len(names))]
+        if names.keys() != set(ids):
+            raise ValueError(
+                f"it must name the label ids 0 … {len(names) - 1}, got {list(names)}. If 0 is 'no label' in the "
+                "annotations, list the others and set `do_reduce_labels`"
+            )
+        names = [names[index] for index in ids]
+    names = tuple(names) if isinstance(names, list) else ()
+    values, ignored = tuple(range(len(names))), frozenset({IGNORE_INDEX, ignore_index})
+    return DatasetInfo(names, tuple(generate_palette(len(names))), values, ignored)
 
 
 def generate_palette(num_colors: int) -> list[Color]:
-    """Colors that differ as much as possible, to color-blind readers too.
+    """Red, green and blue in 0 … 255 of colors that differ as much as possible, to color-blind readers too.
 
     The first eight are those of Okabe and Ito (https://jfly.uni-koeln.de/color). Of a grid of colors, each further one
     is that with the greatest distance in Oklab to all before it and to white, seen with normal vision, without red,
     or without green cones (Viénot, Brettel and Mollon 1999). After 500 they repeat.
-
-    Args:
-        num_colors (`int`): how many.
-
-    Returns:
-        `list[tuple[int, int, int]]`: red, green, blue in 0 … 255.
     """
     colors = [tuple(color) for color in json.loads((FOLDER / "colors.json").read_text())]
     return [colors[index % len(colors)] for index in range(num_colors)]
