@@ -11,7 +11,7 @@ from .examples import (
     SegmentationStream,
     TrainingCollator,
 )
-from .image_files import ImageFiles, find_image_files, open_image
+from .image_files import open_image
 from .loading import load_segmentation_dataset
 from .scenes import make_scene
 
@@ -22,12 +22,10 @@ __all__ = [
     "Augmentation",
     "BadExamplesError",
     "DatasetInfo",
-    "ImageFiles",
     "SegmentationData",
     "SegmentationExamples",
     "SegmentationStream",
     "TrainingCollator",
-    "find_image_files",
     "generate_palette",
     "load_segmentation_dataset",
     "make_scene",

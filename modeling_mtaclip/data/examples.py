@@ -37,7 +37,7 @@ from .image_files import MAX_PIXELS, image_size, name_of, open_image, open_label
 logger = logging.get_logger(__name__)
 
 # How many examples are looked at of a part of a split, by how it is checked.
-SAMPLE_SIZES = {"sample": 50, "full": None, "none": 8}
+SAMPLE_SIZES = {"sample": 50, "full": 2**63 - 1, "none": 8}
 MAX_NAMES = 20
 MAX_CHECK_THREADS = 8
 # A stream is allowed so many unusable examples before their share counts.
@@ -148,7 +148,13 @@ class SegmentationData:
         """
         if how not in SAMPLE_SIZES:
             raise ValueError(f"`how` must be 'sample', 'full' or 'none', got {how!r}.")
-        dataset, where, headers_only = self._sample(split, how, max_samples)
+        dataset, number = self.split(split, max_samples), SAMPLE_SIZES[how]
+        is_stream = isinstance(dataset, datasets.IterableDataset)
+        headers_only = how == "sample" and split != "train" and not is_stream
+        if is_stream:
+            dataset = dataset.take(number)
+        elif not headers_only:
+            dataset = dataset.select(np.linspace(0, len(dataset) - 1, min(number, len(dataset))).astype(int))
         look, files, problems = partial(self._look, headers_only=headers_only), [], []
         rows = iter(tqdm(dataset, desc=f"Checking {split}", leave=False))
         with ThreadPoolExecutor(min(MAX_CHECK_THREADS, os.cpu_count() or 1)) as pool:
@@ -157,30 +163,19 @@ class SegmentationData:
                 for source, found in pool.map(look, some):
                     problems.append(found) if isinstance(found, str) else files.append((source, found))
         if problems and how != "none":
-            message = "\n- ".join([f"{len(problems)} unusable examples in {where}:", *problems])
+            message = "\n- ".join([f"{len(problems)} unusable examples in the {split} split:", *problems])
             if len(problems) > allowed_bad(max_bad_share, len(problems) + len(files)):
                 more = ", or allow more with `max_bad_share`" if split == "train" else ""
                 raise ValueError(f"{message}\nMend or remove these files{more}.")
             logger.warning("%s", message)
         pixels = sum((Counter(found) for _, found in files), Counter())
-        for remark, is_mistake in _judge(files, pixels, self.info, where) if files else ():
-            if is_mistake and how != "none":
-                raise ValueError(remark)
-            logger.warning("%s", remark)
+        try:
+            _judge(files, pixels, self.info, f"{len(files)} examples of the {split} split")
+        except ValueError as error:
+            if how != "none":
+                raise
+            logger.warning("%s", error)
         return np.array([pixels[value] * (how != "none") for value in self.info.values], dtype=np.int64)
-
-    def _sample(self, split: str, how: str, max_samples: int | None) -> tuple[Split, str, bool]:
-        """Which examples are checked, what they are called, and whether only the headers of their images are read."""
-        dataset, where = self.split(split, max_samples), f"the {split} split"
-        is_stream = isinstance(dataset, datasets.IterableDataset)
-        headers_only = how == "sample" and split != "train" and not is_stream
-        number = None if headers_only else SAMPLE_SIZES[how]
-        if number is not None and is_stream:
-            dataset, where = dataset.take(number), f"the first {number} examples of {where}"
-        elif number is not None and number < len(dataset):
-            where = f"{number} of {len(dataset)} examples of {where}"
-            dataset = dataset.select(np.linspace(0, len(dataset) - 1, number).astype(int))
-        return dataset, where, headers_only
 
     def _look(self, example: Mapping[str, Any], headers_only: bool) -> tuple[str, dict[int, int] | str]:
         """The annotation of an example, and how many pixels have each value, or what is wrong."""
@@ -222,38 +217,37 @@ def _source(example: Mapping[str, Any], column: str) -> str:
 
 def _judge(
     files: Sequence[tuple[str, Mapping[int, int]]], pixels: Mapping[int, int], info: DatasetInfo, where: str
-) -> Iterator[tuple[str, bool]]:
-    """What looks wrong in the values of all files together, and whether it can only be a mistake."""
+) -> None:
+    """Warns of what looks wrong in the values of all files together; what can only be a mistake is a `ValueError`."""
+    if not files:
+        return
     names, example = info.class_names, files[0][0]
     present = [name for name, value in zip(names, info.values, strict=True) if pixels[value]]
     absent = [name for name in names if name not in present]
     unlabeled = [source for source, found in files if found.keys() <= info.ignored_values]
     if not present:
-        yield (
+        raise ValueError(
             f"No pixel of {where} is labeled, e.g. in {example}: the values {sorted(pixels)} all stand for 'no "
-            "label'. Give each class its id, or choose another `ignore_index` in classes.json.",
-            True,
+            "label'. Give each class its id, or choose another `ignore_index` in classes.json."
         )
-        return
     if pixels.keys() == {0, IGNORE_INDEX} and info.values[:2] == (0, 1):
-        yield (
+        raise ValueError(
             f"The annotations of {where} hold only the values 0 and 255, e.g. {example}: 255 stands for 'no label', "
             f"so that no pixel of {names[1]!r} would be trained on or scored. If 255 is meant to be {names[1]!r}, "
-            "write 1 in its place: `mask[mask == 255] = 1`.",
-            True,
+            "write 1 in its place: `mask[mask == 255] = 1`."
         )
-        return
-    if unlabeled:
-        what = f"{len(unlabeled)} files of {where} have no labeled pixel, and add nothing"
-        yield f"{what}: {', '.join(unlabeled[:MAX_NAMES])}{' …' * (len(unlabeled) > MAX_NAMES)}.", False
-    if absent:
-        listed = ", ".join(absent[:MAX_NAMES]) + f" … ({len(absent)})" * (len(absent) > MAX_NAMES)
-        yield f"Classes that don't occur in {where}: {listed}.", False
+    for what, those in (
+        ("Without any labeled pixel, adding nothing", unlabeled),
+        ("Classes that don't occur", absent),
+    ):
+        if those:
+            listed = ", ".join(those[:MAX_NAMES]) + " …" * (len(those) > MAX_NAMES)
+            logger.warning("%s in %s: %d, %s.", what, where, len(those), listed)
     if absent and len(present) == 1:
-        yield (
-            f"Every labeled pixel of {where} is {present[0]!r}: a model that always answers {present[0]!r} would "
-            f"score perfectly. Check the values in the annotations, e.g. {example}.",
-            False,
+        logger.warning(
+            "Every labeled pixel of %s is %r: a model that always answers this would score perfectly. Check the "
+            "values in the annotations, e.g. %s.",
+            *(where, present[0], example),
         )
 
 
@@ -272,23 +266,21 @@ class BadExamplesError(RuntimeError):
     """More training examples can't be used than the run allows."""
 
 
+@dataclass(eq=False)
 class _Examples:
-    """What lists and streams of examples have in common; arguments as of [`SegmentationExamples`]."""
+    """What lists and streams of examples have in common."""
 
-    def __init__(
-        self,
-        data: SegmentationData,
-        split: str,
-        augmentation: Augmentation | None = None,
-        seed: int = 0,
-        max_samples: int | None = None,
-        max_bad_share: float = 0.01,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.data, self.dataset, self.is_limited = data, data.split(split, max_samples), max_samples is not None
-        self.augmentation, self.seed, self.rank, self.world_size = augmentation, seed, rank, world_size
-        self.max_bad_share = 1.0 if augmentation is None else max_bad_share
+    data: SegmentationData
+    split: str
+    augmentation: Augmentation | None = None
+    seed: int = 0
+    max_samples: int | None = None
+    max_bad_share: float = 0.01
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        self.dataset = self.data.split(self.split, self.max_samples)
         number = NUM_HASHES if isinstance(self.dataset, datasets.IterableDataset) else len(self.dataset)
         # Shared with the workers of a data loader, which outlive an epoch.
         self.bad = torch.zeros(number, dtype=torch.bool).share_memory_()
@@ -320,7 +312,7 @@ class _Examples:
         self.bad[place] = True
 
     def _require_few(self, num_bad: int, number: int, allowed: int, error: ValueError) -> None:
-        if num_bad > allowed:
+        if self.augmentation is not None and num_bad > allowed:
             raise BadExamplesError(
                 f"{num_bad} of {number} training examples can't be used, and {allowed} may be (`max_bad_share`). The "
                 f"last one: {error}"
@@ -415,7 +407,7 @@ class SegmentationStream(_Examples, IterableDataset):
         dataset = self.dataset
         if self.augmentation is not None:
             dataset = dataset.shuffle(seed_of(self.seed, repetition) % 2**32, buffer_size=SHUFFLE_BUFFER)
-        if not self.is_limited:
+        if self.max_samples is None:
             yield from split_dataset_by_node(dataset, self.rank, self.world_size)
             return
         worker = get_worker_info()

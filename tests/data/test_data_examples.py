@@ -38,7 +38,7 @@ def check(folder: Path, split: str = "train", how: str = "sample", streaming: bo
     [
         ([label_map(values=(0, 255))], "train", r"train split hold only the values 0 and 255.*0\.png.*'sky'.*= 1"),
         ([label_map(values=(0, 255))], "val", r"validation split hold only the values 0 and 255.*0\.png.*'sky'.*= 1"),
-        ([VOID, VOID], "train", r"No pixel of .*the train split is labeled.*0\.png.*\[255\]"),
+        ([VOID, VOID], "train", r"No pixel of 2 examples of the train split is labeled.*0\.png.*\[255\]"),
     ],
 )
 def test_labels_that_can_only_be_a_mistake_are_refused(tmp_path, warnings, maps, split, message, streaming):
@@ -54,9 +54,15 @@ def test_labels_that_can_only_be_a_mistake_are_refused(tmp_path, warnings, maps,
 @pytest.mark.parametrize(
     ("maps", "expected"),
     [
-        ([label_map(values=(0, 2, 255))], ["Classes that don't occur in the train split: sky."]),
-        ([label_map(values=(1, 255))], ["Every labeled pixel of the train split is 'sky'", "road, tree."]),
-        ([VOID, label_map()], ["1 files of the train split have no labeled pixel, and add nothing: ", "train/0.png."]),
+        ([label_map(values=(0, 2, 255))], ["Classes that don't occur in 1 examples of the train split: 1, sky."]),
+        (
+            [label_map(values=(1, 255))],
+            ["Every labeled pixel of 1 examples of the train split is 'sky'", "road, tree."],
+        ),
+        (
+            [VOID, label_map()],
+            ["Without any labeled pixel, adding nothing in 2 examples of the train split: 1, ", "train/0.png."],
+        ),
     ],
 )
 def test_labels_that_may_be_a_mistake_are_warned_of(tmp_path, warnings, maps, expected, how):
