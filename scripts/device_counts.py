@@ -9,7 +9,6 @@ with the forms of operators that an accelerator would run.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -20,37 +19,36 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from modeling_mtaclip.deformable_attention_mtaclip import MultiScaleDeformableAttention
 
 
+# Operators that start work (views and allocations are left out), those for which the host waits because it needs
+# values or the size of a result, copies that are waited for, and copies from pinned memory, for which nobody waits.
+KINDS = ("kernels", "waits", "to_host", "to_device", "pinned_to_device")
 # Operators that start nothing on the device: views have a mark of their own.
 NO_KERNELS = ("empty", "new_empty", "_unsafe_view", "lift_fresh", "promote_types", "_local_scalar_dense")
 # Their results' sizes or values are needed on the host.
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "is_nonzero")
-WAITS += ("_unique2", "unique_dim")
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "equal",
+    "is_nonzero",
+    "_unique2",
+    "unique_dim",
+)
 ASSIGNMENT = "mtaclip::assign_queries"
 
 
-@dataclass
-class DeviceCounts:
-    """What a run asked of the device: how often each operator or call, by kind."""
+def count_device_work(run: Callable[[], Any]) -> dict[str, Counter]:
+    """Counts what a function, such as a training step, asks of the device.
 
-    # Operators that start work; views and allocations are left out.
-    kernels: Counter = field(default_factory=Counter)
-    # Operators for which the host waits, because it needs values or the size of a result.
-    waits: Counter = field(default_factory=Counter)
-    # Copies that are waited for, and copies from pinned memory, which nobody waits for.
-    to_host: Counter = field(default_factory=Counter)
-    to_device: Counter = field(default_factory=Counter)
-    pinned_to_device: Counter = field(default_factory=Counter)
+    Args:
+        run (`Callable`): the function, which is called twice: the first time, constants are made.
 
-    def totals(self) -> dict[str, int]:
-        """The number of each kind."""
-        return {kind: counter.total() for kind, counter in vars(self).items()}
-
-
-def count_device_work(run: Callable[[], Any]) -> DeviceCounts:
-    """Counts what a function, such as a training step, asks of the device; it should have run once before, so that
-    constants are made.
+    Returns:
+        `dict[str, Counter]`: how often each operator or call, for each of [`KINDS`].
     """
-    counts = DeviceCounts()
+    run()
+    counts = {kind: Counter() for kind in KINDS}
     attention = MultiScaleDeformableAttention
     as_on_accelerators = mock.patch.object(attention, "forward", attention.attend_on_accelerators)
     with as_on_accelerators, _Calls(counts), _Operators(counts):
@@ -61,21 +59,21 @@ def count_device_work(run: Callable[[], Any]) -> DeviceCounts:
 class _Calls(TorchFunctionMode):
     """Counts calls that would copy on an accelerator: on a CPU they do nothing that operators could tell."""
 
-    def __init__(self, counts: DeviceCounts) -> None:
+    def __init__(self, counts: dict[str, Counter]) -> None:
         super().__init__()
         self.counts = counts
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
         if name in ("cpu", "tolist", "numpy", "__array__"):
-            self.counts.to_host[name] += 1
+            self.counts["to_host"][name] += 1
         return function(*args, **(kwargs or {}))
 
 
 class _Operators(TorchDispatchMode):
     """Counts operators, forward and backward."""
 
-    def __init__(self, counts: DeviceCounts) -> None:
+    def __init__(self, counts: dict[str, Counter]) -> None:
         super().__init__()
         self.counts = counts
 
@@ -85,15 +83,14 @@ class _Operators(TorchDispatchMode):
             result = function(*args, **(kwargs or {}))
         name = function.name()
         short_name = name.removeprefix("aten::").split(".")[0]
+        kinds = ["waits"] * _needs_result(name, short_name, args, kwargs or {})
+        kinds += ["to_device"] * (short_name == "lift_fresh")
         if name == ASSIGNMENT:
-            self.counts.to_host[name] += 1
-            self.counts.pinned_to_device[name] += 1
+            kinds += ["to_host", "pinned_to_device"]
         elif not function.is_view and not short_name.startswith(NO_KERNELS):
-            self.counts.kernels[short_name] += 1
-        if short_name == "lift_fresh":
-            self.counts.to_device["torch.tensor"] += 1
-        if _needs_result(name, short_name, args, kwargs or {}):
-            self.counts.waits[short_name] += 1
+            kinds.append("kernels")
+        for kind in kinds:
+            self.counts[kind][short_name] += 1
         return result
 
 

@@ -1,11 +1,10 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark at a tiny size: what it writes, and that both sides compute the same."""
+"""The benchmark at a tiny size: what it measures and writes."""
 
 import json
 
 import pytest
-import torch
 
 
 SMALL = ["--small", "--size", "64", "--batch_size", "1", "--classes", "5", "--num_threads", "1", "--repeats", "2"]
@@ -18,11 +17,6 @@ def benchmark(repository_dir, monkeypatch):
     return pytest.importorskip("benchmark")
 
 
-@pytest.fixture
-def workloads(benchmark):
-    return pytest.importorskip("benchmark_workloads")
-
-
 @pytest.mark.slow
 def test_all_cases(benchmark, tmp_path, capsys):
     file = tmp_path / "figures.json"
@@ -31,7 +25,7 @@ def test_all_cases(benchmark, tmp_path, capsys):
     assert {"allocator", "threads", "torch", "transformers"} <= written["environment"].keys()
     assert written["settings"]["dtype"] == "bfloat16"
     assert written["rows"] == rows
-    cases = ("train", "infer", "text", "postprocess", "exact")
+    cases = ("train", "infer", "text", "postprocess")
     expected = {(case, metric) for case in cases for metric in ("time", "peak memory", "above start")}
     expected |= {(case, "speed") for case in ("train", "infer", "data")} | {("data", "time")}
     assert {(row["case"], row["metric"]) for row in rows} == expected
@@ -57,16 +51,3 @@ def test_bad_options_are_refused(benchmark, capsys, option, message):
     with pytest.raises(SystemExit):
         benchmark.main([*SMALL, option])
     assert message in capsys.readouterr().err
-
-
-def test_both_sides_compute_the_same(benchmark, workloads):
-    options = benchmark.parse_arguments(SMALL)
-    model = workloads.MTAClipModel(workloads.our_config(options)).text_model.eval()
-    torch.nn.init.normal_(model.contexts)
-    torch.testing.assert_close(workloads.padded_text_embeddings(model), model())
-    assert torch.equal(workloads.exact(options, "ours")(), workloads.exact(options, "peer")())
-    labels = workloads.random_labels(options)
-    assert labels.shape == (1, 64, 64)
-    assert 0 <= labels.min() <= labels.max() < 5
-    options.classes = 300
-    assert {len(ids) for ids in workloads.our_config(options).class_token_ids.values()} == {1, 2, 3}

@@ -20,30 +20,25 @@ def scripts(repository_dir, monkeypatch):
 def counts_of(run):
     from device_counts import count_device_work
 
-    run()
     return count_device_work(run)
+
+
+def totals(counts):
+    return {kind: number for kind, each in counts.items() if kind != "kernels" and (number := each.total())}
 
 
 def small_step(batch_size):
     """A training step of the small benchmark model."""
-    from benchmark import parse_arguments
-    from benchmark_workloads import train
+    from benchmark import parse_arguments, train
 
     return train(parse_arguments(["--small", "--size", "64", "--batch_size", str(batch_size)]), "ours")
 
 
 def test_a_training_step_asks_little_of_its_device():
     few, many = (counts_of(small_step(batch_size)) for batch_size in (2, 16))
-    assert few.kernels.total() <= 1100
-    assert many.kernels.total() <= 1.05 * few.kernels.total()
-    for counts in (few, many):
-        assert counts.totals() | {"kernels": 0} == {
-            "kernels": 0,
-            "waits": 0,
-            "to_host": 1,
-            "to_device": 0,
-            "pinned_to_device": 1,
-        }
+    assert few["kernels"].total() <= 1100
+    assert many["kernels"].total() <= 1.05 * few["kernels"].total()
+    assert totals(few) == totals(many) == {"to_host": 1, "pinned_to_device": 1}
 
 
 def test_inference_never_waits():
@@ -53,7 +48,7 @@ def test_inference_never_waits():
     def infer():
         model(images)
 
-    assert counts_of(infer).totals() | {"kernels": 0} == dict.fromkeys(counts_of(infer).totals(), 0)
+    assert totals(counts_of(infer)) == {}
 
 
 def test_waits_and_copies_are_counted():
@@ -65,9 +60,9 @@ def test_waits_and_copies_are_counted():
         torch.tensor([1.0]) + values.nonzero().tolist()[0][0]
 
     counts = counts_of(run)
-    assert counts.waits == {"index": 1, "_local_scalar_dense": 1, "nonzero": 1}
-    assert counts.to_host == {"cpu": 1, "tolist": 1}
-    assert counts.to_device == {"torch.tensor": 1}
+    assert counts["waits"] == {"index": 1, "_local_scalar_dense": 1, "nonzero": 1}
+    assert counts["to_host"] == {"cpu": 1, "tolist": 1}
+    assert counts["to_device"] == {"lift_fresh": 1}
 
 
 class OneDevice(TorchDispatchMode):
