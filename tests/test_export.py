@@ -69,13 +69,6 @@ def onnx_file(model, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def int8_file(onnx_file):
-    path = onnx_file.with_name("model.int8.onnx")
-    quantize_onnx(onnx_file, path)
-    return path
-
-
 @torch.no_grad()
 def assert_equal_outputs(model, exported, batch_size, height, width):
     pixel_values = torch.randn(batch_size, model.config.backbone_config.num_channels, height, width)
@@ -135,21 +128,16 @@ def test_every_family_of_backbones(name):
 
 
 @pytest.mark.slow
-def test_onnx_file_of_one_size(tmp_path):
-    """Of a vision transformer whose patches don't divide it."""
-    model = tiny_model(backbone_config=CONFIGS["clip_vit_patch14"](), encoder_layers=1, decoder_layers=1)
-    export_onnx(model, tmp_path / "model.onnx", image_size=(64, 96))
+@pytest.mark.parametrize(
+    ("backbone", "image_size", "fields"),
+    [("clip_vit_patch14", (64, 96), {}), ("clip_resnet", None, {"class_mask_share": 0.5})],
+)
+def test_onnx_files_of_one_size_and_with_class_masks(tmp_path, backbone, image_size, fields):
+    """Of a vision transformer whose patches don't divide the size, too."""
+    model = tiny_model(backbone_config=CONFIGS[backbone](), encoder_layers=1, decoder_layers=1, **fields)
+    export_onnx(model, tmp_path / "model.onnx", image_size=image_size)
     exported = OnnxModel(tmp_path / "model.onnx", num_threads=1)
-    assert exported.session.get_inputs()[0].shape == ["batch", 3, 64, 96]
-    for batch_size in (1, 3):
-        assert_equal_outputs(model, exported, batch_size, 64, 96)
-
-
-@pytest.mark.slow
-def test_onnx_file_with_class_masks(tmp_path):
-    model = tiny_model(class_mask_share=0.5, **SMALL)
-    export_onnx(model, tmp_path / "model.onnx")
-    exported = OnnxModel(tmp_path / "model.onnx", num_threads=1)
+    assert exported.session.get_inputs()[0].shape == ["batch", 3, *(image_size or ("height", "width"))]
     for batch_size in (1, 3):
         assert_equal_outputs(model, exported, batch_size, 64, 96)
 
@@ -192,42 +180,34 @@ def test_comparison(model):
 
     images = make_images()
     scores = [Segmenter(model, PROCESSOR).scores(image) for image in images]
-    equal = sum((score.argmax(0) == score[[1, 0, 2]].argmax(0)).sum().item() for score in scores)
+    equal = sum((score.argmax(0) == score[[1, 0, 2]].argmax(0)).sum().item() for score in scores) / (2 * 117 * 90)
+    difference = max((score[0] - score[1]).abs().max().item() for score in scores)
     result = compare_with_model(shifted, model, PROCESSOR, images)
-    assert result.num_images == 2
-    assert result.equal_pixels == pytest.approx(equal / (2 * 117 * 90), abs=1e-3)
-    assert result.max_score_difference == pytest.approx(
-        max((s[0] - s[1]).abs().max().item() for s in scores), abs=1e-4
-    )
+    assert result == Comparison(2, pytest.approx(equal, abs=1e-3), pytest.approx(difference, abs=1e-4))
     assert compare_with_model(model, model, PROCESSOR, images) == Comparison(2, 1.0, pytest.approx(0, abs=1e-5))
     with pytest.raises(ValueError, match="no images"):
         compare_with_model(model, model, PROCESSOR, [])
 
 
 @pytest.mark.slow
-def test_int8_onnx_file(model, onnx_file, int8_file):
-    operators = {node.op_type for node in onnx.load(int8_file).graph.node}
-    assert "MatMulInteger" in operators
-    assert "ConvInteger" not in operators
+def test_int8_onnx_file(model, onnx_file, tmp_path):
+    int8_file = tmp_path / "model.int8.onnx"
+    quantize_onnx(onnx_file, int8_file)
+    graph = onnx.load(int8_file).graph
+    assert "ConvInteger" not in {node.op_type for node in graph.node}
+    tensors = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    weights = [tensors[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(weights) > 5
+    for each in weights:
+        assert each.dtype == np.int8
+        # Whatever the inputs, up to 255, two products fit in 16 bits, where some processors add them.
+        assert 2 * 255 * np.abs(each.astype(int)).max() <= 2**15 - 1
     processor = MTAClipImageProcessor(do_resize=False)
     result = compare_with_model(OnnxModel(int8_file, num_threads=1), model, processor, make_images())
     assert result.equal_pixels > 0.99
     # Not the float file, and not another model: scores are sums over seven queries.
     assert 0 < result.max_score_difference < 0.7
     assert int8_file.stat().st_size < onnx_file.stat().st_size
-
-
-@pytest.mark.slow
-def test_int8_sums_fit_in_16_bits(int8_file):
-    """Whatever the inputs, on processors that add two products of 8 bits in 16: so the file is right on all."""
-    graph = onnx.load(int8_file).graph
-    tensors = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
-    weights = [tensors[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
-    assert len(weights) > 5
-    for each in weights:
-        assert each.dtype == np.int8
-        # The largest input is 255; any two weights of a column may meet.
-        assert 2 * 255 * np.abs(each.astype(int)).max() <= 2**15 - 1
 
 
 @pytest.fixture

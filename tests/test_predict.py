@@ -3,7 +3,7 @@
 """scripts/predict.py as a user starts it: what it writes and leaves out, how it goes on and how it shares work."""
 
 import errno
-import importlib
+import itertools
 import json
 import os
 import shutil
@@ -18,14 +18,12 @@ import pytest
 from PIL import Image
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
-from modeling_mtaclip.data import DATASETS, SegmentationExamples, load_segmentation_dataset
+from modeling_mtaclip.data import DATASETS
 from modeling_mtaclip.inference import InferenceOptions, Segmenter
 from modeling_mtaclip.inference.predict import predict
-from modeling_mtaclip.metrics import MeanIoU
 from tests.tiny import CLASS_NAMES, assert_same_labels, varied_model
 
 
-CITYSCAPES_CLASSES, ADE20K_CLASSES = DATASETS["cityscapes"].class_names, DATASETS["ade20k"].class_names
 SLIDE = ["--inference_mode", "slide", "--window", "64"]
 
 
@@ -448,64 +446,32 @@ def test_bad_options(run, tmp_path, out, arguments, message):
     assert not out.exists()
 
 
-def test_ade20k_format(run, named_model, shared_dir, out, tmp_path):
-    """Names and values as in the annotations of the data set: from 1, so that its own evaluation can compare them."""
-    folder = shared_dir / "data" / "ade20k" / "ADEChallengeData2016"
-    where = {"inputs": [folder / "images" / "validation"], "model": named_model(ADE20K_CLASSES)}
-    assert run("--format", "ade20k", **where)[0] == 0
+@pytest.mark.parametrize(
+    ("dataset", "images", "ending", "order"),
+    [
+        ("ade20k", "ade20k/ADEChallengeData2016/images/validation", (".jpg", ".png"), 1),
+        ("cityscapes", "cityscapes/leftImg8bit/val", ("_leftImg8bit.png", "_pred.png"), -1),
+    ],
+)
+def test_formats_of_benchmarks(run, named_model, shared_dir, out, tmp_path, dataset, images, ending, order):
+    """The values of the data set's own annotations, whatever the order of the model's classes, and its colors."""
+    info, files = DATASETS[dataset], sorted((shared_dir / "data" / images).rglob("*.*"))[:2]
+    where = {"inputs": files, "model": named_model(info.class_names[::order])}
+    assert run("--format", dataset, **where)[0] == 0
     assert run(output_dir=tmp_path / "plain", **where)[0] == 0
-    annotations, written = results_of(folder / "annotations" / "validation"), results_of(out)
-    labels = results_of(tmp_path / "plain")
-    assert written.keys() == annotations.keys() == labels.keys()
-    for name, annotation in annotations.items():
-        assert (written[name].dtype, written[name].shape) == (annotation.dtype, annotation.shape)
-        assert np.array_equal(written[name], labels[name] + 1)
-        # The data set's own colors.
-        assert Image.open(tmp_path / "plain" / name).getpalette()[:6] == [120, 120, 120, 180, 120, 120]
-    assert run("--format", "ade20k", "index", output_dir=tmp_path / "both", **where)[0] == 2
-    assert run(**where)[0] == 2
-
-
-@pytest.mark.slow
-def test_cityscapes_own_evaluation_gives_our_figures(run, named_model, shared_dir, tmp_path, out, monkeypatch):
-    pytest.importorskip("cityscapesscripts", reason="needs cityscapesscripts: pip install cityscapesscripts")
-    root = shared_dir / "data" / "cityscapes"
-    inputs = [root / "leftImg8bit" / "val"]
-    # A model without training meets some classes if those that it predicts most get the names of the most frequent.
-    unnamed = tmp_path / "unnamed"
-    assert run(inputs=inputs, model=named_model(CITYSCAPES_CLASSES), output_dir=unnamed)[0] == 0
-    areas = np.bincount(np.stack(list(results_of(unnamed).values())).ravel(), minlength=19)
-    by_frequency = ["road", "vegetation", "building", "car", "sidewalk"]
-    by_frequency += [name for name in CITYSCAPES_CLASSES if name not in by_frequency]
-    names = [by_frequency[rank] for rank in np.argsort(np.argsort(-areas))]
-    model = named_model(names)
-    assert run("--format", "cityscapes", inputs=inputs, model=model)[0] == 0
-
-    monkeypatch.setenv("CITYSCAPES_RESULTS", str(out))
-    official = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    truths = sorted(map(str, (root / "gtFine" / "val").rglob("*_labelIds.png")))
-    options = official.args
-    options.quiet, options.evalInstLevelScore, options.exportFile = True, False, str(tmp_path / "result.json")
-    options.predictionPath, options.predictionWalk = None, None
-    predictions = [official.getPrediction(options, truth) for truth in truths]
-    official.evaluateImgLists(predictions, truths, options)
-    theirs = json.loads((tmp_path / "result.json").read_text())
-
-    data, segmenter = load_segmentation_dataset("cityscapes", root), segmenter_of(model)
-    metric = MeanIoU(num_labels=19, ignore_index=data.ignore_index)
-    for example in SegmentationExamples(data, "validation"):
-        labels = segmenter([example["image"]])[0]
-        prediction = np.array([CITYSCAPES_CLASSES.index(name) for name in names])[labels]
-        metric.add(prediction=prediction, reference=example["annotation"])
-    ours = metric.compute()
-    assert len(truths) == len(predictions) > 1
-    expected = [theirs["classScores"][name] for name in CITYSCAPES_CLASSES]
-    np.testing.assert_allclose(ours["per_category_iou"], expected, rtol=0, atol=1e-12)
-    assert np.nanmax(expected) > 0.1
-    assert ours["mean_iou"] == pytest.approx(theirs["averageScoreClasses"], abs=1e-12)
+    written, plain = results_of(out), results_of(tmp_path / "plain")
+    assert [*written] == [path.name.replace(*ending) for path in files]
+    for values, (name, labels) in zip(written.values(), plain.items(), strict=True):
+        assert values.dtype == np.uint8
+        assert np.array_equal(values, np.array(info.values[::order])[labels])
+        if order == 1:
+            palette = Image.open(tmp_path / "plain" / name).getpalette()
+            assert palette[: 3 * len(info.palette)] == list(itertools.chain(*info.palette))
+    status, printed = run("--format", dataset, "index", output_dir=tmp_path / "both", **where)
+    assert (status == 2) == ("use the same file names" in printed) == (dataset == "ade20k")
 
 
 def test_cityscapes_names(run, named_model):
-    status, printed = run("--format", "cityscapes", model=named_model(CITYSCAPES_CLASSES))
+    status, printed = run("--format", "cityscapes", model=named_model(DATASETS["cityscapes"].class_names))
     assert status == 2
     assert "names like aachen_000000_000019_leftImg8bit.png, got part0/0" in printed

@@ -83,24 +83,23 @@ def _read_file(path: Path) -> Any:
     try:
         if start[8:9] == b"{":
             return load_file(path)
-        if not zipfile.is_zipfile(path):
-            # As PyTorch wrote them before version 1.6.
+        members = []
+        if zipfile.is_zipfile(path):  # as PyTorch writes pickles since version 1.6
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+        if any(name.endswith("/constants.pkl") for name in members):
+            with warnings.catch_warnings():
+                # PyTorch advises against TorchScript, but OpenAI's files are what they are.
+                warnings.simplefilter("ignore")
+                return torch.jit.load(path, map_location="cpu").state_dict()
+        unknown = get_unsafe_globals_in_checkpoint(path) if members else []
+        with safe_globals([(_Placeholder, name) for name in unknown]):
             return torch.load(path, map_location="cpu", weights_only=True)
-        with zipfile.ZipFile(path) as archive:
-            is_torchscript = any(name.endswith("/constants.pkl") for name in archive.namelist())
-        return _read_torchscript(path) if is_torchscript else _read_pickle(path)
     except Exception as error:  # every reader has its own kinds
         raise ValueError(
             f"{path} can't be read safely as safetensors, TorchScript or pickled tensors. It may be truncated: "
             f"compare its size with that of the original. ({str(error).strip() or type(error).__name__})"
         ) from error
-
-
-def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    with warnings.catch_warnings():
-        # PyTorch advises against TorchScript, but OpenAI's files are what they are.
-        warnings.simplefilter("ignore")
-        return torch.jit.load(path, map_location="cpu").state_dict()
 
 
 class _Placeholder:
@@ -111,12 +110,6 @@ class _Placeholder:
 
     def __setstate__(self, state: Any) -> None:
         pass
-
-
-def _read_pickle(path: Path) -> Any:
-    unknown = get_unsafe_globals_in_checkpoint(path)
-    with safe_globals([(_Placeholder, name) for name in unknown]):
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
