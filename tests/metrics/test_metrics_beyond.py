@@ -60,14 +60,10 @@ def test_summary_by_hand(prediction, reference, num_labels, expected):
 def test_nothing_to_score_is_no_figure():
     ignored = confusion_matrix([[0, 1, 1]], [[255, 255, 255]], num_labels=2)
     summary = summary_figures(ignored, ["a", "b"])
-    assert {name: value for name, value in summary.items() if value == value} == {
-        "num_annotated_classes": 0,
-        "num_classes": 2,
-    }
-    text = json.dumps(json_ready({"summary": summary, "classes": [iou_figures(ignored), (np.float32(0.5), np.inf)]}))
-    assert json.loads(text)["summary"]["mean_iou"] is None
-    assert "NaN" not in text
-    assert "Infinity" not in text
+    known = {name: value for name, value in summary.items() if value == value}
+    assert known == {"num_annotated_classes": 0, "num_classes": 2}
+    ready = json_ready({"summary": summary, "classes": [iou_figures(ignored), (np.float32(0.5), np.inf)]})
+    assert json.loads(json.dumps(ready, allow_nan=False))["summary"]["mean_iou"] is None
 
 
 def test_category_iou_is_that_of_merged_labels():
@@ -87,15 +83,14 @@ def test_category_iou_is_that_of_merged_labels():
 @pytest.mark.parametrize(("size", "ratio"), [((40, 56), 0.02), ((40, 56), 0.06), ((5, 7), 0.5), ((1, 1), 0.02)])
 def test_boundary_iou_is_that_of_eroded_masks(size, ratio):
     """The band of a mask is itself without its erosion by a 3 x 3 square, `radius` times, outside being empty."""
-    generator = np.random.default_rng(0)
-    num_labels, areas = 4, np.zeros((2, 5))
-    scores = BoundaryScores(num_labels + 1, iou_ratio=ratio)
+    generator, areas = np.random.default_rng(0), np.zeros((2, 5))
+    scores = BoundaryScores(5, iou_ratio=ratio)
     radius = max(1, round(ratio * np.hypot(*size)))
     erosion = {"structure": np.ones((3, 3)), "iterations": radius, "border_value": 0}
     for _ in range(3):
-        maps = [blobs(generator, size, num_labels) for _ in range(2)]
+        maps = [blobs(generator, size, 4) for _ in range(2)]
         scores.add(prediction=maps[0], reference=torch.from_numpy(maps[1]))
-        for label in range(num_labels):
+        for label in range(4):
             bands = [(each == label) & ~ndimage.binary_erosion(each == label, **erosion) for each in maps]
             areas[:, label] += (bands[0] & bands[1]).sum(), (bands[0] | bands[1]).sum()
     with np.errstate(invalid="ignore"):
@@ -115,12 +110,9 @@ def plain_contour(labels, label, void):
 
 
 def plain_f_score(prediction, reference, label, tolerance):
-    void = reference == 255
-    predicted, annotated = (plain_contour(labels, label, void) for labels in (prediction, reference))
-    if not predicted.any() and not annotated.any():
-        return np.nan
-    if not predicted.any() or not annotated.any():
-        return 0.0
+    predicted, annotated = (plain_contour(each, label, reference == 255) for each in (prediction, reference))
+    if not (predicted.any() and annotated.any()):
+        return 0.0 if predicted.any() or annotated.any() else np.nan
     precision = (ndimage.distance_transform_edt(~annotated)[predicted] <= tolerance).mean()
     recall = (ndimage.distance_transform_edt(~predicted)[annotated] <= tolerance).mean()
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -129,14 +121,13 @@ def plain_f_score(prediction, reference, label, tolerance):
 @pytest.mark.parametrize("ratio", [0.0075, 0.03, 0.1])
 def test_boundary_f_score_is_that_of_distance_transforms(ratio):
     generator = np.random.default_rng(1)
-    sizes, num_labels = [(40, 56), (24, 24), (7, 30)], 4
-    scores, per_image = BoundaryScores(num_labels + 1, f_score_ratio=ratio), []
-    for size in sizes:
-        prediction = blobs(generator, size, num_labels)
-        reference = np.where(generator.random(size) < 0.1, prediction, blobs(generator, size, num_labels, 0.2))
+    scores, per_image = BoundaryScores(5, f_score_ratio=ratio), []
+    for size in (40, 56), (24, 24), (7, 30):
+        prediction = blobs(generator, size, 4)
+        reference = np.where(generator.random(size) < 0.1, prediction, blobs(generator, size, 4, 0.2))
         scores.add(prediction=prediction, reference=reference)
-        tolerance = ratio * np.sqrt(size[0] ** 2 + size[1] ** 2)
-        per_image.append([plain_f_score(prediction, reference, label, tolerance) for label in range(num_labels)])
+        tolerance = ratio * np.hypot(*size)
+        per_image.append([plain_f_score(prediction, reference, label, tolerance) for label in range(4)])
     figures = scores.compute()
     expected = np.nanmean(per_image, axis=0)
     np.testing.assert_allclose(figures["per_category_boundary_f_score"][:-1], expected, rtol=0, atol=1e-12)
@@ -148,15 +139,6 @@ def boundary_scores(prediction, reference, **options):
     scores = BoundaryScores(5, **options)
     scores.add(prediction=prediction, reference=reference)
     return scores
-
-
-def test_boundary_scores_of_equal_maps_are_one_and_fall_with_a_shift():
-    reference = blobs(np.random.default_rng(2), (64, 64), 5)
-    figures = [boundary_scores(np.roll(reference, shift, axis=1), reference).compute() for shift in (0, 1, 4, 16)]
-    results = [(each["boundary_iou"], each["boundary_f_score"]) for each in figures]
-    assert results[0] == (1, 1)
-    assert results == sorted(results, reverse=True)
-    assert results[3][0] < results[1][0] < 1
 
 
 @pytest.mark.parametrize("filler", [0, 1, 2, 77])
@@ -192,10 +174,8 @@ def per_image_scores(num_images):
     generator = np.random.default_rng(5)
     scores, images = PerImageScores(4), {}
     for index in range(num_images):
-        size = (16, 10 + index)
-        images[f"image_{index}"] = blobs(generator, size, 4), blobs(generator, size, 4, 0.1)
-        prediction, reference = images[f"image_{index}"]
-        scores.add(prediction=prediction, reference=reference, name=f"image_{index}")
+        prediction, reference = images[f"{index}"] = [blobs(generator, (16, 10 + index), 4, void) for void in (0, 0.1)]
+        scores.add(prediction=prediction, reference=reference, name=f"{index}")
     return scores, images
 
 
