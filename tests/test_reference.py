@@ -52,54 +52,45 @@ def feature_maps(expected):
     return [expected[f"backbone.feat{index}"] for index in range(4)]
 
 
-@pytest.fixture(scope="module")
-def outputs(model, feature_maps):
-    with torch.no_grad():
-        return model(feature_maps=feature_maps, output_auxiliary_predictions=True, output_hidden_states=True)
-
-
-@pytest.fixture(scope="module")
-def predictions(outputs):
-    return dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
+def predict(model, **inputs):
+    """The model's outputs, and the predictions of all stages by their names."""
+    outputs = model(**inputs, output_auxiliary_predictions=True, output_hidden_states=True)
+    return outputs, dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
 
 
 def assert_near(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-def test_states(model, feature_maps, outputs, expected):
+@torch.no_grad()
+def test_states_and_predictions(model, feature_maps, expected):
+    outputs, predictions = predict(model, feature_maps=feature_maps)
     assert_near(outputs.text_embeddings[0], expected["text_embeddings"])
-    with torch.no_grad():
-        mask_features, multi_scale_features = model.model.pixel_decoder(feature_maps)
+    mask_features, multi_scale_features = model.model.pixel_decoder(feature_maps)
     assert_near(mask_features, expected["pixel_decoder.mask_features"])
     for index, maps in enumerate(multi_scale_features):
         assert_near(maps, expected[f"pixel_decoder.memory{index}"])
     names = ["decoder.init_hidden", *(f"{layer}.hidden" for layer in LAYERS)]
     for state, name in zip(outputs.hidden_states, names, strict=True):
         assert_near(state, expected[name])
+    for stage, prediction in predictions.items():
+        assert_near(prediction.class_queries_logits, expected[f"{stage}.cls_pred"])
+        assert_near(prediction.masks_queries_logits, expected[f"{stage}.mask_pred"])
+        assert_near(prediction.mask_text_similarity.transpose(0, 1), expected[f"{stage}.query_pred"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_predictions(stage, predictions, expected):
-    prediction = predictions[stage]
-    assert_near(prediction.class_queries_logits, expected[f"{stage}.cls_pred"])
-    assert_near(prediction.masks_queries_logits, expected[f"{stage}.mask_pred"])
-    assert_near(prediction.mask_text_similarity.transpose(0, 1), expected[f"{stage}.query_pred"])
-
-
-def test_attention_masks(model, outputs, expected):
-    decoder = model.model.decoder
-    with torch.no_grad():
-        base = model.model(feature_maps=[expected[f"backbone.feat{i}"] for i in range(4)])
-        for layer, stage in ((1, "layer0"), (2, "layer1"), (3, "layer2")):
-            maps = base.multi_scale_features[layer % 3]
-            features = F.interpolate(base.mask_features, maps.shape[-2:], mode="bilinear").flatten(2)
-            states = decoder.layer_norm(expected[f"{stage}.hidden"])
-            blocked = decoder._attention_mask(states, features)[:, 0] < 0
-            # Elsewhere rounding chooses the side.
-            certain = (decoder.mask_embedder(states) @ features).abs() > 1e-4
-            assert certain.float().mean() > 0.99
-            assert torch.equal(blocked[certain], expected[f"layer{layer}.attn_mask_in"].bool()[certain])
+@torch.no_grad()
+def test_attention_masks(model, feature_maps, expected):
+    decoder, base = model.model.decoder, model.model(feature_maps=feature_maps)
+    for layer, stage in ((1, "layer0"), (2, "layer1"), (3, "layer2")):
+        maps = base.multi_scale_features[layer % 3]
+        features = F.interpolate(base.mask_features, maps.shape[-2:], mode="bilinear").flatten(2)
+        states = decoder.layer_norm(expected[f"{stage}.hidden"])
+        blocked = decoder._attention_mask(states, features)[:, 0] < 0
+        # Elsewhere rounding chooses the side.
+        certain = (decoder.mask_embedder(states) @ features).abs() > 1e-4
+        assert certain.float().mean() > 0.99
+        assert torch.equal(blocked[certain], expected[f"layer{layer}.attn_mask_in"].bool()[certain])
 
 
 @pytest.mark.parametrize(("kind", "negatives"), [(0, "all_positive"), (1, "separate"), (2, "mix")])
@@ -115,13 +106,17 @@ def test_contrastive_loss(kind, negatives, expected):
     torch.testing.assert_close(similarity.grad, expected[f"qloss.type{kind}.grad_query_pred"], rtol=1e-4, atol=1e-8)
 
 
+def sample(maps, points):
+    """`(N, h, w)` maps at `(P, 2)` points, `(N, P)`."""
+    return F.grid_sample(maps[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("image", [0, 1])
 def test_matching_costs(layer, image, model, expected):
     recorded = f"loss.{layer}.img{image}"
     points, classes = expected[f"{recorded}.match_points"][0], expected[f"{recorded}.gt_labels"]
-    masks = expected[f"{layer}.mask_pred"][image]
-    logits = F.grid_sample(masks[None], 2 * points[None, None] - 1, align_corners=False)[0, :, 0]
+    logits = sample(expected[f"{layer}.mask_pred"][image], points)
     targets = interpolate_labels(expected["loss.gt_sem_seg"][image], points, classes, None, torch.float32)
     probabilities = expected[f"{layer}.cls_pred"][image].softmax(-1)[:, classes]
     costs = matching_costs(probabilities, logits, *targets, model.config)
@@ -136,27 +131,19 @@ def recorded_losses(predictions, expected, config, recording="loss"):
     for layer in LAYERS:
         prediction, recorded = predictions[layer], f"{recording}.{layer}"
         query_classes = torch.full((2, config.num_queries), config.num_labels)
-        masks, targets, weights = [], [], []
+        samples = []
         for image in range(2):
             queries = expected[f"{recorded}.img{image}.matched_query"]
             classes = expected[f"{recorded}.img{image}.gt_labels"][expected[f"{recorded}.img{image}.matched_gt"]]
             query_classes[image, queries] = classes
             for query, label in sorted(zip(queries.tolist(), classes.tolist(), strict=True)):
-                points = expected[f"{recorded}.points_coords"][len(masks)]
-                target, weight = interpolate_labels(
-                    expected["loss.gt_sem_seg"][image], points, torch.tensor([label]), None, torch.float32
-                )
-                masks.append(
-                    F.grid_sample(
-                        prediction.masks_queries_logits[image, query][None, None],
-                        2 * points[None, None] - 1,
-                        align_corners=False,
-                    ).flatten()
-                )
-                targets.append(target[0])
-                weights.append(weight)
+                points = expected[f"{recorded}.points_coords"][len(samples)]
+                truth, label = expected["loss.gt_sem_seg"][image], torch.tensor([label])
+                targets, weights = interpolate_labels(truth, points, label, None, torch.float32)
+                masks = sample(prediction.masks_queries_logits[image, [query]], points)
+                samples.append((masks[0], targets[0], weights))
         divisor = class_weights[query_classes].sum()
-        points = torch.stack(masks), torch.stack(targets), torch.stack(weights)
+        points = [torch.stack(values) for values in zip(*samples, strict=True)]
         classification = classification_losses(prediction.class_queries_logits, query_classes, class_weights)
         contrastive = contrastive_losses(
             prediction.mask_text_similarity, query_classes, class_weights, config.contrastive_negatives
@@ -177,9 +164,7 @@ def assert_recorded(terms, expected, recording):
 @pytest.fixture(scope="module")
 def losses_and_gradients(model, feature_maps, expected):
     model.requires_grad_(True)
-    outputs = model(feature_maps=feature_maps, output_auxiliary_predictions=True)
-    predictions = dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
-    terms = recorded_losses(predictions, expected, model.config)
+    terms = recorded_losses(predict(model, feature_maps=feature_maps)[1], expected, model.config)
     sum(terms.values()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -214,20 +199,15 @@ def test_gradient_norms(losses_and_gradients, model, folder, expected):
         torch.testing.assert_close(norm, expected[f"grad_norm.{name}"].squeeze(), rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.fixture(scope="module")
-def pixel_values(expected):
-    return expected["pixel_values"]
-
-
 @pytest.fixture
 def whole_model(folder):
     """A new one for each test, because training changes its statistics."""
     return load_reference_model(folder)
 
 
-def test_feature_maps(whole_model, pixel_values, feature_maps, original_config):
+def test_feature_maps(whole_model, feature_maps, expected, original_config):
     with torch.no_grad():
-        maps = whole_model.model.backbone(pixel_values).feature_maps
+        maps = whole_model.model.backbone(expected["pixel_values"]).feature_maps
     for actual, wanted in zip(maps, feature_maps, strict=True):
         assert_near(actual, wanted)
     assert whole_model.model.feature_channels == original_config["backbone"]["channels"]
@@ -235,18 +215,17 @@ def test_feature_maps(whole_model, pixel_values, feature_maps, original_config):
 
 
 @pytest.mark.parametrize(("mode", "scores"), [("whole", "seg_logits"), ("slide", "slide.seg_logits")])
-def test_scores_from_pixels(whole_model, pixel_values, expected, original_config, mode, scores):
+def test_scores_from_pixels(whole_model, expected, original_config, mode, scores):
     sliding = original_config["sliding_window"]
     options = InferenceOptions(mode, tuple(sliding["window"]), tuple(sliding["stride"]), batch_size=3)
     segmenter = Segmenter(whole_model, MTAClipImageProcessor(), options)
     segmenter.prepare = lambda image: PreparedImage(tuple(image.shape[-2:]), [image])  # the pixels are prepared
-    for image, wanted in zip(pixel_values, expected[scores], strict=True):
+    for image, wanted in zip(expected["pixel_values"], expected[scores], strict=True):
         assert_near(segmenter.scores(image), wanted)
 
 
-def test_training_from_pixels(whole_model, pixel_values, expected):
-    outputs = whole_model.train()(pixel_values, output_auxiliary_predictions=True)
-    predictions = dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
+def test_training_from_pixels(whole_model, expected):
+    _, predictions = predict(whole_model.train(), pixel_values=expected["pixel_values"])
     assert_recorded(recorded_losses(predictions, expected, whole_model.config, "train_loss"), expected, "train_loss")
     statistics = {name: value for name, value in expected.items() if name.startswith("train_loss.after.")}
     assert statistics
@@ -254,14 +233,12 @@ def test_training_from_pixels(whole_model, pixel_values, expected):
         assert_near(whole_model.get_buffer(name.replace("train_loss.after.", "model.")), value)
 
 
-def test_gradients_reach_the_first_convolution(whole_model, pixel_values, expected):
-    outputs = whole_model(pixel_values, output_auxiliary_predictions=True)
-    predictions = dict(zip(STAGES, [*outputs.auxiliary_predictions, outputs], strict=True))
+def test_gradients_reach_the_first_convolution(whole_model, expected):
+    _, predictions = predict(whole_model, pixel_values=expected["pixel_values"])
     sum(recorded_losses(predictions, expected, whole_model.config).values()).backward()
     prefix = "grad_norm.backbone."
     norms = {name.removeprefix(prefix): norm for name, norm in expected.items() if name.startswith(prefix)}
-    compared = 0
-    for name, parameter in whole_model.model.backbone.named_parameters():
+    compared = dict(whole_model.model.backbone.named_parameters())
+    for name, parameter in compared.items():
         torch.testing.assert_close(parameter.grad.norm(), norms[name].squeeze(), rtol=1e-3, atol=1e-5, msg=name)
-        compared += 1
-    assert compared == sum("attnpool" not in name for name in norms)
+    assert len(compared) == sum("attnpool" not in name for name in norms)
