@@ -1,6 +1,6 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Masks that the text queries predict for their own classes: their losses and their share in predictions."""
+"""Masks that the text queries predict for their own classes, and their share in predictions."""
 
 import torch
 from PIL import Image
@@ -8,9 +8,8 @@ from torch.nn import functional as F
 
 from modeling_mtaclip import MTAClipImageProcessor
 from modeling_mtaclip.inference import Segmenter
-from modeling_mtaclip.loss_mtaclip import MTAClipCriterion, classes_of_images, loss_normalizers
 from modeling_mtaclip.training.evaluated_images import align_masks, winning_contexts
-from tests.tiny import tiny_config, tiny_model
+from tests.tiny import tiny_model
 
 
 def class_masks(model, pixel_values):
@@ -40,68 +39,6 @@ def test_predictions_add_the_class_masks():
     probabilities = without.class_queries_logits[0].softmax(-1)[:, :-1]
     expected = (torch.einsum("qk,qhw->khw", probabilities, upsampled) + 0.4 * scores).argmax(0)
     assert (post_process(outputs, target_sizes=size)[0] == expected).double().mean() > 0.999
-
-
-def plain_class_losses(embeddings, features, labels):
-    """One layer, image and class at a time, at the pixels of the features, for label maps four times their size."""
-    mask_sum, dice_sum = torch.zeros(len(embeddings)), torch.zeros(len(embeddings))
-    for image, label_map in enumerate(labels):
-        counted = F.interpolate((label_map != 255).float()[None, None], scale_factor=0.25, mode="bilinear")[0, 0]
-        for k in range(3):
-            binary = (label_map == k).float()
-            target = F.interpolate(binary[None, None], scale_factor=0.25, mode="bilinear")[0, 0]
-            for layer in range(len(embeddings)):
-                logits = torch.einsum("d,dhw->hw", embeddings[layer, image, k], features[image])
-                cross_entropy = (counted * F.softplus(logits) - target * logits).sum() / counted.sum()
-                mask_sum[layer] += cross_entropy * (1 if binary.any() else 0.2)
-                if binary.any():
-                    p = logits.sigmoid()
-                    dice_sum[layer] += 1 - (2 * (p * target).sum() + 1) / ((p * counted).sum() + target.sum() + 1)
-    return mask_sum, dice_sum
-
-
-def criterion_inputs():
-    embeddings, features = torch.randn(2, 2, 3, 6), torch.randn(2, 6, 6, 8)
-    labels = torch.zeros(2, 24, 32, dtype=torch.long)
-    labels[0, :, 10:], labels[0, 16:] = 2, 255
-    labels[1, 4:9, 3:20] = 1
-    queries = {"class_queries_logits": torch.randn(2, 2, 5, 4), "mask_embeddings": torch.randn(2, 2, 5, 6)}
-    return queries, embeddings, features, labels
-
-
-def test_losses_are_the_plain_formula():
-    queries, embeddings, features, labels = criterion_inputs()
-    weights = dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "contrastive_weight"), 0.0)
-    config = tiny_config(
-        num_queries=5, **(weights | {"mask_weight": 5.0, "dice_weight": 3.0, "class_mask_weight": 0.5})
-    )
-    _, components = MTAClipCriterion(config)(
-        **queries, mask_features=features, mask_text_similarity=None, labels=labels, class_mask_embeddings=embeddings
-    )
-    mask, dice = (values / 4 for values in plain_class_losses(embeddings, features, labels))  # 4 classes are present
-    for name, expected in (("class_mask", mask), ("class_dice", dice)):
-        torch.testing.assert_close(torch.stack([components[f"{name}_0"], components[name]]), expected)
-
-
-def test_parts_of_a_batch_add_up_to_the_whole():
-    queries, embeddings, features, labels = criterion_inputs()
-    config = tiny_config(num_queries=5, class_mask_weight=1.0)
-    criterion = MTAClipCriterion(config)
-
-    def total(part):
-        normalizers = loss_normalizers(classes_of_images(labels, 3, 255), config)
-        inputs = {name: value[:, part] for name, value in queries.items()}
-        return criterion(
-            **inputs,
-            mask_features=features[part],
-            mask_text_similarity=None,
-            labels=labels[part],
-            normalizers=normalizers,
-            point_seeds=torch.tensor([1, 2])[part],
-            class_mask_embeddings=embeddings[:, part],
-        )[0]
-
-    torch.testing.assert_close(total(slice(0, 1)) + total(slice(1, 2)), total(slice(0, 2)))
 
 
 def test_training_reaches_the_class_queries_only_where_asked_for():
