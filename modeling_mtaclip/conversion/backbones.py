@@ -43,7 +43,6 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 BACKBONE = "model.backbone."
 # What classifiers have behind their backbone.
 HEADS = r"(\w+\.)?(classifier|fc|head|layernorm|norm|pooler)\..+"
-FOLLOWING_FIELDS = ("model_type", "stage_names", "out_features", "out_indices")
 
 
 def make_backbone_config(name: str, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
@@ -65,11 +64,7 @@ def make_backbone_config(name: str, overrides: Mapping[str, Any] | None = None) 
     if name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name != TimmBackboneConfig.model_type:
         config = AutoConfig.for_model(name, **overrides)
     elif is_pretrained(name):
-        config = load_config(name)
-        if overrides:
-            # What follows from the depth is made anew.
-            fields = {key: value for key, value in config.to_diff_dict().items() if key not in FOLLOWING_FIELDS}
-            config = AutoConfig.for_model(config.model_type, **(fields | overrides))
+        config = load_config(name, **overrides)
     else:
         return _timm_config(name.removeprefix("timm/"), overrides)
     if not hasattr(config, "stage_names"):
@@ -90,9 +85,7 @@ def _timm_config(name: str, overrides: dict[str, Any]) -> TimmBackboneConfig:
             f"nor a model type of transformers ({', '.join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES)[:6])}, …), nor a "
             f"timm model{f' (similar ones: {similar})' if similar else ''}."
         )
-    if "out_indices" not in overrides:
-        overrides["out_indices"] = _timm_stages(name)
-    return TimmBackboneConfig(backbone=name, **overrides)
+    return TimmBackboneConfig(backbone=name, **({"out_indices": _timm_stages(name)} | overrides))
 
 
 def _timm_stages(name: str) -> list[int]:
@@ -185,26 +178,20 @@ def _pretrained_timm(config: TimmBackboneConfig) -> dict[str, Tensor]:
 
 def _match_timm(weights: SourceWeights, tensors: Mapping[str, Tensor], backbone: nn.Module) -> None:
     name = backbone.config.backbone
-    whole = {_flat(key): value for key, value in _import_timm().create_model(name).state_dict().items()}
+    whole = {_flat(key): value.shape for key, value in _import_timm().create_model(name).state_dict().items()}
     ours = {_flat(key.removeprefix("_backbone.")): key for key in backbone.state_dict()}
     by_name = [
         {_flat(key.removeprefix(prefix)): key for key in tensors if key.startswith(prefix)}
-        for prefix in ("", "model.", "backbone.", BACKBONE)
+        for prefix in ("", "model.", "backbone.")
     ]
     found, note = max(by_name, key=lambda names: len(ours.keys() & names.keys())), ""
-    if not ours.keys() & found.keys():
-        if [each.shape for each in tensors.values()] != [each.shape for each in whole.values()]:
-            raise ValueError(
-                f"{weights.source} holds weights of another model than {name}: neither names nor shapes are the same. "
-                f"It has {len(tensors)} tensors, e.g. {list(tensors)[:3]}; timm's has {len(whole)}, e.g. "
-                f"{list(whole)[:3]}."
-            )
+    if not ours.keys() & found.keys() and [each.shape for each in tensors.values()] == list(whole.values()):
         found, note = dict(zip(whole, tensors, strict=True)), "matched in order"
     unknown = [original for key, original in found.items() if key not in ours and key not in whole]
     if unknown:
         raise ValueError(
             f"{weights.source} holds weights of another model than {name}, which does not have its {len(unknown)} "
-            f"tensors {unknown[:3]}, …"
+            f"tensors {unknown[:3]}, … (nor as many of the same shapes in the same order)."
         )
     for key in [key for key in ours if key in found]:
         weights.add(BACKBONE + ours[key], tensors[found[key]], found[key], note)
@@ -225,9 +212,4 @@ def _import_timm() -> Any:
     return timm
 
 
-__all__ = [
-    "CLIP_BACKBONES",
-    "backbone_weights",
-    "image_statistics",
-    "make_backbone_config",
-]
+__all__ = ["CLIP_BACKBONES", "backbone_weights", "image_statistics", "make_backbone_config"]

@@ -167,10 +167,10 @@ def _value(node: ast.expr) -> Any:
         return None
 
 
-def load_config(name_or_path: str, *model_types: str) -> PreTrainedConfig:
-    """The configuration of a model of transformers, which must be of one of the types if there are any given."""
+def load_config(name_or_path: str, *model_types: str, **overrides: Any) -> PreTrainedConfig:
+    """The configuration of a model of transformers with some fields replaced; if types are given, of one of these."""
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, **overrides)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name_or_path!r} is no file, and no model of transformers could be read from it: {error} Without a "

@@ -8,7 +8,6 @@ CLIP comes as a folder or Hub id of transformers, or as OpenAI's RN50.pt, RN101.
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +32,6 @@ from .weights import SourceWeights
 
 
 TEXT_ENCODER = "model.text_model.text_encoder."
-POSITIONS, PROJECTION = f"{TEXT_ENCODER}text_model.embeddings.position_embedding.weight", "text_projection.weight"
 
 # OpenAI's names with the prefixes of the authors' code, which has the same modules.
 WITH_PREFIXES = {
@@ -49,9 +47,9 @@ BLOCKS = {
 TEXT_NAMES = BLOCKS | {
     r"^text_encoder\.transformer\.resblocks\.": f"{TEXT_ENCODER}text_model.encoder.layers.",
     r"^text_encoder\.token_embedding\.": f"{TEXT_ENCODER}text_model.embeddings.token_embedding.",
-    r"^text_encoder\.positional_embedding$": POSITIONS,
+    r"^text_encoder\.positional_embedding$": f"{TEXT_ENCODER}text_model.embeddings.position_embedding.weight",
     r"^text_encoder\.ln_final\.": f"{TEXT_ENCODER}text_model.final_layer_norm.",
-    r"^text_encoder\.text_projection$": TEXT_ENCODER + PROJECTION,
+    r"^text_encoder\.text_projection$": f"{TEXT_ENCODER}text_projection.weight",
 }
 VISUAL_NAMES = BLOCKS | {
     r"^backbone\.transformer\.resblocks\.": "model.backbone.encoder.layers.",
@@ -89,18 +87,11 @@ class ClipSource:
     text_config: CLIPTextConfig | None = None
     visual_fields: dict[str, Any] | None = None
 
-    def text_encoder_config(self, num_positions: int | None) -> CLIPTextConfig:
-        """The configuration of the text encoder with the first `num_positions` of its positions, or all."""
+    def text_encoder_config(self) -> CLIPTextConfig:
+        """The configuration of the text half."""
         if self.text_config is None:
             raise ValueError(f"{self.source!r} is a CLIP model without text half. Give another one as text encoder.")
-        config = deepcopy(self.text_config)
-        if num_positions is not None:
-            if not 0 < num_positions <= config.max_position_embeddings:
-                raise ValueError(
-                    f"`text_positions` is {num_positions}, but {self.source!r} has {config.max_position_embeddings}."
-                )
-            config.max_position_embeddings = num_positions
-        return config
+        return self.text_config
 
     def backbone_config(self, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
         """The configuration of the visual half as a backbone, with some fields replaced."""
@@ -108,15 +99,11 @@ class ClipSource:
             raise ValueError(f"{self.source!r} is a CLIP model without visual half. Give another one as backbone.")
         return make_visual_config(self.visual_fields | dict(overrides or {}))
 
-    def text_encoder_weights(self, num_positions: int) -> SourceWeights:
-        """The text encoder, its position table cut to the first `num_positions`."""
+    def text_encoder_weights(self) -> SourceWeights:
+        """The text half."""
         weights = SourceWeights(self.source, covers=rf"{TEXT_ENCODER}.+")
         names = WITH_PREFIXES | TEXT_NAMES | {r"^(text_model|text_projection)\.": rf"{TEXT_ENCODER}\1."}
         weights.rename(self.tensors, names, CONSTANTS | VISUAL_HALF)
-        positions = weights.tensors.get(POSITIONS)
-        if positions is not None and len(positions) > num_positions:
-            weights.tensors[POSITIONS] = positions[:num_positions].clone()
-            weights.origins[POSITIONS].note = f"the first {num_positions} of {len(positions)} positions"
         return weights
 
     def backbone_weights(self) -> SourceWeights:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import Mask2FormerConfig, PreTrainedTokenizerBase
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedTokenizerBase
 
 from ..configuration_mtaclip import CONTRASTIVE_NEGATIVES, MTAClipConfig
 from ..pixel_decoder_mtaclip import NUM_LEVELS
-from .checkpoints import Checkpoint, look_up
+from .checkpoints import Checkpoint, load_config, load_pretrained, look_up
 from .clip import (
     POOLING,
     TEXT_NAMES,
@@ -77,21 +77,43 @@ def fields_from_mask2former(original: Mask2FormerConfig) -> dict[str, Any]:
     }
 
 
-def convert_mask2former_state_dict(
-    original: Mapping[str, Tensor], source: str = "Mask2Former", with_backbone: bool = True
-) -> SourceWeights:
-    """What a Mask2Former's state dict gives to a model; its class head is still for its classes.
+class Mask2FormerSource:
+    """A Mask2Former of transformers, from a folder or the Hub; one that can't be used is a `ValueError`."""
 
-    Where the model has another backbone, the layers that read the backbone's feature maps are left out, too.
-    """
-    parts = r"model\.(pixel_decoder|decoder)\..+|class_predictor\..+"
-    if with_backbone:
-        lacks, covers, left_out = TEXT_QUERIES, rf"{parts}|model\.backbone\..+", MASK2FORMER_LEFT_OUT
-    else:
-        lacks, covers, left_out = rf"{TEXT_QUERIES}|{READS_BACKBONE}", parts, MASK2FORMER_LEFT_OUT | OTHER_BACKBONE
-    weights = SourceWeights(source, rf"(?!{lacks})({covers})")
-    weights.rename(original, MASK2FORMER_NAMES, left_out)
-    return weights
+    def __init__(self, name_or_path: str) -> None:
+        load_config(name_or_path, "mask2former")
+        self.source = name_or_path
+        self.model, found = load_pretrained(Mask2FormerForUniversalSegmentation, name_or_path)
+        self.missing = found["missing"]
+
+    def class_names(self) -> list[str]:
+        """Its classes in the order of their ids."""
+        ids, names = zip(*sorted(self.model.config.id2label.items()), strict=True)
+        if ids != tuple(range(len(ids))):
+            raise ValueError(
+                f"{self.source!r} has class ids with gaps, {list(ids)}: number its `id2label` without gaps in "
+                "config.json."
+            )
+        return list(names)
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of [`MTAClipConfig`] for its architecture and losses, without its classes."""
+        return fields_from_mask2former(self.model.config)
+
+    def weights(self, with_backbone: bool) -> SourceWeights:
+        """What it gives to a model; the class head is still for its classes.
+
+        Where the model has another backbone, the layers that read the backbone's feature maps are left out, too.
+        """
+        parts = r"model\.(pixel_decoder|decoder)\..+|class_predictor\..+"
+        if with_backbone:
+            lacks, covers, left_out = TEXT_QUERIES, rf"{parts}|model\.backbone\..+", MASK2FORMER_LEFT_OUT
+        else:
+            lacks, covers, left_out = rf"{TEXT_QUERIES}|{READS_BACKBONE}", parts, MASK2FORMER_LEFT_OUT | OTHER_BACKBONE
+        weights = SourceWeights(self.source, rf"(?!{lacks})({covers})")
+        weights.rename(self.model.state_dict(), MASK2FORMER_NAMES, left_out)
+        weights.mark_missing(self.missing)
+        return weights
 
 
 ORIGINAL_NAMES = TEXT_NAMES | {
@@ -252,9 +274,4 @@ def convert_original_state_dict(
     return weights
 
 
-__all__ = [
-    "config_from_original",
-    "convert_mask2former_state_dict",
-    "convert_original_state_dict",
-    "fields_from_mask2former",
-]
+__all__ = ["Mask2FormerSource", "config_from_original", "convert_original_state_dict", "fields_from_mask2former"]

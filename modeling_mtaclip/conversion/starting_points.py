@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """New models from what people have: CLIP, backbones, Mask2Former and the checkpoints of the authors' code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import Mask2FormerForUniversalSegmentation, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..classes_mtaclip import move_classes, new_classes
@@ -15,19 +16,16 @@ from ..configuration_mtaclip import MTAClipConfig
 from ..image_processing_mtaclip import MTAClipImageProcessor
 from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .backbones import CLIP_BACKBONES, backbone_weights, image_statistics, make_backbone_config
-from .checkpoints import Checkpoint, load_checkpoint, load_config, load_pretrained
-from .clip import check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
-from .segmentation_models import (
-    config_from_original,
-    convert_mask2former_state_dict,
-    convert_original_state_dict,
-    fields_from_mask2former,
-)
+from .checkpoints import Checkpoint, load_checkpoint
+from .clip import ClipSource, check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
+from .segmentation_models import Mask2FormerSource, config_from_original, convert_original_state_dict
 from .weights import LoadingReport, SourceWeights, load_weights
 
 
 # All of OpenAI's CLIP models read the same tokens; their `.pt` files come without a tokenizer.
 CLIP_TOKENIZER = "openai/clip-vit-base-patch16"
+
+WeightsFor = Callable[[MTAClipForSemanticSegmentation], SourceWeights]
 
 
 @dataclass
@@ -58,7 +56,6 @@ def from_pretrained_parts(
     *,
     text_encoder: str | None = None,
     tokenizer: str | PreTrainedTokenizerBase | None = None,
-    text_positions: int | None = None,
     backbone: str | None = None,
     backbone_config: Mapping[str, Any] | None = None,
     backbone_weights: str | None = None,
@@ -77,7 +74,6 @@ def from_pretrained_parts(
         text_encoder (`str`, *optional*): CLIP, as a folder or Hub id of transformers or as OpenAI's `.pt` file.
         tokenizer (`str` or `PreTrainedTokenizerBase`, *optional*): CLIP's; by default the one beside `text_encoder`,
             for `.pt` files that of openai/clip-vit-base-patch16.
-        text_positions (`int`, *optional*): cuts the text encoder's position table to the first so many.
         backbone (`str`, *optional*): CLIP like `text_encoder`, whose visual half is used with its weights, or else a
             name as for `--backbone` of run_seg.py: a folder or Hub id of transformers has weights, other names have
             random ones. By default the backbone of `mask2former`, else transformers' ResNet-50.
@@ -100,7 +96,7 @@ def from_pretrained_parts(
         raise ValueError(f"`class_names` must be a list of names, got the name {class_names!r}.")
     if original is not None:
         options = {"text_encoder": text_encoder, "backbone": backbone, "backbone_config": backbone_config}
-        options |= {"mask2former": mask2former, "backbone_weights": backbone_weights, "text_positions": text_positions}
+        options |= {"mask2former": mask2former, "backbone_weights": backbone_weights}
         given = [name for name, value in options.items() if value is not None]
         if given:
             raise ValueError(f"`original` gives a whole model, but {given} would replace parts of it. Leave them out.")
@@ -108,87 +104,63 @@ def from_pretrained_parts(
     if backbone is None and backbone_weights == "pretrained":
         raise ValueError("`backbone_weights='pretrained'` needs the name of a `backbone`, whose weights these are.")
     with_text = fields.get("text_branch", True)
-    sources = _Sources(text_encoder if with_text else None, backbone, mask2former, backbone_weights)
-    class_names = class_names or sources.class_names()
-    fields = sources.fields(backbone_config, text_positions) | fields
+    clip = load_clip(text_encoder) if text_encoder is not None and with_text else None
+    decoder = Mask2FormerSource(mask2former) if mask2former is not None else None
+    if not class_names and decoder is None:
+        raise ValueError("`class_names` is missing: only `mask2former` and `original` bring class names along.")
+    class_names = class_names or decoder.class_names()
+    given, weights = _gather(clip, decoder, backbone, backbone_config, backbone_weights)
     if with_text or tokenizer is not None:
         tokenizer = _load_tokenizer(tokenizer, text_encoder)
-    if sources.clip_text is not None:
-        check_tokenizer(tokenizer, sources.clip_text.text_config, text_encoder)
+    if clip is not None:
+        check_tokenizer(tokenizer, clip.text_config, text_encoder)
     if tokenizer is None:
-        config = MTAClipConfig(id2label=dict(enumerate(class_names)), **fields)
+        config = MTAClipConfig(id2label=dict(enumerate(class_names)), **(given | fields))
     else:
-        config = MTAClipConfig.from_labels(class_names, tokenizer, **fields)
+        config = MTAClipConfig.from_labels(class_names, tokenizer, **(given | fields))
     model = MTAClipForSemanticSegmentation(config)
-    report = load_weights(model, sources.weights(model))
+    report = load_weights(model, [weights_for(model) for weights_for in weights])
     return _bundle(model, tokenizer, report, *image_statistics(config.backbone_config))
 
 
-class _Sources:
-    """The models to take weights from; a CLIP model that gives both halves is read once."""
-
-    def __init__(
-        self, text_encoder: str | None, backbone: str | None, mask2former: str | None, backbone_weights: str | None
-    ) -> None:
-        self.backbone, self.mask2former, self.backbone_source = backbone, mask2former, backbone_weights
-        if backbone is not None and backbone_weights is None and is_pretrained(backbone):
-            self.backbone_source = "pretrained"
-        self.clip_text = self.clip_visual = self.decoder = None
-        if text_encoder is not None:
-            self.clip_text = load_clip(text_encoder)
-        visual = backbone_weights if backbone in CLIP_BACKBONES else backbone
-        if visual is not None and is_clip(visual):
-            self.clip_visual = self.clip_text if visual == text_encoder else load_clip(visual)
-        if mask2former is not None:
-            load_config(mask2former, "mask2former")
-            self.decoder, self.found = load_pretrained(Mask2FormerForUniversalSegmentation, mask2former)
-
-    def class_names(self) -> list[str]:
-        if self.decoder is None:
-            raise ValueError("`class_names` is missing: only `mask2former` and `original` bring class names along.")
-        ids, names = zip(*sorted(self.decoder.config.id2label.items()), strict=True)
-        if ids != tuple(range(len(ids))):
-            raise ValueError(
-                f"{self.mask2former!r} has class ids with gaps, {list(ids)}: number its `id2label` without gaps in "
-                "config.json."
-            )
-        return list(names)
-
-    def fields(self, backbone_config: Mapping[str, Any] | None, text_positions: int | None) -> dict[str, Any]:
-        """Fields of [`MTAClipConfig`] that the sources determine."""
-        fields = {} if self.decoder is None else fields_from_mask2former(self.decoder.config)
-        if self.clip_visual is not None and self.backbone not in CLIP_BACKBONES:
-            fields["backbone_config"] = self.clip_visual.backbone_config(backbone_config)
-        elif self.backbone is not None:
-            fields["backbone_config"] = make_backbone_config(self.backbone, backbone_config)
-        if self.clip_text is not None:
-            fields["text_config"] = self.clip_text.text_encoder_config(text_positions)
-        return fields
-
-    def weights(self, model: MTAClipForSemanticSegmentation) -> list[SourceWeights]:
-        """The tensors of all sources, by the model's names."""
-        sources = []
-        if self.clip_text is not None:
-            sources.append(self.clip_text.text_encoder_weights(model.config.text_config.max_position_embeddings))
-        if self.decoder is not None:
-            weights = convert_mask2former_state_dict(
-                self.decoder.state_dict(), self.mask2former, with_backbone=self.backbone is None
-            )
-            weights.mark_missing(self.found["missing"])
-            _give_classes(weights, model, self.class_names())
-            sources.append(weights)
-        if self.clip_visual is not None:
-            sources.append(self.clip_visual.backbone_weights())
-        elif self.backbone_source is not None:
-            sources.append(backbone_weights(model.model.backbone, self.backbone, self.backbone_source))
-        return sources
+def _gather(
+    clip: ClipSource | None,
+    decoder: Mask2FormerSource | None,
+    backbone: str | None,
+    backbone_config: Mapping[str, Any] | None,
+    weights_of_backbone: str | None,
+) -> tuple[dict[str, Any], list[WeightsFor]]:
+    """Fields of [`MTAClipConfig`] that the sources determine, and what gives their weights to a model."""
+    fields: dict[str, Any] = {}
+    weights: list[WeightsFor] = []
+    if clip is not None:
+        fields["text_config"] = clip.text_encoder_config()
+        weights.append(lambda model: clip.text_encoder_weights())
+    if decoder is not None:
+        fields |= decoder.fields()
+        weights.append(lambda model: _give_classes(decoder.weights(backbone is None), model, decoder.class_names()))
+    visual, visual_name = None, weights_of_backbone if backbone in CLIP_BACKBONES else backbone
+    if visual_name is not None and is_clip(visual_name):
+        visual = clip if clip is not None and clip.source == visual_name else load_clip(visual_name)
+        weights.append(lambda model: visual.backbone_weights())
+    elif weights_of_backbone is not None or (backbone is not None and is_pretrained(backbone)):
+        source = weights_of_backbone or "pretrained"
+        weights.append(lambda model: backbone_weights(model.model.backbone, backbone, source))
+    if backbone is not None:
+        is_named = visual is None or backbone in CLIP_BACKBONES
+        make_config = partial(make_backbone_config, backbone) if is_named else visual.backbone_config
+        fields["backbone_config"] = make_config(backbone_config)
+    return fields, weights
 
 
-def _give_classes(weights: SourceWeights, model: MTAClipForSemanticSegmentation, source_names: Sequence[str]) -> None:
+def _give_classes(
+    weights: SourceWeights, model: MTAClipForSemanticSegmentation, source_names: Sequence[str]
+) -> SourceWeights:
     names = model.config.class_names_with_no_object()[:-1]
     for name, note in move_classes(weights.tensors, model.state_dict(), names, source_names).items():
         weights.origins[name].note = note
     weights.new_classes = new_classes(names, source_names)
+    return weights
 
 
 def _load_tokenizer(
@@ -217,9 +189,9 @@ def build_original(
     check_tokenizer(tokenizer, config.text_config, checkpoint.source)
     model = MTAClipForSemanticSegmentation(config)
     weights = convert_original_state_dict(checkpoint.tensors, config, checkpoint.source)
-    _give_classes(weights, model, source_names)
+    report = load_weights(model, [_give_classes(weights, model, source_names)])
     # The authors normalize images by ImageNet's values, CLIP or not.
-    return _bundle(model, tokenizer, load_weights(model, [weights]), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    return _bundle(model, tokenizer, report, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 def _original_class_names(checkpoint: Checkpoint, class_names: Sequence[str] | None) -> Sequence[str]:

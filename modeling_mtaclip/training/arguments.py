@@ -107,7 +107,6 @@ class ModelArguments:
         "the run, the encoder with random weights.",
     )
     tokenizer: str | None = _option(None, "Folder or Hub id of CLIP's tokenizer, if it isn't beside the text encoder.")
-    text_positions: int | None = _option(None, "Keep only the first so many of the text encoder's 77 positions.")
     text_hidden_size: int = _option(128, "Width of the text encoder that is made without `--text_encoder`.")
     text_layers: int = _option(2, "Layers of the text encoder that is made without `--text_encoder`.")
     text_branch: bool = _option(True, "False leaves the text out of a new model: plain Mask2Former.")

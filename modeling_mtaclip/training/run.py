@@ -286,7 +286,6 @@ def build_model(
     parts = from_pretrained_parts(
         class_names,
         text_encoder=arguments.text_encoder,
-        text_positions=arguments.text_positions,
         backbone=arguments.backbone or (None if gives_sizes else DEFAULT_BACKBONE),
         backbone_config=arguments.backbone_config or None,
         backbone_weights=arguments.backbone_weights,

@@ -143,19 +143,6 @@ def test_text_half_of_clip(clips, tmp_path, kind):
     assert_complete(bundle, {source: tensors})
 
 
-def test_position_table_is_cut(clips):
-    model, source, _ = clips["folder"]
-    options = {"class_names": NAMES, "text_encoder": source, **RANDOM_RESNET, **TINY}
-    bundle, whole = from_pretrained_parts(text_positions=14, **options), from_pretrained_parts(**options)
-    name = "model.text_model.text_encoder.text_model.embeddings.position_embedding.weight"
-    table = model.text_model.embeddings.position_embedding.weight
-    assert torch.equal(bundle.model.state_dict()[name], table[:14])
-    assert bundle.loading_report.loaded[name].note == f"the first 14 of {NUM_POSITIONS} positions"
-    whole.model.model.text_model.contexts.data = bundle.model.model.text_model.contexts.data
-    with torch.no_grad():
-        torch.testing.assert_close(bundle.model.encode_class_names(), whole.model.encode_class_names())
-
-
 def test_weights_of_a_named_clip_backbone(clips, monkeypatch):
     model, source, tensors = clips["resnet"]
     options = {"text_branch": False, "backbone": "clip_rn50", "backbone_weights": source, **TINY}
@@ -369,8 +356,7 @@ DEEPER = {"backbone": "resnet", "backbone_config": {"depths": [2, 1, 1, 2]}}
         ({"class_names": NAMES, "text_encoder": "without_vocabulary"}, "no vocabulary for plain English words"),
         (WITH_TEXT | {"text_encoder": "clip", "tokenizer": SmallTokenizer()}, f"has 3 .* knows {len(TOKENIZER)}"),
         # Options that don't fit each other.
-        (WITH_TEXT | {"text_encoder": "clip", "text_positions": 21}, f"is 21, but .* has {NUM_POSITIONS}"),
-        (WITH_TEXT | {"text_encoder": "clip", "text_positions": 7}, "at most 1 fit"),
+        (WITH_TEXT | {"text_encoder": "clip", "prompt_length": 17}, "at most 1 fit"),
         (WITHOUT_TEXT | {"backbone_weights": "pretrained"}, "needs the name of a `backbone`"),
         ({"original": "original.pth", "text_encoder": "clip"}, r"gives a whole model, but \['text_encoder'\]"),
     ],
