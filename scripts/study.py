@@ -15,6 +15,7 @@ start with the prefix (a video sequence, say) are the ones it is evaluated on. S
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -275,7 +276,7 @@ def execute(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, An
         "label": setting.label,
         "commit": git("rev-parse", "--short", "HEAD")
         + ("+" if git("status", "--porcelain", "modeling_mtaclip") else ""),
-        "processor": processor_name(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "steps": args.max_steps,
@@ -294,7 +295,7 @@ def identity(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, A
         "study": arguments.command,
         "setting": name,
         "seed": seed,
-        "config": Path(arguments.config).name,
+        "config": f"{arguments.config.name} {hashlib.sha256(arguments.config.read_bytes()).hexdigest()[:8]}",
         "options": list(arguments.options),
         "evaluated_on": arguments.hold_out or "validation",
     }
