@@ -11,8 +11,7 @@ the number of examples; their pictures are saved as augmentation_0.png, augmenta
 
 import inspect
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,44 +28,39 @@ NUM_EPOCHS = 4
 
 def main(arguments: Sequence[str]) -> list[Path]:
     """Draws the pictures that a command line asks for and returns their paths; bad options are a `ValueError`."""
-    model_arguments, data_arguments, training_arguments = parse_run_arguments(arguments)
-    options = vars(model_arguments) | vars(data_arguments) | {"streaming": False}
-    names = inspect.signature(load_segmentation_dataset).parameters
-    data = load_segmentation_dataset(data_arguments.dataset_name, **_selected(options, names))
-    normalization = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
-    names = [field.name for field in fields(Augmentation)]
-    augmentation = Augmentation(**_selected(options | normalization, names))
-    seed = training_arguments.seed if training_arguments.data_seed is None else training_arguments.data_seed
-    plain, augmented = SegmentationExamples(data, "train"), SegmentationExamples(data, "train", augmentation, seed)
-    folder = Path(training_arguments.output_dir.replace("{dataset_name}", Path(data_arguments.dataset_name).name))
+    model, data, training = parse_run_arguments(arguments)
+    options = vars(model) | vars(data) | {"size": data.size, "streaming": False}
+    options |= {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
+    loaded = load_segmentation_dataset(data.dataset_name, **_taken_by(load_segmentation_dataset, options))
+    seed = training.seed if training.data_seed is None else training.data_seed
+    plain = SegmentationExamples(loaded, "train")
+    augmented = SegmentationExamples(loaded, "train", Augmentation(**_taken_by(Augmentation, options)), seed)
+    folder = Path(training.output_dir.replace("{dataset_name}", Path(data.dataset_name).name))
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    number = min(training_arguments.num_pictures, len(plain))
-    for place, index in enumerate(np.linspace(0, len(plain) - 1, number).astype(int).tolist()):
-        paths.append(folder / f"augmentation_{place}.png")
-        draw_example(plain, augmented, index).save(paths[-1])
+    number = min(training.num_pictures, len(plain))
+    paths = [folder / f"augmentation_{place}.png" for place in range(number)]
+    for path, index in zip(paths, np.linspace(0, len(plain) - 1, number).astype(int).tolist(), strict=True):
+        draw_example(plain, augmented, index).save(path)
     return paths
 
 
-def _selected(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}
+def _taken_by(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in inspect.signature(function).parameters if name in options}
 
 
 def draw_example(plain: SegmentationExamples, augmented: SegmentationExamples, index: int) -> Image.Image:
     """Draws an example as it is, then as it is in the first epochs, each above its label map."""
-    example = plain[index]
-    pictures, label_maps = {Path(example["name"]).name: example["image"]}, [example["annotation"]]
+    example, palette = plain[index], plain.data.palette
+    shown = [(Path(example["name"]).name, example["image"], example["annotation"])]
     for epoch in range(NUM_EPOCHS):
         augmented.set_epoch(epoch)
         crop = augmented[index]
-        pictures[f"epoch {epoch}"] = crop["pixel_values"].mul(255).round().byte().permute(1, 2, 0)
-        label_maps.append(crop["labels"])
-    palette = plain.data.palette
+        pixels = crop["pixel_values"].mul(255).round().byte().permute(1, 2, 0)
+        shown.append((f"epoch {epoch}", pixels, crop["labels"]))
     panels = [
-        (title, Image.fromarray(np.vstack([picture, colorize(labels, palette)])))
-        for (title, picture), labels in zip(pictures.items(), label_maps, strict=True)
+        (title, Image.fromarray(np.vstack([image, colorize(labels, palette)]))) for title, image, labels in shown
     ]
-    return compare(panels, plain.data.class_names, palette, label_maps)
+    return compare(panels, plain.data.class_names, palette, [labels for *_, labels in shown])
 
 
 if __name__ == "__main__":
