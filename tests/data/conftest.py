@@ -1,18 +1,14 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of images with label maps, and the warnings about them."""
+"""Folders of images with label maps."""
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from modeling_mtaclip.data.examples import logger as examples_logger
-from modeling_mtaclip.data.loading import logger as loading_logger
 
 
 NAMES = ["road", "sky", "tree"]
@@ -47,14 +43,3 @@ def folder(tmp_path: Path) -> Path:
     for index in range(2):
         save(Image.effect_noise(SIZE[::-1], 90).convert("RGB"), root / f"images/test/{index}.png")
     return root
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture):
-    """What the package warned of."""
-    for logger in (loading_logger, examples_logger):
-        logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.WARNING):
-        yield caplog
-    for logger in (loading_logger, examples_logger):
-        logger.removeHandler(caplog.handler)

@@ -4,6 +4,7 @@
 
 import random
 import re
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,17 @@ from modeling_mtaclip.data import (
 from tests.data.conftest import SIZE, label_map, write
 
 
-PIXELS = SIZE[0] * SIZE[1]
 VOID = np.full(SIZE, 255, np.uint8)
+TRAIN, VAL = ([f"{split}/{index}.png" for index in range(number)] for split, number in (("train", 6), ("val", 5)))
 
 
 def check(folder: Path, split: str = "train", how: str = "sample", streaming: bool = False, **limits) -> np.ndarray:
     return load_segmentation_dataset(str(folder), streaming=streaming).check(split, how, **limits)
+
+
+def damage(folder: Path, *files: str) -> None:
+    for file in files:
+        (folder / file).write_bytes(b"damaged")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -41,13 +47,13 @@ def check(folder: Path, split: str = "train", how: str = "sample", streaming: bo
         ([VOID, VOID], "train", r"No pixel of 2 examples of the train split is labeled.*0\.png.*\[255\]"),
     ],
 )
-def test_labels_that_can_only_be_a_mistake_are_refused(tmp_path, warnings, maps, split, message, streaming):
+def test_labels_that_can_only_be_a_mistake_are_refused(tmp_path, caplog, maps, split, message, streaming):
     folder, split = write(tmp_path, *maps, split=split), split.replace("val", "validation")
     for how in ("sample", "full"):
         with pytest.raises(ValueError, match=message):
             check(folder, split, how, streaming)
     assert check(folder, split, "none", streaming).sum() == 0
-    assert re.search(message, warnings.text)
+    assert re.search(message, caplog.text)
 
 
 @pytest.mark.parametrize("how", ["none", "sample", "full"])
@@ -65,9 +71,9 @@ def test_labels_that_can_only_be_a_mistake_are_refused(tmp_path, warnings, maps,
         ),
     ],
 )
-def test_labels_that_may_be_a_mistake_are_warned_of(tmp_path, warnings, maps, expected, how):
+def test_labels_that_may_be_a_mistake_are_warned_of(tmp_path, caplog, maps, expected, how):
     check(write(tmp_path, *maps), how=how)
-    assert all(part in warnings.text.replace("\\", "/") for part in expected)
+    assert all(part in caplog.text.replace("\\", "/") for part in expected)
 
 
 @pytest.mark.parametrize(
@@ -93,31 +99,30 @@ def test_annotations_that_cannot_be_label_maps_are_named(folder, change, message
 
 
 @pytest.mark.parametrize("file", ["images/train/2.png", "annotations/train/2.png"])
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"no image", None])
-def test_damaged_files_are_named(folder, file, damage):
-    data = load_segmentation_dataset(str(folder))
-    content = (folder / file).read_bytes()
-    (folder / file).unlink()
-    if damage is not None:
-        (folder / file).write_bytes(damage(content))
+@pytest.mark.parametrize("kind", ["cut", "text", "missing"])
+def test_damaged_files_are_named(folder, file, kind):
+    data, path = load_segmentation_dataset(str(folder)), folder / file
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if kind == "cut" else b"no image")
+    if kind == "missing":
+        path.unlink()
     with pytest.raises(ValueError, match=rf"{file} can't be read"):
         SegmentationExamples(data, "train")[2]
     with pytest.raises(ValueError, match=rf"(?s)1 unusable.*{file} can't be read"):
         data.check("train")
 
 
-def test_every_bad_file_is_named_and_pixels_of_the_others_are_counted(folder, warnings):
+def test_every_bad_file_is_named_and_pixels_of_the_others_are_counted(folder, caplog):
     expected = sum(np.bincount(label_map(index).ravel(), minlength=256)[:3] for index in range(6))
     for how, factor in (("full", 1), ("sample", 1), ("none", 0)):
         np.testing.assert_array_equal(check(folder, how=how), expected * factor)
     write(folder, *map(label_map, range(120)), split="val")
-    for path in ("annotations/val/61.png", "images/val/62.png", "annotations/train/1.png"):
-        (folder / path).write_bytes(b"damaged")
+    damage(folder, "annotations/val/61.png", "images/val/62.png", "annotations/train/1.png")
     with pytest.raises(ValueError, match=r"(?s)2 unusable examples in the validation split.*61\.png.*62\.png"):
         check(folder, "validation")
-    assert check(folder, "validation", max_samples=60).sum() > 60 * PIXELS / 2
+    assert check(folder, "validation", max_samples=60).sum() > 60 * VOID.size / 2
     check(folder, max_bad_share=0.01)
-    assert "1 unusable examples in the train split" in warnings.text
+    assert "1 unusable examples in the train split" in caplog.text
     for streaming in (False, True):
         with pytest.raises(ValueError, match=r"(?s)1 unusable examples in the train split.*train/1\.png") as caught:
             check(folder, how="full", streaming=streaming)
@@ -169,6 +174,10 @@ def stream_of(folder: Path, **options) -> SegmentationStream:
     return SegmentationStream(data, "train", Augmentation((32, 32)), **options)
 
 
+def names_of(examples: Iterable[dict[str, Any]]) -> list[str]:
+    return sorted(example["names"] for example in examples)
+
+
 def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
     if first.keys() != second.keys() or first["names"] != second["names"]:
         return False
@@ -183,9 +192,9 @@ def test_examples_depend_on_seed_epoch_and_index_alone(folder):
     assert state[1] == random.getstate()
     torch.manual_seed(99)
     assert all(equal(others[index], first[index]) for index in reversed(range(6)))
-    shapes = {name: tuple(value.shape) for name, value in first[0].items() if name != "names"}
-    assert shapes == {"pixel_values": (3, 32, 32), "labels": (32, 32), "point_seeds": ()}
-    assert first[0]["point_seeds"].dtype == first[0]["labels"].dtype == torch.int64
+    shapes = {name: (value.dtype, *value.shape) for name, value in first[0].items() if name != "names"}
+    of_integers = {"labels": (torch.int64, 32, 32), "point_seeds": (torch.int64,)}
+    assert shapes == {"pixel_values": (torch.float32, 3, 32, 32)} | of_integers
     others.set_epoch(1)
     assert not equal(others[0], first[0])
     others.set_epoch(0)
@@ -209,11 +218,10 @@ def test_workers_change_nothing_and_learn_of_the_epoch(folder):
 @pytest.mark.parametrize(("share", "allowed"), [(0.0, 0), (0.01, 1), (0.34, 2)])
 def test_bad_files_are_replaced_and_counted(folder, share, allowed):
     examples = examples_of(folder, max_bad_share=share)
-    for index in range(allowed):
-        (folder / f"images/train/{index}.png").write_bytes(b"damaged")
+    damage(folder, *(f"images/{name}" for name in TRAIN[:allowed]))
     for index in range(allowed):
         replaced = examples[index]
-        assert replaced["names"] not in {f"train/{bad}.png" for bad in range(allowed)}
+        assert replaced["names"] in TRAIN[allowed:]
         assert equal(examples[index], replaced)
     assert examples.num_bad == allowed
     (folder / "annotations/train/3.png").unlink()
@@ -224,38 +232,35 @@ def test_bad_files_are_replaced_and_counted(folder, share, allowed):
 
 @pytest.mark.parametrize("make", [examples_of, stream_of])
 def test_a_split_without_any_usable_file_ends_the_run(folder, make):
-    for path in (folder / "images/train").iterdir():
-        path.write_bytes(b"damaged")
+    damage(folder, *(f"images/{name}" for name in TRAIN))
     with pytest.raises(RuntimeError, match="6 of 6 training examples can't be used"):
         next(iter(make(folder, max_bad_share=1)))
 
 
 def test_every_pass_over_a_stream_gives_every_example_once(folder):
-    stream, all_names = stream_of(folder), [f"train/{index}.png" for index in range(6)]
+    stream = stream_of(folder)
     alone = list(islice(stream, 18))
     for first in (0, 6, 12):
-        assert sorted(example["names"] for example in alone[first : first + 6]) == all_names
+        assert names_of(alone[first : first + 6]) == TRAIN
     by_seed = {int(example["point_seeds"]): example for example in alone}
     assert len(by_seed) == 18
     # Two processes together read the same examples.
     shares = [example for rank in range(2) for example in islice(stream_of(folder, rank=rank, world_size=2), 3)]
-    assert sorted(example["names"] for example in shares) == all_names
+    assert names_of(shares) == TRAIN
     assert all(equal(by_seed[int(example["point_seeds"])], example) for example in shares)
     few = stream_of(folder, max_samples=2)
-    assert sorted(example["names"] for example in islice(few, 4)) == ["train/0.png"] * 2 + ["train/1.png"] * 2
-    for each, names in ((stream, all_names), (few, all_names[:2])):
-        by_workers = islice(DataLoader(each, batch_size=None, num_workers=2), 6)
-        assert {example["names"] for example in by_workers} == set(names)
+    assert names_of(islice(few, 4)) == sorted(TRAIN[:2] * 2)
+    for each, names in ((stream, TRAIN), (few, TRAIN[:2])):
+        assert set(names_of(islice(DataLoader(each, batch_size=None, num_workers=2), 6))) == set(names)
 
 
 def test_stream_leaves_out_bad_files(folder, monkeypatch):
-    (folder / "images/train/2.png").write_bytes(b"damaged")
+    damage(folder, "images/train/2.png")
     stream = stream_of(folder)
-    names = [example["names"] for example in islice(stream, 10)]
-    assert sorted(names) == sorted(f"train/{index}.png" for index in (0, 1, 3, 4, 5) for _ in range(2))
+    assert names_of(islice(stream, 10)) == sorted([*TRAIN[:2], *TRAIN[3:]] * 2)
     list(islice(DataLoader(stream, batch_size=None, num_workers=2), 10))
     assert stream.num_bad == 1
-    (folder / "images/train/3.png").write_bytes(b"damaged")
+    damage(folder, "images/train/3.png")
     monkeypatch.setattr("modeling_mtaclip.data.examples.MIN_STREAM_LENGTH", 1)
     for share, number in ((0.01, 2), (0, 1)):
         with pytest.raises(RuntimeError, match=rf"{number} of \d training examples can't be used.*train/[23]\.png"):
@@ -270,25 +275,23 @@ def test_evaluation_stream_gives_each_example_once(folder, max_samples, num_work
     for rank in range(world_size):
         stream = SegmentationStream(data, "validation", max_samples=max_samples, rank=rank, world_size=world_size)
         names += [example["name"] for example in DataLoader(stream, batch_size=None, num_workers=num_workers)]
-    assert sorted(names) == [f"val/{index}.png" for index in range(max_samples or 5)]
+    assert sorted(names) == VAL[:max_samples]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_evaluation_leaves_out_bad_files_and_counts_them(folder, streaming):
-    (folder / "images/val/1.png").write_bytes(b"damaged")
+    damage(folder, "images/val/1.png")
     data = load_segmentation_dataset(str(folder), streaming=streaming)
     examples = (SegmentationStream if streaming else SegmentationExamples)(data, "validation")
     for num_workers in (0, 2):
         loader = DataLoader(examples, batch_size=2, num_workers=num_workers, collate_fn=list)
-        names = [example["name"] for batch in loader for example in batch]
-        assert sorted(names) == ["val/0.png", "val/2.png", "val/3.png", "val/4.png"]
+        assert sorted(example["name"] for batch in loader for example in batch) == [VAL[0], *VAL[2:]]
         assert examples.num_bad == 1
 
 
 def test_max_samples_takes_the_first(folder):
     assert len(examples_of(folder, max_samples=200)) == 6
-    examples = SegmentationExamples(load_segmentation_dataset(str(folder)), "validation", max_samples=2)
-    assert [example["name"] for example in examples] == ["val/0.png", "val/1.png"]
+    assert names_of(examples_of(folder, max_samples=2)) == TRAIN[:2]
 
 
 def test_batches_know_the_classes_of_their_images():

@@ -21,21 +21,24 @@ ADE20K, CITYSCAPES = DATASETS["ade20k"], DATASETS["cityscapes"]
 CITYSCAPES_IDS = {value: label for label, value in enumerate(CITYSCAPES.values)}
 
 
-def read(data, split: str = "train", index: int = 0) -> np.ndarray:
-    return data.read(data.splits[split][index])[1]
+def read(data, split: str = "train") -> np.ndarray:
+    return data.read(data.splits[split][0])[1]
+
+
+def save_json(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
 
 
 def test_folder_has_lazy_splits_of_paths_whose_fingerprint_is_that_of_the_list_of_files(folder):
     data, again = load_segmentation_dataset(str(folder)), load_segmentation_dataset(str(folder))
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "validation": 5, "test": 2}
-    assert data.splits["test"]["name"][:] == ["test/0.png", "test/1.png"]
     assert (data.class_names, len(set(data.palette))) == (NAMES, len(NAMES))
     for split in data.splits:
         assert data.splits[split].column_names == ["image", "annotation", "name"]
         assert again.splits[split]._fingerprint == data.splits[split]._fingerprint
-        files = data.splits[split]["image"][:]
-        assert [file["path"] for file in files] == sorted(map(str, (folder / "images").glob(f"{split[:3]}*/*")))
-        assert all(file["bytes"] is None for file in files)
+        paths = sorted(map(str, (folder / "images").glob(f"{split[:3]}*/*")))
+        assert data.splits[split]["image"][:] == [{"bytes": None, "path": path} for path in paths]
     write(folder, *map(label_map, range(7)))
     more = load_segmentation_dataset(str(folder)).splits
     assert more["train"]._fingerprint != data.splits["train"]._fingerprint
@@ -45,13 +48,12 @@ def test_folder_has_lazy_splits_of_paths_whose_fingerprint_is_that_of_the_list_o
 @pytest.mark.parametrize("streaming", [False, True])
 def test_examples_are_as_in_the_files(folder, streaming):
     data = load_segmentation_dataset(str(folder), streaming=streaming)
-    examples = list(data.splits["validation"])
-    assert [example["name"] for example in examples] == [f"val/{index}.png" for index in range(5)]
-    for index, example in enumerate(examples):
+    for index, example in enumerate(data.splits["validation"]):
         image, labels = data.read(example)
         np.testing.assert_array_equal(image, Image.open(folder / f"images/val/{index}.png"))
         np.testing.assert_array_equal(labels, label_map(index))
-        assert (image.mode, labels.dtype) == ("RGB", np.int64)
+        assert (image.mode, labels.dtype, example["name"]) == ("RGB", np.int64, f"val/{index}.png")
+    assert index == 4
     example = next(iter(data.splits["test"]))
     assert open_image(example["image"]).size == (32, 24)
     with pytest.raises(ValueError, match=r"test/0\.png has no annotation"):
@@ -68,8 +70,7 @@ def test_examples_are_as_in_the_files(folder, streaming):
 )
 def test_class_names_may_be_written_in_three_ways(folder, content, ignored):
     values = label_map(0, (0, 1, 2, 255, ignored))
-    write(folder, values, classes=content)
-    data = load_segmentation_dataset(str(folder))
+    data = load_segmentation_dataset(str(write(folder, values, classes=content)))
     assert data.class_names == NAMES
     np.testing.assert_array_equal(read(data), np.where(values == ignored, 255, values))
 
@@ -77,31 +78,28 @@ def test_class_names_may_be_written_in_three_ways(folder, content, ignored):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"classes\.json is missing"),
         ("not json", "JSONDecodeError"),
-        ("[]", "names no classes"),
-        ("3", "names no classes"),
-        ('["road", 4]', "names no classes"),
-        ('["road", "sky", "road"]', r"same name: \['road'\]"),
-        ('{"0": "road", "2": "sky"}', r"label ids 0 … 1, got \['0', '2'\]"),
-        ('{"a": "road"}', "label ids 0 … 0"),
-        ('{"id2label": {"0": "road"}, "ignore_index": 0}', "must be a number in 0 … 65535 that is no class, got 0"),
-        ('{"id2label": {"0": "road"}, "ignore_index": -1}', "must be a number in 0 … 65535 that is no class, got -1"),
-        (json.dumps([f"class {index}" for index in range(256)]), "256 classes: at most 255"),
+        ([], "names no classes"),
+        (3, "names no classes"),
+        (["road", 4], "names no classes"),
+        (["road", "sky", "road"], r"same name: \['road'\]"),
+        ({"0": "road", "2": "sky"}, r"label ids 0 … 1, got \['0', '2'\]"),
+        ({"a": "road"}, "label ids 0 … 0"),
+        ({"id2label": {"0": "road"}, "ignore_index": 0}, "that is no class, got 0"),
+        ({"id2label": {"0": "road"}, "ignore_index": -1}, "in 0 … 65535 that is no class, got -1"),
+        ([f"class {index}" for index in range(256)], "256 classes: at most 255"),
     ],
 )
 def test_wrong_class_names_are_errors(folder, content, message):
-    (folder / "classes.json").unlink()
-    if content is not None:
-        (folder / "classes.json").write_text(content)
+    save_json(folder / "classes.json", content)
     with pytest.raises(ValueError, match=message):
         load_segmentation_dataset(str(folder))
 
 
-def test_files_without_partner_are_named(folder, warnings):
+def test_files_without_partner_are_named(folder, caplog):
     save(label_map(), folder / "annotations/train/9.png")
     load_segmentation_dataset(str(folder))
-    assert "1 annotations have no image and are not used" in warnings.text
+    assert "1 annotations have no image and are not used" in caplog.text
     for index in range(30):
         save(Image.new("RGB", (4, 4)), folder / f"images/train/bad{index}.png")
     with pytest.raises(ValueError, match="30 of 36 images have no annotation") as caught:
@@ -111,9 +109,12 @@ def test_files_without_partner_are_named(folder, warnings):
         path.unlink()
     with pytest.raises(ValueError, match=r"images/val has no images"):
         load_segmentation_dataset(str(folder))
+    (folder / "classes.json").unlink()
+    with pytest.raises(ValueError, match=r"classes\.json is missing"):
+        load_segmentation_dataset(str(folder))
 
 
-def test_one_file_of_a_folder_is_found_whatever_its_suffix_and_copies_are_refused(folder, warnings):
+def test_one_file_of_a_folder_is_found_whatever_its_suffix_and_copies_are_refused(folder, caplog):
     (folder / "annotations/train/0.png").rename(folder / "annotations/train/0.PNG")
     (folder / "images/train/1.png").rename(folder / "images/train/1")
     Image.open(folder / "images/train/2.png").save(folder / "annotations/train/2.jpg")
@@ -122,7 +123,7 @@ def test_one_file_of_a_folder_is_found_whatever_its_suffix_and_copies_are_refuse
     (folder / "images/train/notes.txt").write_text("-")
     data = load_segmentation_dataset(str(folder))
     assert data.splits["train"]["name"][:3] == ["train/0.png", "train/1", "train/2.png"]
-    assert "images/train: 2 hidden, 1 not an image." in warnings.text.replace("\\", "/")
+    assert "images/train: 2 hidden, 1 not an image." in caplog.text.replace("\\", "/")
     assert data.check("train", "full").sum() == sum((label_map(index) < 3).sum() for index in range(6))
     Image.open(folder / "images/train/0.png").save(folder / "images/train/0.bmp")
     with pytest.raises(ValueError, match=r"one name; rename.*\n- .*0\.bmp and .*0\.png"):
@@ -149,29 +150,45 @@ def test_validation_images_may_be_split_off(tmp_path):
     with pytest.raises(ValueError, match=r"no validation split, only \['train'\].*`train_val_split`"):
         load_segmentation_dataset(str(tmp_path)).split("validation")
     first, again = (load_segmentation_dataset(str(tmp_path), train_val_split=0.2).splits for _ in range(2))
-    assert {split: len(each) for split, each in first.items()} == {"train": 8, "validation": 2}
+    assert (len(first["train"]), len(first["validation"])) == (8, 2)
     assert first["validation"]["name"][:] == again["validation"]["name"][:]
     assert not set(first["validation"]["name"][:]) & set(first["train"]["name"][:])
     with pytest.raises(ValueError, match="`train_val_split` must be between 0 and 1"):
         load_segmentation_dataset(str(tmp_path), train_val_split=1.5)
 
 
-def columns_of(folder: Path, image_column: str = "image", annotation_column: str = "label"):
-    files = {
-        image_column: [str(folder / f"images/train/{index}.png") for index in range(3)],
-        annotation_column: [str(folder / f"annotations/train/{index}.png") for index in range(3)],
-        "scene_category": [0, 1, 0],
+def columns_of(folder: Path, image: str = "image", annotation: str = "label", category: str = "scene_category"):
+    """Three training examples of a folder, with a column of class ids besides."""
+    columns = {
+        image: [str(folder / f"images/train/{index}.png") for index in range(3)],
+        annotation: [str(folder / f"annotations/train/{index}.png") for index in range(3)],
+        category: [0, 1, 0],
     }
-    features = {image_column: datasets.Image(), annotation_column: datasets.Image()}
-    category = {"scene_category": datasets.ClassLabel(names=["street", "park"])}
-    return datasets.Dataset.from_dict(files, features=datasets.Features(features | category))
+    features = {image: datasets.Image(), annotation: datasets.Image()}
+    features[category] = datasets.ClassLabel(names=["street", "park"])
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-@pytest.mark.parametrize("kind", ["dict", "single", "parquet"])
+def require_train_examples(data):
+    for index, example in enumerate(data.splits["train"]):
+        assert example["name"] == f"train {index}"
+        np.testing.assert_array_equal(data.read(example)[1], label_map(index))
+    assert index == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "named"),
+    [
+        ("dict", ("photo", "labels_of_pixels"), True),
+        # Class ids are no annotations, whatever their column is called.
+        ("single", ("image", "mask", "label"), False),
+        ("parquet", ("label", "image"), True),
+    ],
+)
 @pytest.mark.parametrize("streaming", [False, True])
-def test_saved_data_sets_are_loaded(folder, tmp_path, monkeypatch, kind, streaming):
+def test_saved_data_sets_are_loaded(folder, tmp_path, monkeypatch, kind, columns, named, streaming):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    saved, source = tmp_path / "saved", columns_of(folder, "photo", "labels_of_pixels")
+    saved, source = tmp_path / "saved", columns_of(folder, *columns)
     if kind == "dict":
         datasets.DatasetDict({"train": source, "validation": source.select([1])}).save_to_disk(saved)
     elif kind == "single":
@@ -180,12 +197,10 @@ def test_saved_data_sets_are_loaded(folder, tmp_path, monkeypatch, kind, streami
         saved.mkdir()
         source.to_parquet(saved / "train-00000-of-00001.parquet")
         source.select([1]).to_parquet(saved / "validation-00000-of-00001.parquet")
-    (saved / "classes.json").write_text(json.dumps(NAMES))
-    data = load_segmentation_dataset(str(saved), None, "photo", "labels_of_pixels", streaming)
+    save_json(saved / "classes.json", NAMES)
+    data = load_segmentation_dataset(str(saved), None, *(columns if named else (None, None)), streaming)
     assert list(data.splits) == (["train"] if kind == "single" else ["train", "validation"])
-    for index, example in enumerate(data.splits["train"]):
-        assert example["name"] == f"train {index}"
-        np.testing.assert_array_equal(data.read(example)[1], label_map(index))
+    require_train_examples(data)
     assert data.check("train", "full").sum() > 0
 
 
@@ -211,42 +226,27 @@ def test_data_sets_of_the_hub_are_loaded_with_their_options(folder, monkeypatch,
     data = load_segmentation_dataset("city/streets", streaming=streaming, dataset_config_name="small", **options)
     assert isinstance(data.splits, datasets.IterableDatasetDict if streaming else datasets.DatasetDict)
     assert (list(data.splits), data.class_names) == (["train"], NAMES)
-    for index, example in enumerate(data.splits["train"]):
-        assert example["name"] == f"train {index}"
-        np.testing.assert_array_equal(data.read(example)[1], label_map(index))
+    require_train_examples(data)
 
 
-def save_json(path: Path, content: object) -> Path:
-    path.write_text(json.dumps(content))
-    return path
-
-
-def test_columns_are_found_or_asked_for(folder, tmp_path):
-    found, unclear = tmp_path / "found", tmp_path / "unclear"
-    columns_of(folder).save_to_disk(found)
-    columns_of(folder, "image", "z").save_to_disk(unclear)
-    with pytest.raises(ValueError, match=r"does not name its classes"):
-        load_segmentation_dataset(str(found))
-    save_json(found / "id2label.json", dict(enumerate(NAMES)))
-    assert load_segmentation_dataset(str(found)).class_names == NAMES
-    with pytest.raises(ValueError, match=r"Which of .*'z'.* is the annotation\? .*`annotation_column_name`"):
-        load_segmentation_dataset(str(unclear))
-    with pytest.raises(ValueError, match="no image column 'photo', only"):
-        load_segmentation_dataset(str(found), image_column_name="photo")
-    with pytest.raises(ValueError, match="'image' can't be the column of images and of annotations"):
-        load_segmentation_dataset(str(found), annotation_column_name="image")
-
-
-def test_columns_of_class_ids_are_no_annotations_and_names_may_be_exchanged(folder, tmp_path):
-    classified, exchanged = tmp_path / "classified", tmp_path / "exchanged"
-    columns_of(folder, "image", "mask").rename_column("scene_category", "label").save_to_disk(classified)
-    columns_of(folder, "label", "image").save_to_disk(exchanged)
-    for saved, columns in ((classified, ()), (exchanged, ("label", "image"))):
-        save_json(saved / "classes.json", NAMES)
-        data = load_segmentation_dataset(str(saved), None, *columns)
-        np.testing.assert_array_equal(data.read(data.splits["train"][1])[1], label_map(1))
-    with pytest.raises(ValueError, match=r"no annotation column 'label', only \['image', 'mask'\]"):
-        load_segmentation_dataset(str(classified), annotation_column_name="label")
+@pytest.mark.parametrize(
+    ("annotation", "options", "message"),
+    [
+        ("label", {}, "does not name its classes"),
+        ("z", {}, r"Which of .*'z'.* is the annotation\? .*`annotation_column_name`"),
+        ("label", {"image_column_name": "photo"}, "no image column 'photo', only"),
+        ("label", {"annotation_column_name": "image"}, "'image' can't be the column of images and of annotations"),
+        (
+            "mask",
+            {"annotation_column_name": "scene_category"},
+            r"no annotation column 'scene_category', only \['image', 'mask'\]",
+        ),
+    ],
+)
+def test_columns_that_are_not_clear_are_asked_for(folder, tmp_path, annotation, options, message):
+    columns_of(folder, "image", annotation).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match=message):
+        load_segmentation_dataset(str(tmp_path / "saved"), **options)
 
 
 IDS = np.arange(34, dtype=np.uint8).repeat(2).reshape(4, 17)
@@ -272,8 +272,7 @@ def test_cityscapes_label_ids_become_train_ids_unless_all_files_have_them(citysc
     assert data.splits["test"][0]["annotation"] is None
     for split in ("train", "validation", "train_extra"):
         np.testing.assert_array_equal(read(data, split), train_ids)
-    files = list(cityscapes.rglob("*_labelIds.png"))
-    for path in files:
+    for path in list(cityscapes.rglob("*_labelIds.png")):
         np.testing.assert_array_equal(read(load_segmentation_dataset("cityscapes", cityscapes)), train_ids)
         save(inverse, path.with_name(path.name.replace("labelIds", "labelTrainIds")))
     np.testing.assert_array_equal(read(load_segmentation_dataset("cityscapes", cityscapes)), inverse)
@@ -282,10 +281,9 @@ def test_cityscapes_label_ids_become_train_ids_unless_all_files_have_them(citysc
 def test_cityscapes_facts_are_the_official_ones():
     labels = pytest.importorskip("cityscapesscripts.helpers.labels", reason="needs cityscapesscripts").labels
     evaluated = sorted((label for label in labels if label.trainId not in (255, -1)), key=lambda label: label.trainId)
-    assert tuple(label.name for label in evaluated) == CITYSCAPES.class_names
-    assert tuple(label.color for label in evaluated) == CITYSCAPES.palette
-    assert tuple(label.category for label in evaluated) == CITYSCAPES.categories
-    assert {label.id: label.trainId for label in evaluated} == CITYSCAPES_IDS
+    for ours, key in ((CITYSCAPES.class_names, "name"), (CITYSCAPES.palette, "color"), (CITYSCAPES.values, "id")):
+        assert ours == tuple(getattr(label, key) for label in evaluated)
+    assert CITYSCAPES.categories == tuple(label.category for label in evaluated)
     assert CITYSCAPES.ignored_values == {label.id for label in labels if label.id >= 0} - CITYSCAPES_IDS.keys()
 
 
@@ -315,16 +313,14 @@ def test_a_new_data_set_is_one_file(cityscapes, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "sizes", "file", "id_of"),
     [
-        ("cityscapes", (4, 2), "gtFine/val/*/*000004_000019_gtFine_labelIds.png", CITYSCAPES_IDS),
-        ("ade20k", (2, 1), "annotations/validation/ADE_val_00000003.png", {value + 1: value for value in range(150)}),
+        ("cityscapes", [4, 2], "gtFine/val/*/*000004_000019_gtFine_labelIds.png", CITYSCAPES_IDS),
+        ("ade20k", [2, 1], "annotations/validation/ADE_val_00000003.png", {value + 1: value for value in range(150)}),
     ],
 )
 def test_values_of_real_samples_become_label_ids(shared_dir, name, sizes, file, id_of):
     folder = shared_dir / "data" / name / ("ADEChallengeData2016" if name == "ade20k" else "")
     data = load_segmentation_dataset(name, folder)
-    assert {split: len(each) for split, each in data.splits.items()} == dict(
-        zip(("train", "validation"), sizes, strict=True)
-    )
+    assert [len(data.splits[split]) for split in ("train", "validation")] == sizes
     (path,) = folder.glob(file)
     raw, labels = np.asarray(Image.open(path)), read(data, "validation")
     for value in np.unique(raw):

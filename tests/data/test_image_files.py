@@ -19,6 +19,10 @@ from modeling_mtaclip.data.image_files import (
     open_image,
     open_label_map,
 )
+from tests.data.conftest import save
+
+
+PICTURE = Image.new("RGB", (4, 3))
 
 
 def png(color_type: int, depth: int, rows: list[bytes], width: int) -> bytes:
@@ -33,76 +37,73 @@ def png(color_type: int, depth: int, rows: list[bytes], width: int) -> bytes:
 
 
 def test_walker_finds_images_by_content_and_counts_what_it_leaves_out(tmp_path: Path):
-    picture = Image.new("RGB", (4, 3))
-    for name in ("a.png", "b.JPG", "sub/c.Tif", "sub/deep/d.webp", ".hidden.png", ".ipynb_checkpoints/a.png"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    picture.save(tmp_path / "scan.001", format="PNG")
-    (tmp_path / "broken.jpeg").write_bytes(b"")
-    (tmp_path / "notes.txt").write_text("BMW, not a bitmap")
-    (tmp_path / "film.mp4").write_bytes(b"film")
-    (tmp_path / "results").mkdir()
-    picture.save(tmp_path / "results/a.png")
+    hidden = (".hidden.png", ".ipynb_checkpoints/a.png")
+    for name in ("a.png", "b.JPG", "sub/c.Tif", "sub/deep/d.webp", "results/a.png", *hidden):
+        save(PICTURE, tmp_path / name)
+    PICTURE.save(tmp_path / "scan.001", format="PNG")
+    for name in ("broken.jpeg", "notes.txt", "film.mp4"):
+        (tmp_path / name).write_text("BMW, not a bitmap")
     (tmp_path / "sub/loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
 
-    def names(**options) -> list[str]:
-        return [path.relative_to(tmp_path).as_posix() for path in find_image_files(tmp_path, **options).paths]
+    def names(*arguments, **options) -> list[str]:
+        found = find_image_files(tmp_path, *arguments, **options)
+        return [path.relative_to(tmp_path).as_posix() for path in found.paths]
 
-    found = find_image_files(tmp_path, exclude=[tmp_path / "results"])
-    expected = ["a.png", "b.JPG", "broken.jpeg", "link.png", "scan.001", "sub/c.Tif", "sub/deep/d.webp"]
-    assert [path.relative_to(tmp_path).as_posix() for path in found.paths] == expected
-    assert found.left_out == {"hidden": 2, "in an excluded folder": 1, "not an image": 2}
-    assert names(recursive=False) == ["a.png", "b.JPG", "broken.jpeg", "link.png", "scan.001"]
-    assert "film.mp4" in names(other_suffixes=(".mp4",))
+    flat = ["a.png", "b.JPG", "broken.jpeg", "link.png", "scan.001"]
+    results = [tmp_path / "results"]
+    assert names(exclude=results) == [*flat, "sub/c.Tif", "sub/deep/d.webp"]
+    left_out = {"hidden": 2, "in an excluded folder": 1, "not an image": 2}
+    assert find_image_files(tmp_path, exclude=results).left_out == left_out
+    assert names(recursive=False) == flat
+    assert set(names(other_suffixes=(".mp4",))) - set(names()) == {"film.mp4"}
     # A folder of results that is or holds the input leaves out nothing.
-    everything = names()
-    assert names(exclude=[tmp_path]) == names(exclude=[tmp_path.parent]) == everything
-    assert "results/a.png" in everything
+    assert "results/a.png" in names(exclude=[tmp_path]) == names(exclude=[tmp_path.parent]) == names()
     assert [str(name_without_suffix(Path(name))) for name in ("a.b.PNG", "scan.001")] == ["a.b", "scan.001"]
 
 
+def deep_tiff() -> bytes:
+    """4 x 3 pixels of 3 x 16 bits, in one strip."""
+    tags = [(256, 3, 1, 4), (257, 3, 1, 3), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 300)]
+    tags += [(277, 3, 1, 3), (278, 3, 1, 3), (279, 4, 1, 72)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4
+    content = content.ljust(200, b"\0") + struct.pack("<3H", 16, 16, 16)
+    return content.ljust(300, b"\0") + b"\1\2" * 36
+
+
+def deep_jpeg2000() -> bytes:
+    """The depths of the three channels, less one, stand in the header of the code stream."""
+    if not features.check("jpg_2000"):
+        pytest.skip("Pillow is built without OpenJPEG.")
+    PICTURE.save(file := io.BytesIO(), "JPEG2000")
+    content = bytearray(file.getvalue())
+    place = content.find(b"\xff\x51") + 40
+    content[place : place + 9 : 3] = b"\x0f" * 3
+    return bytes(content)
+
+
 DEEP = {
-    "gray.png": png(0, 16, [b"\1\2" * 4] * 3, 4),
-    "rgb.png": png(2, 16, [b"\1\2" * 12] * 3, 4),
-    "gray and alpha.png": png(4, 16, [b"\1\2" * 8] * 3, 4),
-    "rgba.png": png(6, 16, [b"\1\2" * 16] * 3, 4),
-    "rgb.ppm": b"P6 # by hand\n4 3 65535\n" + b"\1\2" * 36,
-    "rgb.tif": None,
-    "rgb.jp2": None,
+    "gray.png": lambda: png(0, 16, [b"\1\2" * 4] * 3, 4),
+    "rgb.png": lambda: png(2, 16, [b"\1\2" * 12] * 3, 4),
+    "gray and alpha.png": lambda: png(4, 16, [b"\1\2" * 8] * 3, 4),
+    "rgba.png": lambda: png(6, 16, [b"\1\2" * 16] * 3, 4),
+    "rgb.ppm": lambda: b"P6 # by hand\n4 3 65535\n" + b"\1\2" * 36,
+    "rgb.tif": deep_tiff,
+    "rgb.jp2": deep_jpeg2000,
 }
 
 
 @pytest.mark.parametrize("name", DEEP)
 def test_more_than_8_bits_are_refused_whatever_they_are_decoded_to(tmp_path: Path, name: str):
-    content = DEEP[name]
-    if name == "rgb.tif":
-        # 4 x 3 pixels of 3 x 16 bits, in one strip.
-        tags = [(256, 3, 1, 4), (257, 3, 1, 3), (258, 3, 3, 200), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 300)]
-        tags += [(277, 3, 1, 3), (278, 3, 1, 3), (279, 4, 1, 72)]
-        entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
-        content = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + b"\0" * 4
-        content = content.ljust(200, b"\0") + struct.pack("<3H", 16, 16, 16)
-        content = content.ljust(300, b"\0") + b"\1\2" * 36
-    elif name == "rgb.jp2":
-        if not features.check("jpg_2000"):
-            pytest.skip("Pillow is built without OpenJPEG.")
-        file = io.BytesIO()
-        Image.new("RGB", (4, 3)).save(file, "JPEG2000")
-        # The depths of the three channels, less one, stand in the header of the code stream.
-        content = bytearray(file.getvalue())
-        place = content.find(b"\xff\x51") + 40
-        content[place : place + 9 : 3] = b"\x0f" * 3
-        content = bytes(content)
-    path = tmp_path / name
+    path, content = tmp_path / name, DEEP[name]()
     path.write_bytes(content)
-    for source in (path, content, {"path": None, "bytes": content}):
-        for reader in (open_image, image_size):
+    for reader in (open_image, image_size):
+        for source in (content, {"path": None, "bytes": content}):
             with pytest.raises(ValueError, match="16 bits per channel: expected 8 bits"):
                 reader(source)
-    with pytest.raises(ValueError, match=name):
-        open_image(path)
+        with pytest.raises(ValueError, match=f"{name} .* 16 bits per channel: expected 8 bits"):
+            reader(path)
     if name.endswith(".png"):
         with pytest.raises(ValueError, match="16 bits per channel"), Image.open(path) as image:
             open_image(image)
@@ -114,31 +115,23 @@ def test_label_ids_of_any_depth_are_those_of_the_file(depth: int):
     bits = np.unpackbits(values.astype(">u2")[:, None].view(np.uint8), axis=1)[:, -depth:]
     content = png(0, depth, [np.packbits(bits).tobytes()] * 2, 8)
     np.testing.assert_array_equal(open_label_map(content), [values, values])
-    wide = Image.fromarray(np.full((2, 3), 40_000, np.uint16))
-    file = io.BytesIO()
-    wide.save(file, "TIFF")
-    assert (open_label_map(file.getvalue()) == 40_000).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "L", "LA", "RGBA", "CMYK"])
 def test_images_of_other_modes_become_rgb(tmp_path: Path, mode: str):
-    Image.new("RGB", (4, 3), (255, 255, 255)).convert(mode).save(tmp_path / "a.tif")
-    image = open_image(tmp_path / "a.tif")
+    image = open_image(save(Image.new("RGB", (4, 3), (255, 255, 255)).convert(mode), tmp_path / "a.tif"))
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
-    Image.new("F", (4, 3)).save(tmp_path / "a.pfm")
-    with pytest.raises(ValueError, match="32 bits per channel"):
-        open_image(tmp_path / "a.pfm")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparent_pixels_are_white_as_in_the_image_processor(tmp_path: Path, mode: str):
     image = Image.new("RGBA", (4, 3), (0, 0, 0, 0))
     image.paste((80, 80, 80, 255), (0, 0, 2, 3))
-    image.convert(mode).save(tmp_path / "a.png")
-    opened = np.asarray(open_image(tmp_path / "a.png")).transpose(2, 0, 1)
+    path = save(image.convert(mode), tmp_path / "a.png")
+    opened = np.asarray(open_image(path)).transpose(2, 0, 1)
     assert np.array_equal(opened[0], [[80, 80, 255, 255]] * 3)
     processor = MTAClipImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_pad=False)
-    assert np.array_equal(processor(str(tmp_path / "a.png"), return_tensors="np").pixel_values[0], opened)
+    assert np.array_equal(processor(str(path), return_tensors="np").pixel_values[0], opened)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
@@ -159,35 +152,34 @@ def test_images_and_annotations_are_upright(tmp_path: Path, suffix: str, orienta
 
 
 def test_broken_exif_data_turn_nothing(tmp_path: Path):
-    Image.new("RGB", (4, 3)).save(tmp_path / "a.jpg", exif=b"Exif\0\0nothing")
+    PICTURE.save(tmp_path / "a.jpg", exif=b"Exif\0\0nothing")
     assert open_image(tmp_path / "a.jpg").size == image_size(tmp_path / "a.jpg") == (4, 3)
 
 
 def test_files_that_are_no_single_whole_image_are_named(tmp_path: Path):
     picture = Image.effect_noise((64, 64), 50)
-    picture.save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
+    path = save(picture, tmp_path / "cut.png")
+    path.write_bytes(path.read_bytes()[:900])
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     picture.save(tmp_path / "pages.tif", save_all=True, append_images=[picture])
-    picture.convert("RGB").save(tmp_path / "colors.png")
-    picture.save(tmp_path / "lossy.jpg")
-    for reader in (open_image, open_label_map):
-        for name in ("cut.png", "text.png", "empty.png", "missing.png"):
-            with pytest.raises(ValueError, match=rf"{name} can't be read"):
+    save(picture.convert("RGB"), tmp_path / "colors.png")
+    save(picture, tmp_path / "lossy.jpg")
+    save(picture.convert("F"), tmp_path / "fractions.tif")
+    reasons = {f"{name}.png": "can't be read" for name in ("cut", "text", "empty", "missing")}
+    reasons["pages.tif"] = "holds 2 images"
+    in_images = {"fractions.tif": "32 bits per channel"}
+    in_maps = {"colors.png": "has the mode 'RGB'.*gray or palette", "lossy.jpg": "is a JPEG file"}
+    in_maps["fractions.tif"] = "has the mode 'F'"
+    for reader, more in ((open_image, in_images), (open_label_map, in_maps)):
+        for name, reason in (reasons | more).items():
+            with pytest.raises(ValueError, match=f"{name}.*{reason}"):
                 reader(tmp_path / name)
-        with pytest.raises(ValueError, match=r"pages\.tif holds 2 images"):
-            reader(tmp_path / "pages.tif")
-    with pytest.raises(ValueError, match=r"colors\.png has the mode 'RGB'.*gray or palette"):
-        open_label_map(tmp_path / "colors.png")
-    with pytest.raises(ValueError, match=r"lossy\.jpg is a JPEG file"):
-        open_label_map(tmp_path / "lossy.jpg")
 
 
 def test_limit_of_pixels_is_an_option(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    path = tmp_path / "large.png"
-    Image.new("L", (10, 10)).save(path)
+    path = save(Image.new("L", (10, 10)), tmp_path / "large.png")
     assert open_image(path, max_pixels=100).size == open_image(path, max_pixels=None).size == (10, 10)
     with pytest.raises(ValueError, match=r"large\.png can't be read: its 10 x 10 pixels are .* limit of 99"):
         open_image(path, max_pixels=99)
