@@ -16,6 +16,9 @@ import sys
 # Threads that wait must not spin: on a machine with other work they would slow training down several times. OpenMP
 # reads this when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "--dry_run" in sys.argv:
+    # A trial downloads nothing; libraries of the Hub read this when they are loaded.
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 from modeling_mtaclip.data import BadExamplesError
 from modeling_mtaclip.training import TrainingStopped, dry_run, parse_run_arguments, prepare_run

@@ -3,9 +3,10 @@
 """Options of a training run: what there is, what is checked, and how files and the command line make them up.
 
 The defaults are those of the paper's ADE20K run. Options that fit no combination are refused here, before any data.
+`--help` shows those of [`HELP_GROUPS`]; docs/training.md has the others.
 """
 
-# ruff: noqa: RUF009 (`_option` and `_inherited` make fields)
+# ruff: noqa: RUF009 (`_option` makes fields)
 
 import argparse
 import json
@@ -43,32 +44,31 @@ UNUSABLE: dict[str, Any] = dict.fromkeys(("do_predict", "group_by_length", "pred
 UNUSABLE |= dict.fromkeys(("remove_unused_columns", "use_liger_kernel"), False)
 UNUSABLE |= {"include_for_metrics": [], "label_smoothing_factor": 0.0, "neftune_noise_alpha": None}
 # Options whose values, if given, must be in a range.
-POSITIVE = ("num_threads", "per_device_train_batch_size", "per_device_eval_batch_size", "total_train_batch_size")
-POSITIVE += ("gradient_accumulation_steps", "num_train_epochs", "max_train_samples", "max_eval_samples")
-NOT_NEGATIVE = ("learning_rate", "weight_decay", "backbone_lr_factor", "warmup_start_factor", "max_grad_norm")
-NOT_NEGATIVE += ("max_skipped_steps", "num_pictures", "shortest_edge")
-SHARES = ("max_bad_share", "cat_max_ratio", "train_val_split", "ema_decay")
+RANGES = {
+    "be positive": "num_threads per_device_train_batch_size per_device_eval_batch_size total_train_batch_size "
+    "gradient_accumulation_steps num_train_epochs max_train_samples max_eval_samples",
+    "not be negative": "learning_rate weight_decay backbone_lr_factor warmup_start_factor max_grad_norm "
+    "max_skipped_steps num_pictures shortest_edge",
+    "be between 0 and 1": "max_bad_share cat_max_ratio train_val_split ema_decay",
+}
 
 
-def _option(default: Any, help: str, **more: Any) -> Any:
+def _option(default: Any, help: str = "", **more: Any) -> Any:
     return field(**{"default_factory" if callable(default) else "default": default}, metadata={"help": help, **more})
 
 
-def _inherited(name: str, default: Any) -> Any:
-    """An option of transformers' `TrainingArguments`, with its help, but another default."""
-    (option,) = (option for option in fields(TrainingArguments) if option.name == name)
-    return field(default=default, metadata=option.metadata)
-
-
 def _check_ranges(arguments: Any) -> None:
-    for names, allowed, words in (
-        (POSITIVE, lambda value: value > 0, "be positive"),
-        (NOT_NEGATIVE, lambda value: value >= 0, "not be negative"),
-        (SHARES, lambda value: 0 <= value <= 1, "be between 0 and 1"),
-    ):
-        for name in names:
+    for words, names in RANGES.items():
+        for name in names.split():
             value = getattr(arguments, name, None)
-            if value is not None and not allowed(value):
+            if value is None:
+                continue
+            is_allowed = {
+                "be positive": value > 0,
+                "not be negative": value >= 0,
+                "be between 0 and 1": 0 <= value <= 1,
+            }
+            if not is_allowed[words]:
                 raise ValueError(f"`{name}` must {words}, got {value}.")
 
 
@@ -107,28 +107,26 @@ class ModelArguments:
         "the run, the encoder with random weights.",
     )
     tokenizer: str | None = _option(None, "Folder or Hub id of CLIP's tokenizer, if it isn't beside the text encoder.")
-    text_hidden_size: int = _option(128, "Width of the text encoder that is made without `--text_encoder`.")
-    text_layers: int = _option(2, "Layers of the text encoder that is made without `--text_encoder`.")
+    text_hidden_size: int = 128
+    text_layers: int = 2
     text_branch: bool = _option(True, "False leaves the text out of a new model: plain Mask2Former.")
-    num_queries: int = _option(100, "Mask queries.")
-    hidden_size: int = _option(256, "Width of pixel decoder and mask-text decoder, a multiple of 32.")
-    mask_feature_size: int = _option(256, "Channels of the mask features.")
-    encoder_layers: int = _option(6, "Layers of the pixel decoder.")
-    decoder_layers: int = _option(9, "Layers of the mask-text decoder.")
-    num_prompt_contexts: int = _option(3, "Learnable prompt contexts, shared by all classes.")
-    prompt_length: int = _option(8, "Learnable vectors in each prompt context.")
-    contrastive_negatives: str = _option(
-        "mix",
-        "What a mask is told apart from in the contrastive loss (Sec. 3.4), beside its class's text in the most "
-        "similar context. mix: all other texts, those of its class in the other contexts included (MixNeg). separate: "
-        "the texts of other classes only (SeparateNeg). all_positive: every context of its class is a positive.",
-        choices=["mix", "separate", "all_positive"],
+    num_queries: int = 100
+    hidden_size: int = 256
+    mask_feature_size: int = 256
+    encoder_layers: int = 6
+    decoder_layers: int = 9
+    num_prompt_contexts: int = 3
+    prompt_length: int = 8
+    contrastive_negatives: str = "mix"
+    contrastive_temperature: float = 1.0
+    train_num_points: int = 12544
+    model_config: str | None = _option(
+        None,
+        'Sizes, losses and prompts of a new model: fields of MTAClipConfig, as JSON, like {"num_queries": 50} (in '
+        "files: a mapping). By default the paper's.",
     )
-    contrastive_temperature: float = _option(1.0, "Divides cosines before the contrastive softmax; the authors' is 1.")
-    train_num_points: int = _option(12544, "Points per mask on which masks are matched and compared.")
-    model_config: str | None = _option(None, "Any other fields of MTAClipConfig, as JSON (in files: a mapping).")
-    image_mean: list[float] | None = _option(None, "Mean of the three channels in [0, 1]; by default the backbone's.")
-    image_std: list[float] | None = _option(None, "Standard deviation of them; by default the backbone's.")
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
 
     def __post_init__(self) -> None:
         self.backbone_config = _json_mapping("backbone_config", self.backbone_config)
@@ -144,21 +142,11 @@ class ModelArguments:
         if self.image_std is not None and (len(self.image_std) != 3 or min(self.image_std) <= 0):
             raise ValueError(f"`image_std` must be three numbers above 0, got {self.image_std}.")
 
-    @property
-    def names_whole_model(self) -> bool:
-        """Whether the options name a model that may need no training."""
-        return bool(self.model_name_or_path or self.mask2former or self.original_checkpoint)
-
 
 def new_model_options() -> list[str]:
     """Names of the model's options that say how a new one is made."""
     of_all_models = ("model_name_or_path", "model_revision", "token", "cache_dir")
     return [option.name for option in fields(ModelArguments) if option.name not in of_all_models]
-
-
-def num_cores() -> int:
-    """Processor cores that this process may use, which is known on Linux only, or else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _json_mapping(name: str, value: str | dict | None) -> dict[str, Any]:
@@ -190,10 +178,8 @@ class DataArguments:
         None, "Share of the training images to validate on (0.15), where the data set has no split for that."
     )
     streaming: bool = _option(False, "Read the data set while training, without an index of all of it.")
-    max_pixels: int = _option(MAX_PIXELS, "Larger images are refused; 0: none are.")
-    max_bad_share: float = _option(
-        0.01, "Share of the training images that may be unusable (one always may, unless this is 0); others stand in."
-    )
+    max_pixels: int = MAX_PIXELS
+    max_bad_share: float = 0.01
     check_data: str = _option("sample", "Which files are read before training.", choices=["sample", "full", "none"])
     max_train_samples: int | None = _option(None, "Train on the first so many images only.")
     max_eval_samples: int | None = _option(None, "Evaluate the first so many images only.")
@@ -203,14 +189,16 @@ class DataArguments:
     longest_edge: int = _option(2048, "The longer side is at most this after resizing.")
     scale_range: list[float] = _option(lambda: [0.5, 2.0], "Random scales of training images, lowest and highest.")
     crop_size: list[int] = _option(lambda: [512, 512], "Height and width of training crops, multiples of 32.")
-    cat_max_ratio: float = _option(0.75, "Crops are drawn again, up to 10 times, if one class fills more than this.")
-    photometric_distortion: bool = _option(True, "Vary brightness, contrast, saturation and hue of training images.")
-    horizontal_flip: bool = _option(True, "Mirror half of the training images.")
+    cat_max_ratio: float = 0.75
+    photometric_distortion: bool = True
+    horizontal_flip: bool = True
 
     def __post_init__(self) -> None:
         _check_ranges(self)
         if len(self.crop_size) != 2 or any(side <= 0 or side % 32 for side in self.crop_size):
             raise ValueError(f"`crop_size` must be a height and a width, multiples of 32, got {self.crop_size}.")
+        if self.crop_size == [32, 32]:
+            raise ValueError("`crop_size` must be more than 32 32, of which the backbone's last level is one pixel.")
         if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
             raise ValueError(f"`scale_range` must be two factors, the lower one first, got {self.scale_range}.")
         if self.longest_edge < self.shortest_edge:
@@ -225,12 +213,17 @@ class DataArguments:
         return {"shortest_edge": self.shortest_edge, "longest_edge": self.longest_edge}
 
 
+def num_cores() -> int:
+    """Processor cores that this process may use, which is known on Linux only, or else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass
 class MTAClipTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the paper's recipe as defaults, and a few options more."""
 
     output_dir: str | None = _option("outputs/{dataset_name}", "Folder for all results; {dataset_name} is filled in.")
-    learning_rate: float = _inherited("learning_rate", 1e-4)
+    learning_rate: float = 1e-4
     backbone_lr_factor: float = _option(0.1, "The backbone's learning rate is this times `--learning_rate`.")
     weight_decay: float = _option(0.02, "Weight decay; norms, learned queries, positions and prompts have none.")
     max_grad_norm: float = _option(0.01, "Gradients are scaled down to this norm; 0: they are left as they are.")
@@ -248,32 +241,30 @@ class MTAClipTrainingArguments(TrainingArguments):
         'needs {"min_lr": 1e-6} or min_lr_rate; warmup_stable_decay {"num_decay_steps": 1000}; the others need none.',
     )
     warmup_steps: float = _option(1500, "Steps of linear warm-up; below 1: their share of all steps.")
-    warmup_start_factor: float = _option(0.1, "The polynomial schedule warms up from this times `--learning_rate`.")
-    logging_steps: float = _inherited("logging_steps", 50)
+    warmup_start_factor: float = 0.1
+    logging_steps: float = 50
     # Would ask the device for every loss; the trainer keeps broken losses out of the log by itself.
-    logging_nan_inf_filter: bool = _inherited("logging_nan_inf_filter", False)
-    eval_strategy: IntervalStrategy | str = _inherited("eval_strategy", "steps")
-    eval_steps: float | None = _inherited("eval_steps", 5000)
-    save_strategy: SaveStrategy | str = _inherited("save_strategy", "steps")
-    save_steps: float = _inherited("save_steps", 5000)
+    logging_nan_inf_filter: bool = False
+    eval_strategy: IntervalStrategy | str = "steps"
+    eval_steps: float | None = 5000
+    save_strategy: SaveStrategy | str = "steps"
+    save_steps: float = 5000
     save_total_limit: int | None = _option(2, "Checkpoints that are kept; the best one is always among them.")
-    load_best_model_at_end: bool = _option(
-        True, "End with the best checkpoint; evaluations must be at the same steps."
-    )
+    load_best_model_at_end: bool = True
     metric_for_best_model: str | None = _option(
         "mean_iou",
-        f"What the best checkpoint is best in: {', '.join(METRICS)}, category_iou for Cityscapes, or with "
-        f"`--boundary_metrics` {' or '.join(BOUNDARY_METRICS)}. Evaluation computes no loss.",
+        f"What the checkpoint is best in that is loaded at the end: {', '.join(METRICS)}, category_iou for "
+        f"Cityscapes, or with `--boundary_metrics` {' or '.join(BOUNDARY_METRICS)}. Evaluation computes no loss.",
     )
-    greater_is_better: bool | None = _inherited("greater_is_better", True)
+    greater_is_better: bool | None = True
     report_to: list[str] | str | None = _option("tensorboard", "Where to log: tensorboard, wandb, ..., none.")
-    remove_unused_columns: bool = _inherited("remove_unused_columns", False)
-    label_names: list[str] | None = _option(lambda: ["labels"], "Names of the model's label inputs.")
-    ddp_find_unused_parameters: bool | None = _inherited("ddp_find_unused_parameters", False)
+    remove_unused_columns: bool = False
+    label_names: list[str] | None = _option(lambda: ["labels"])
+    ddp_find_unused_parameters: bool | None = False
     dataloader_num_workers: int = _option(
         lambda: min(4, num_cores()), "Processes that read and prepare images, for each training process."
     )
-    dataloader_persistent_workers: bool = _inherited("dataloader_persistent_workers", True)
+    dataloader_persistent_workers: bool = True
     resume_from_checkpoint: str | None = _option(
         None, "Checkpoint folder to resume training from; 'last': the newest complete one in `--output_dir`."
     )
@@ -283,22 +274,20 @@ class MTAClipTrainingArguments(TrainingArguments):
         "what is missing. Nothing is downloaded or kept.",
     )
     freeze_backbone: bool = _option(False, "Leave the backbone as it is, its batch norms' statistics included.")
-    sync_batch_norm: bool = _option(False, "Batch norms of the backbone take their statistics over all GPUs.")
+    sync_batch_norm: bool = False
     ema_decay: float = _option(0.0, "Average the weights with this decay (0.999), and evaluate and save the average.")
-    max_skipped_steps: int = _option(
-        10, "Steps in a row that may be skipped because gradients are NaN or infinite; more end the run."
-    )
+    max_skipped_steps: int = 10
     num_threads: int | None = _option(
         None, "Threads of each process on the CPU; by default OMP_NUM_THREADS if above 1, or its share of the cores."
     )
     inference_mode: str = _option("whole", "Predict images whole or by sliding windows.", choices=list(MODES))
-    window: list[int] = _option(lambda: list(WINDOW), "Height and width of sliding windows, or one number for both.")
-    stride: list[int] = _option(lambda: list(STRIDE), "Steps from window to window, down and to the right.")
+    window: list[int] = _option(lambda: list(WINDOW))
+    stride: list[int] = _option(lambda: list(STRIDE))
     tta: bool = _option(False, "Evaluate with test-time augmentation: scales 0.5 to 1.75, and mirrored.")
     boundary_metrics: bool = _option(False, "Also score class boundaries (boundary IoU and F-score); takes longer.")
     report: bool = _option(True, "Write report.html after evaluation: curves, classes, images, prompts.")
     num_pictures: int = _option(6, "Pictures of image, ground truth and prediction to save after evaluation.")
-    hub_license: str | None = _option(None, "License of the weights in the model card, by the Hub's names.")
+    hub_license: str | None = None
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -348,18 +337,19 @@ class MTAClipTrainingArguments(TrainingArguments):
         for name, value in UNUSABLE.items():
             if getattr(self, name, value) not in (value, None):
                 raise ValueError(f"`{name}` must be {value}: it has no use for MTA-CLIP.")
-        if self.max_steps == 0:
-            raise ValueError("`max_steps` must be positive, or -1 with `num_train_epochs`, got 0.")
         metric = (self.metric_for_best_model or "mean_iou").removeprefix("eval_")
         metrics = [*METRICS, *CITYSCAPES_METRICS, *(BOUNDARY_METRICS if self.boundary_metrics else ())]
-        if metric not in metrics:
-            raise ValueError(f"`metric_for_best_model` must be one of {metrics}, got {metric!r}.")
-        if self.ema_decay == 1:
-            raise ValueError("`ema_decay` must be below 1: with 1 the average would stay as it starts.")
-        if self.ema_decay and (self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"):
-            raise ValueError("`ema_decay` needs whole weights, but FSDP shards them. Leave it out, or use DDP.")
-        if self.fp16 and (self.use_cpu or not torch.accelerator.is_available()):
-            raise ValueError("`fp16` needs a GPU, whose half precision it scales losses for. On the CPU use `bf16`.")
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        is_sharded = self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
+        for refused, message in (
+            (self.max_steps == 0, "`max_steps` must be positive, or -1 with `num_train_epochs`, got 0."),
+            (metric not in metrics, f"`metric_for_best_model` must be one of {metrics}, got {metric!r}."),
+            (self.ema_decay == 1, "`ema_decay` must be below 1: with 1 the average would stay as it starts."),
+            (self.ema_decay and is_sharded, "`ema_decay` needs whole weights, but FSDP shards them. Use DDP."),
+            (self.fp16 and on_cpu, "`fp16` needs a GPU, whose half precision it scales losses for. Use `bf16`."),
+        ):
+            if refused:
+                raise ValueError(message)
 
     def _accumulation_steps(self) -> int:
         at_once = self.per_device_train_batch_size * int(os.environ.get("WORLD_SIZE", "1"))
@@ -371,34 +361,21 @@ class MTAClipTrainingArguments(TrainingArguments):
         return self.total_train_batch_size // at_once
 
 
-# Options that `--help` shows, by the title under which it shows them.
+# Options that `--help` shows, by title: of model and data those that have a help text.
 HELP_GROUPS = {
-    "Model": ["model_name_or_path", "model_revision", "token", "cache_dir"],
-    "New model": new_model_options(),
-    "Data": [option.name for option in fields(DataArguments)],
-    "Training": [
-        *("do_train", "max_steps", "num_train_epochs", "per_device_train_batch_size", "total_train_batch_size"),
-        *("learning_rate", "backbone_lr_factor", "freeze_backbone", "weight_decay", "max_grad_norm"),
-        *("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_start_factor"),
-        *("ema_decay", "sync_batch_norm", "max_skipped_steps", "seed"),
-    ],
-    "Evaluation": [
-        *("do_eval", "eval_strategy", "eval_steps", "per_device_eval_batch_size", "metric_for_best_model"),
-        *("inference_mode", "window", "stride", "tta", "boundary_metrics"),
-        *("report", "num_pictures"),
-    ],
-    "Saving and resuming": [
-        *("output_dir", "save_strategy", "save_steps", "save_total_limit", "load_best_model_at_end"),
-        *("resume_from_checkpoint", "logging_steps", "report_to", "push_to_hub", "hub_model_id", "hub_license"),
-    ],
-    "Speed and memory": [
-        *("dry_run", "bf16", "fp16", "activation_checkpointing", "torch_compile", "use_cpu", "num_threads"),
-        *("dataloader_num_workers",),
-    ],
+    "Model": " ".join(option.name for option in fields(ModelArguments) if option.metadata),
+    "Data": " ".join(option.name for option in fields(DataArguments) if option.metadata),
+    "Training": "do_train max_steps num_train_epochs per_device_train_batch_size total_train_batch_size "
+    "learning_rate backbone_lr_factor freeze_backbone weight_decay max_grad_norm lr_scheduler_type "
+    "lr_scheduler_kwargs warmup_steps ema_decay seed",
+    "Evaluation": "do_eval eval_steps per_device_eval_batch_size metric_for_best_model inference_mode tta "
+    "boundary_metrics report num_pictures",
+    "Saving and resuming": "output_dir save_steps save_total_limit resume_from_checkpoint report_to push_to_hub",
+    "Speed and memory": "dry_run bf16 use_cpu activation_checkpointing num_threads dataloader_num_workers",
 }
 USAGE = "run_seg.py [config.yaml] [--option value ...]"
 EPILOG = (
-    "All other options of transformers' TrainingArguments are accepted too; they are documented at "
+    "Options used less often are in docs/training.md, and all of transformers' TrainingArguments are accepted: "
     "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.TrainingArguments. "
     "Without a configuration file, a data set and a model, the run is that of configs/toy.yaml."
 )
@@ -408,7 +385,8 @@ class _RunParser(HfArgumentParser):
     """transformers' parser, whose help shows the options of [`HELP_GROUPS`] by group."""
 
     def __init__(self, *dataclass_types: type) -> None:
-        self._titles = {name: title for title, names in HELP_GROUPS.items() for name in names}
+        self._titles = {name: title for title, names in HELP_GROUPS.items() for name in names.split()}
+        self._helps = {option.name: option.metadata.get("help") for option in fields(TrainingArguments)}
         self._groups: dict[str, Any] = {}
         super().__init__(dataclass_types, usage=USAGE, epilog=EPILOG, allow_abbrev=False)
 
@@ -416,13 +394,13 @@ class _RunParser(HfArgumentParser):
         """Adds an option by its name with underscores, in its group, or without help if it is in none."""
         if "-h" in names:
             return super().add_argument(*names, **options)
-        names = [name for name in names if "-" not in name[2:]]
-        title = self._titles.get(names[0][2:])
+        name = next(name for name in names if "-" not in name[2:])
+        title = self._titles.get(name[2:])
         if title is None:
-            return super().add_argument(*names, **(options | {"help": argparse.SUPPRESS}))
+            return super().add_argument(name, **(options | {"help": argparse.SUPPRESS}))
         if not self._groups:
             self._groups = {title: self.add_argument_group(title) for title in HELP_GROUPS}
-        return self._groups[title].add_argument(*names, **options)
+        return self._groups[title].add_argument(name, **({"help": self._helps.get(name[2:])} | options))
 
 
 def parse_run_arguments(arguments: Sequence[str]) -> tuple[ModelArguments, DataArguments, MTAClipTrainingArguments]:
@@ -448,7 +426,7 @@ def parse_run_arguments(arguments: Sequence[str]) -> tuple[ModelArguments, DataA
     known = {option.name for dataclass_type in parser.dataclass_types for option in fields(dataclass_type)}
     unknown = sorted(config.keys() - known)
     if unknown:
-        raise ValueError(f"Unknown options in the configuration file: {unknown}. `--help` lists all.")
+        raise ValueError(f"Unknown options in the configuration file: {unknown}. `--help` lists the usual ones.")
     parser.set_defaults(**{name: value for name, value in config.items() if name not in _overruled(given)})
     return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
 
@@ -471,8 +449,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"The configuration file {str(path)!r} does not exist.")
     try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        # JSON is YAML.
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} could not be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a mapping from options to values, got {type(content).__name__}.")

@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens beside the steps of a training: progress, epochs, loss terms, broken gradients, averaged weights."""
 
-import math
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,31 +26,13 @@ from .checkpoints import TrainingStopped
 logger = logging.get_logger(__name__)
 
 EMA_FILE = "ema.safetensors"
-# What the progress bar shows, and what the log calls it.
-SHOWN_FIGURES = {"loss": "loss", "mIoU": "eval_mean_iou"}
 
 
 class BriefProgressCallback(ProgressCallback):
-    """Adds loss, mean IoU and speed to the progress bar, and prints less of the log: neither the loss terms of the
-    earlier layers nor the IoU of each class, which loggers get all the same."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
-        self._latest: dict[str, float] = {}
-        self._start, self._first_step = time.monotonic(), state.global_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_step_end(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            images = (state.global_step - self._first_step) * args.train_batch_size * args.world_size
-            rate = images * args.gradient_accumulation_steps / (time.monotonic() - self._start)
-            figures = [f"{name} {self._latest[key]:.3g}" for name, key in SHOWN_FIGURES.items() if key in self._latest]
-            self.training_bar.set_postfix_str(", ".join([*figures, f"{rate:.2f} images/s"]), refresh=False)
+    """Prints less of the log: neither the loss terms of the earlier layers nor the IoU of each class."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         brief = {name: value for name, value in (logs or {}).items() if not re.match(r"eval_iou_|loss_.*\d$", name)}
-        if self.training_bar is not None:
-            self._latest |= {key: brief[key] for key in SHOWN_FIGURES.values() if key in brief}
         super().on_log(args, state, control, logs=brief, **kwargs)
 
 
@@ -70,7 +50,7 @@ class LossTerms:
     """Losses and their terms since the last line of the log, which stay on the device until then."""
 
     def __init__(self) -> None:
-        # Of each batch: step, loss and its terms by name, lowest and highest value of each image, images' names.
+        # Of each batch: step, loss and its terms by name, whether each image has only finite values, images' names.
         self._batches: list[tuple[int, dict[str, Tensor], Tensor, Sequence[str]]] = []
 
     @torch.no_grad()
@@ -78,41 +58,24 @@ class LossTerms:
         """Keeps the terms of a batch, and what tells which of its images are broken."""
         terms = {"loss": outputs.loss.detach()}
         terms |= {f"loss_{name}": term for name, term in outputs.loss_components.items()}
-        ranges = torch.stack(pixel_values.flatten(1).aminmax(dim=1), dim=1)
-        self._batches.append((step, terms, ranges, names or [f"{i} of the batch" for i in range(len(ranges))]))
+        names = names or [f"{index} of the batch" for index in range(len(pixel_values))]
+        self._batches.append((step, terms, pixel_values.flatten(1).isfinite().all(dim=1), names))
 
     def take_means(self, accelerator: Accelerator) -> dict[str, float]:
-        """The mean of each term over the finite losses of all processes, which must all call this; steps, terms and
-        images of the others are named. All are forgotten then."""
+        """The mean of each term over the finite losses of all processes, which must all call this; images of the
+        others are named. All are forgotten then."""
         batches, self._batches = self._batches, []
-        names = list(batches[0][1])
         values = torch.stack([torch.stack(list(terms.values())).float() for _, terms, _, _ in batches])
-        finite = values.isfinite()
-        for (step, _, ranges, images), are_finite in zip(batches, finite.tolist(), strict=True):
-            if not are_finite[0]:
-                terms = [name for name, is_finite in zip(names, are_finite, strict=True) if not is_finite]
-                _warn_of_broken(step, accelerator.process_index, terms[1:], ranges.tolist(), images)
-        counts = finite[:, :1]
-        sums = torch.cat((torch.where(counts, values, 0).sum(dim=0), counts.sum(dim=0)))
+        finite = values[:, :1].isfinite()
+        for (step, _, are_whole, images), is_finite in zip(batches, finite.flatten().tolist(), strict=True):
+            if not is_finite:
+                broken = [name for name, is_whole in zip(images, are_whole.tolist(), strict=True) if not is_whole]
+                what = "images" if broken else "weights or one of the images"
+                names = ", ".join(broken or images)
+                logger.warning("Step %d: the loss is NaN or infinite because of the %s %s.", step, what, names)
+        sums = torch.cat((torch.where(finite, values, 0).sum(dim=0), finite.sum(dim=0)))
         *sums, number = accelerator.reduce(sums, reduction="sum").tolist()
-        return {name: value / number for name, value in zip(names, sums, strict=True) if number}
-
-
-def _warn_of_broken(
-    step: int, process_index: int, terms: Sequence[str], ranges: Sequence[Sequence[float]], names: Sequence[str]
-) -> None:
-    images = {
-        f"image {name} (pixel values from {low:g} to {high:g})": math.isfinite(low + high)
-        for name, (low, high) in zip(names, ranges, strict=True)
-    }
-    broken = " and ".join(image for image, is_whole in images.items() if not is_whole)
-    logger.warning(
-        "Step %d, process %d: the loss terms %s are NaN or infinite, because of %s.",
-        step,
-        process_index,
-        ", ".join(term.removeprefix("loss_") for term in terms),
-        broken or f"the weights or one of: {', '.join(images)}",
-    )
+        return {name: value / number for name, value in zip(batches[0][1], sums, strict=True) if number}
 
 
 class BrokenStepsCallback(TrainerCallback):

@@ -8,10 +8,9 @@ only after that.
 
 import errno
 import json
-import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,17 +44,15 @@ class TrainingStopped(RuntimeError):  # noqa: N818 (a reason that the user can m
 
 def checkpoint_to_resume(arguments: TrainingArguments) -> str | None:
     """The checkpoint folder that `--resume_from_checkpoint` stands for: a folder, or `last` for the run's newest."""
-    wanted = arguments.resume_from_checkpoint
+    wanted, folder = arguments.resume_from_checkpoint, arguments.output_dir
     if wanted is None or wanted.lower() == "false":
         return None
-    if wanted.lower() not in ("last", "true"):
-        if not is_complete(Path(wanted)):
-            raise ValueError(f"`resume_from_checkpoint`: {wanted!r} is no folder with a checkpoint of a run.")
-        return wanted
-    last, folder = last_complete_checkpoint(Path(arguments.output_dir)), arguments.output_dir
-    if last is None:
+    found = last_complete_checkpoint(folder) if wanted.lower() in ("last", "true") else Path(wanted)
+    if found is None:
         raise ValueError(f"`resume_from_checkpoint`: there is no checkpoint in {folder!r} to resume from.")
-    return str(last)
+    if not _is_complete(found):
+        raise ValueError(f"`resume_from_checkpoint`: {wanted!r} is no folder with a checkpoint of a run.")
+    return str(found)
 
 
 def require_same_model(checkpoint: str, config: MTAClipConfig) -> None:
@@ -73,23 +70,22 @@ def require_same_model(checkpoint: str, config: MTAClipConfig) -> None:
             )
 
 
-def last_complete_checkpoint(folder: Path) -> Path | None:
+def last_complete_checkpoint(folder: str | Path) -> Path | None:
     """The newest checkpoint of a run that was saved to its end."""
     for path in reversed(_checkpoints(folder)):
-        if is_complete(path):
+        if _is_complete(path):
             return path
         logger.warning("%s is incomplete and passed over.", path)
     return None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def _checkpoints(folder: str | Path) -> list[Path]:
     """A run's checkpoints in the order of their steps. Folders like checkpoint-500-backup are the user's."""
     found = [Path(path) for path in sort_checkpoints(str(folder))]
     return [path for path in found if path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdecimal()]
 
 
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was saved to its end."""
+def _is_complete(checkpoint: Path) -> bool:
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
     except (OSError, ValueError):
@@ -101,8 +97,7 @@ class CheckpointCallback(TrainerCallback):
     """Saves a checkpoint just before the first evaluation, so that no evaluation can lose a whole training, and soon
     after any process got SIGTERM, which ends the training: one process after its step, several within ten steps.
 
-    Each is written through to the disk before older ones are deleted. transformers deletes them earlier, and takes
-    folders like checkpoint-500-backup for checkpoints.
+    Older ones are deleted afterward. transformers would also delete folders like checkpoint-500-backup.
 
     Args:
         limit (`int`, *optional*): number of checkpoints that are kept; the newest and the best always are.
@@ -145,16 +140,13 @@ class CheckpointCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved = True
         if args.world_size > 1:
+            # Each process saves a part.
             distributed.barrier()
-        if not args.should_save:
-            return
-        folder = Path(args.output_dir)
-        newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        _write_through(newest)
-        if self.limit:
+        if args.should_save and self.limit:
+            newest = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             kept = {newest, Path(state.best_model_checkpoint or newest)}
-            older = sorted(set(_checkpoints(folder)) - kept, key=lambda path: path.stat().st_mtime_ns)
-            for path in older[: len(older) + len(kept) - max(self.limit, len(kept))]:
+            older = [path for path in _checkpoints(args.output_dir) if path not in kept]
+            for path in older[: max(0, len(older) + len(kept) - self.limit)]:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -165,41 +157,22 @@ def _evaluates_soon(args: TrainingArguments, state: Any) -> bool:
     return args.eval_strategy == IntervalStrategy.EPOCH and state.epoch == int(state.epoch)
 
 
-def _write_through(folder: Path) -> None:
-    """Makes sure that all files of a folder are on the disk, not only in memory."""
-    for path in folder.iterdir():
-        if path.is_file():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-
-
 @contextmanager
-def explained_disk_errors(folder: Path, current_step: Callable[[], int]) -> Iterator[None]:
-    """Ends a training whose disk fails with the last good checkpoint's name; a broken checkpoint is deleted. Errors
-    that are not known to come from the disk stay as they are."""
+def explained_disk_errors(folder: str) -> Iterator[None]:
+    """Ends a training whose disk fails with the last good checkpoint's name. Errors that are not known to come from
+    the disk stay as they are."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _is_of_the_disk(error):
+        of_the_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+        if not of_the_disk and not any(message in str(error) for message in DISK_MESSAGES):
             raise
-        checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{current_step()}"
-        failed = f"{folder} could not be written to ({error})"
-        if checkpoint.is_dir() and not is_complete(checkpoint):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            failed = f"{checkpoint} could not be saved ({error}) and was deleted"
-        free = shutil.disk_usage(folder).free / 2**20
-        last = last_complete_checkpoint(folder)
-        go_on = "There is no earlier checkpoint." if last is None else f"The last good checkpoint is {last}."
+        free, last = shutil.disk_usage(folder).free / 2**20, last_complete_checkpoint(folder)
         raise TrainingStopped(
-            f"{failed}; {folder} has {free:.0f} MiB free now. {go_on} Make room, lower `save_total_limit` or save "
-            "elsewhere (`output_dir`), and resume with --resume_from_checkpoint last."
+            f"{folder} could not be written to ({error}), and has {free:.0f} MiB free. The last good checkpoint is "
+            f"{last}. Make room, lower `save_total_limit` or save elsewhere (`output_dir`), and resume with "
+            "--resume_from_checkpoint last."
         ) from error
-
-
-def _is_of_the_disk(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in DISK_ERRORS
-    return any(message in str(error) for message in DISK_MESSAGES)
 
 
 __all__ = [
@@ -207,7 +180,6 @@ __all__ = [
     "TrainingStopped",
     "checkpoint_to_resume",
     "explained_disk_errors",
-    "is_complete",
     "last_complete_checkpoint",
     "require_same_model",
 ]

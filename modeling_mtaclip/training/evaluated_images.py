@@ -26,18 +26,12 @@ THUMBNAIL_SIZE = 480
 @dataclass
 class MaskAlignment:
     """Unit vectors in CLIP's space: of an image's `masks` `(M, E)`, the most probable first, with their `classes`
-    `(M,)` and `centers` `(M, 2)`, where each is surest, as shares (x, y) of the image's size; and of the `texts`
-    `(C, K + 1, E)` of classes and "no object" in each context. What a mask is, [`winning_contexts`] says."""
+    `(M,)`, and of the `texts` `(C, K + 1, E)` of classes and "no object" in each context. What a mask is,
+    [`winning_contexts`] says."""
 
     classes: np.ndarray
-    centers: np.ndarray
     masks: np.ndarray
     texts: np.ndarray
-
-    @property
-    def similarity(self) -> np.ndarray:
-        """Cosine of each mask with the most similar text of each class, `(M, K + 1)`."""
-        return np.einsum("me,cke->cmk", self.masks, self.texts).max(axis=0)
 
 
 @dataclass
@@ -106,22 +100,9 @@ def align_masks(
     order = probabilities.argsort(descending=True)
     queries = order[classes[order] < model.config.num_labels]
     masks, texts = embeddings[0]  # of the last layer: (1, 1, Q, E), (1, 1, C, K + 1, E)
-    unpadded = image_processor(image, return_tensors="pt", do_pad=False).pixel_values
     return MaskAlignment(
-        classes=classes[queries].cpu().numpy(),
-        centers=_centers(outputs.masks_queries_logits[0, queries], pixel_values.shape[-2:], unpadded.shape[-2:]),
-        masks=masks[0, 0, queries].float().cpu().numpy(),
-        texts=texts[0, 0].float().cpu().numpy(),
+        classes[queries].cpu().numpy(), masks[0, 0, queries].float().cpu().numpy(), texts[0, 0].float().cpu().numpy()
     )
-
-
-def _centers(mask_logits: Tensor, padded: Sequence[int], unpadded: Sequence[int]) -> np.ndarray:
-    """Where each of `(M, h, w)` mask logits is greatest, as shares `(x, y)` of the part that is no padding."""
-    height, width = mask_logits.shape[-2:]
-    rows, columns = np.divmod(mask_logits.flatten(1).argmax(dim=1).cpu().numpy(), width)
-    x = (columns + 0.5) / width * padded[1] / unpadded[1]
-    y = (rows + 0.5) / height * padded[0] / unpadded[0]
-    return np.stack((x, y), axis=1).clip(0, 1)
 
 
 def save_pictures(

@@ -5,12 +5,10 @@
 Its text is `templates/model_card.md.jinja`; this file computes what it says.
 """
 
-import json
 import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -121,9 +119,6 @@ def _public(value: Any) -> Any:
         return public_options(value)
     if isinstance(value, list | tuple):
         return [_public(each) for each in value]
-    if isinstance(value, str) and value.startswith(("{", "[")):
-        with suppress(json.JSONDecodeError):
-            return json.dumps(_public(json.loads(value)))
     if isinstance(value, str | Path) and not _is_hub_id(str(value)):
         return re.split(r"[\\/]", str(value).rstrip("\\/"))[-1]
     return value

@@ -9,7 +9,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
 from ..data import generate_palette
-from ..metrics import constant_prediction, iou_figures
 from ..metrics.per_image import ImageScore
 from ..visualization import Color, colorize, error_map, legend_entries, plot_alignment
 from .evaluated_images import EvaluatedImage
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 NUM_CONFUSIONS = 15
 # Best images, and as many of the worst.
 NUM_SHOWN = 4
-MAX_SHOWN_MASKS = 30
-# The similarities of an image's masks have all classes up to this number, else those of the masks and nearest texts.
-MAX_SHOWN_TEXTS = 24
 MAX_SHOWN_STARS = 40
 LOSS_TERMS = ("cross_entropy", "mask", "dice", "contrastive", "class_mask", "class_dice")
 CURVES = {
@@ -66,7 +62,6 @@ def write_report(
     and some others, and `options` those of the run, shown as [`public_options`] gives them.
     """
     names, ignore_index, images = scores.class_names, scores.ignore_index, images or {}
-    aligned = [image for image in images.values() if image.alignment and len(image.alignment.classes)]
     best, worst = best_and_worst(scores)
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     environment.filters |= {
@@ -81,13 +76,12 @@ def write_report(
         warnings=scores.warnings(),
         metrics=metrics,
         curves=_curves(history),
-        classes=_classes(metrics["classes"], scores, palette, history),
+        classes=_classes(metrics["classes"], scores.matrix.sum(dim=1)[:-1].tolist(), palette),
         confusion=_confusion(scores),
         shown={"Best images": best, "Worst images": worst},
         images=images,
         contexts=_contexts(scores.contexts, names, palette),
-        similarity=_similarity(aligned, names),
-        alignment=_alignment(aligned, scores, palette),
+        alignment=_alignment(images.values(), scores, palette),
         colors=generate_palette(8),
         options=json.dumps(public_options(options or {}), indent=2, ensure_ascii=False, default=str),
     )
@@ -99,18 +93,6 @@ def best_and_worst(scores: SegmentationScores) -> tuple[list[ImageScore], list[I
     in_order = scores.images()
     num_worst = min(NUM_SHOWN, len(in_order) // 2)
     return in_order[num_worst:][::-1][:NUM_SHOWN], in_order[:num_worst]
-
-
-def _reference_iou(scores: SegmentationScores, history: Sequence[Mapping[str, Any]]) -> tuple[str, list[float]]:
-    """What the classes' gains are over, and its IoU of each class: the run's first evaluation, or the constant
-    prediction if that is the one reported."""
-    evaluations = [entry for entry in history if "eval_mean_iou" in entry]
-    if evaluations and evaluations[0]["step"] < evaluations[-1]["step"]:
-        first = evaluations[0]
-        ious = [first.get(f"eval_iou_{name}") or 0.0 for name in scores.class_names]
-        return f"first evaluation (step {first['step']})", ious
-    constant = iou_figures(constant_prediction(scores.matrix))["per_category_iou"]
-    return "constant prediction", np.nan_to_num(constant).tolist()
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str | None:
@@ -134,21 +116,16 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _classes(
-    per_class: Mapping[str, Mapping[str, float | None]],
-    scores: SegmentationScores,
-    palette: Sequence[Color],
-    history: Sequence[Mapping[str, Any]],
+    per_class: Mapping[str, Mapping[str, float | None]], pixels: Sequence[float], palette: Sequence[Color]
 ) -> dict[str, Any]:
-    reference, reference_ious = _reference_iou(scores, history)
-    pixels = scores.matrix.sum(dim=1)[:-1].numpy()
-    columns = (per_class.items(), palette, pixels / max(pixels.sum(), 1), reference_ious)
+    columns = zip(per_class.items(), palette, pixels, strict=True)
     rows = [
-        {"name": name, "color": color, "share": share, "gain": each["iou"] - before, **each}
-        for (name, each), color, share, before in zip(*columns, strict=True)
-        if each["iou"] is not None
+        {"name": name, "color": color, "share": share / max(sum(pixels), 1), **each}
+        for (name, each), color, share in columns
     ]
-    absent = [name for name, each in per_class.items() if each["iou"] is None]
-    return {"reference": reference, "rows": rows, "absent": absent}
+    absent = [row["name"] for row in rows if row["iou"] is None]
+    rows = sorted((row for row in rows if row["iou"] is not None), key=lambda row: -row["iou"])
+    return {"rows": rows, "absent": absent}
 
 
 def _confusion(scores: SegmentationScores) -> dict[str, Any] | None:
@@ -183,43 +160,22 @@ def _contexts(table: np.ndarray, names: Sequence[str], palette: Sequence[Color])
     return {"rows": rows, "shares": counts.sum(axis=0) / totals.sum()}
 
 
-def _similarity(aligned: Sequence[EvaluatedImage], names: Sequence[str]) -> dict[str, Any] | None:
-    """The cosines of masks and class texts of the image with masks of the most classes."""
-    if not aligned:
-        return None
-    image = max(aligned, key=lambda each: len(np.unique(each.alignment.classes)))
-    cosines = image.alignment.similarity[:MAX_SHOWN_MASKS]
-    classes = image.alignment.classes[:MAX_SHOWN_MASKS].tolist()
-    names, texts = [*names, "no object"], list(range(len(names) + 1))
-    if len(texts) > MAX_SHOWN_TEXTS:
-        texts = sorted({*classes, *cosines.argmax(axis=1).tolist(), texts[-1]})
-    return {
-        "image": image,
-        "centers": image.alignment.centers[:MAX_SHOWN_MASKS].tolist(),
-        "cosines": cosines[:, texts].tolist(),
-        "low": cosines.min(),
-        "high": cosines.max() + 1e-6,
-        "masks": [f"{place} {names[label]}" for place, label in enumerate(classes, start=1)],
-        "texts": [names[label] for label in texts],
-        "own_texts": [texts.index(label) for label in classes],
-    }
-
-
 def _alignment(
-    aligned: Sequence[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
+    images: Iterable[EvaluatedImage], scores: SegmentationScores, palette: Sequence[Color]
 ) -> dict[str, Any] | None:
     """Masks of all images, and the texts of their most frequent classes in the contexts that win most often."""
-    if not aligned or scores.contexts.shape[1] == 1:
+    alignments = [image.alignment for image in images if image.alignment and len(image.alignment.classes)]
+    if not alignments or scores.contexts.shape[1] == 1:
         return None
-    classes = np.concatenate([image.alignment.classes for image in aligned])
-    masks = np.concatenate([image.alignment.masks for image in aligned])
-    texts = np.mean([image.alignment.texts for image in aligned], axis=0)
+    classes = np.concatenate([each.classes for each in alignments])
+    masks = np.concatenate([each.masks for each in alignments])
+    texts = np.mean([each.texts for each in alignments], axis=0)
     contexts = scores.contexts[:, :-1].argmax(axis=1)
     labels, counts = np.unique(classes, return_counts=True)
     shown = labels[np.argsort(-counts, kind="stable")][:MAX_SHOWN_STARS].tolist()
     stars = {label: texts[contexts[label], label] for label in shown}
     picture = _svg(plot_alignment(masks, classes.tolist(), stars, scores.class_names, palette))
-    return {"picture": picture, "num_masks": len(masks), "num_images": len(aligned), "num_classes": len(shown)}
+    return {"picture": picture, "num_masks": len(masks), "num_images": len(alignments), "num_classes": len(shown)}
 
 
 def _svg(figure: "Figure") -> str:

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run from options to results: data and model are loaded and checked first, then it trains, evaluates and saves."""
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import has_length
@@ -53,7 +53,7 @@ from .trainer import MTAClipTrainer
 logger = logging.get_logger(__name__)
 
 DEFAULT_BACKBONE = "resnet50"
-# How many images the report's masks and class texts are from.
+# How many images the report's masks and class texts are from, beside the best and the worst.
 NUM_ALIGNED_IMAGES = 12
 
 
@@ -121,9 +121,8 @@ class Run:
             trainer.create_model_card()
         images = self._shown_images() if args.do_eval else {}
         if trainer.is_world_process_zero():
-            print()
             if args.do_eval:
-                print("\n".join(_score_lines(self.metrics, trainer.scores.warnings())))
+                print(_scores_in_words(self.metrics, trainer.scores.warnings()))
                 self._save_views(images)
             if args.do_train:
                 print(f"Model, image processor, tokenizer and model card: {self.folder}")
@@ -140,21 +139,8 @@ class Run:
             number = max(number, NUM_ALIGNED_IMAGES)
             names = {score.name for score in chain(*best_and_worst(trainer.scores))}
         examples = _choose(trainer.eval_dataset, number, names, args.process_index, args.world_size)
-        images = [trainer.evaluated_image(example) for example in examples]
-        everywhere = {image.name: image for share in gathered(images) for image in share}
-        return dict(sorted(everywhere.items()))
-
-    def _count_bad(self, dataset: Dataset) -> int:
-        """Examples that turned out to be unusable in any process, which must all call this."""
-        bad = self.trainer.accelerator.reduce(dataset.bad.long().to(self.trainer.args.device))
-        # Each example has a place of its own, and counts once however many processes met it.
-        return int((bad > 0).sum())
-
-    def _write_metrics(self) -> None:
-        if self.trainer.is_world_process_zero():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(json_ready(self.metrics), indent=2, allow_nan=False)
-            (self.folder / "metrics.json").write_text(text)
+        shares = gathered([trainer.evaluated_image(example) for example in examples])
+        return {image.name: image for image in sorted(chain(*shares), key=lambda image: image.name)}
 
     def _save_views(self, images: Mapping[str, EvaluatedImage]) -> None:
         args, data = self.trainer.args, self.data
@@ -176,6 +162,17 @@ class Run:
             )
             print(f"Report: {self.folder / 'report.html'}")
 
+    def _count_bad(self, dataset: Dataset) -> int:
+        """Examples that turned out to be unusable in any process, which must all call this."""
+        # Each example has a place of its own, and counts once however many processes met it.
+        return int(torch.stack(gathered(dataset.bad)).any(dim=0).sum())
+
+    def _write_metrics(self) -> None:
+        if self.trainer.is_world_process_zero():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(json_ready(self.metrics), indent=2, allow_nan=False)
+            (self.folder / "metrics.json").write_text(text)
+
 
 def prepare_run(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MTAClipTrainingArguments
@@ -189,22 +186,25 @@ def prepare_run(
         torch.set_num_threads(_num_threads(args.num_threads))
     set_seed(args.seed)
 
-    data = _load_data(model_arguments, data_arguments, args)
-    parts = _load_parts(model_arguments, data_arguments.size, data.class_names, args)
+    options = _options_of(load_segmentation_dataset, data_arguments, model_arguments)
+    data = load_segmentation_dataset(data_arguments.dataset_name, **options)
+    wanted = (args.metric_for_best_model or "").removeprefix("eval_")
+    if wanted in CITYSCAPES_METRICS and not categories_of(data.class_names):
+        raise ValueError(f"`metric_for_best_model` {wanted} is for data sets with categories, like Cityscapes.")
+    bundle = _load_bundle(model_arguments, data_arguments, data.class_names, args)
     if checkpoint is not None:
-        require_same_model(checkpoint, parts.model.config)
-    train_dataset = _examples("train", data, data_arguments, args, parts.image_processor) if args.do_train else None
-    if train_dataset is not None:
-        _check_batch_norms(parts.model, train_dataset, args)
+        require_same_model(checkpoint, bundle.model.config)
     checked = _check_data(data, data_arguments, args)
     trainer = MTAClipTrainer(
-        model=parts.model,
+        model=bundle.model,
         args=args,
-        train_dataset=train_dataset,
+        train_dataset=_examples("train", data, data_arguments, args, bundle.image_processor)
+        if args.do_train
+        else None,
         eval_dataset=_examples("validation", data, data_arguments, args) if args.do_eval else None,
         data_collator=TrainingCollator(len(data.class_names)),
-        processing_class=parts.image_processor,
-        tokenizer=parts.tokenizer,
+        processing_class=bundle.image_processor,
+        tokenizer=bundle.tokenizer,
         options=changed_options(model_arguments, data_arguments, args),
     )
     return Run(trainer, data, checkpoint, {"checked_pixels": checked})
@@ -217,7 +217,7 @@ def _check_together(model: ModelArguments, data: DataArguments, training: MTACli
             "Which data set? Give `--dataset_name`: a folder with images/{train,val}, annotations/{train,val} and "
             "classes.json, ade20k or cityscapes with `--data_dir`, a data set on the Hub, or scenes to try."
         )
-    if not (training.do_train or model.names_whole_model):
+    if not (training.do_train or model.model_name_or_path or model.mask2former or model.original_checkpoint):
         raise ValueError("Evaluation without training needs a trained model: give `--model_name_or_path`.")
     if training.do_train:
         try:
@@ -228,18 +228,10 @@ def _check_together(model: ModelArguments, data: DataArguments, training: MTACli
         raise ValueError("`streaming` has no known number of images: give `--max_steps`, not `--num_train_epochs`.")
 
 
-def _load_data(
-    model: ModelArguments, arguments: DataArguments, training: MTAClipTrainingArguments
-) -> SegmentationData:
-    names = ("data_dir", "image_column_name", "annotation_column_name", "streaming", "do_reduce_labels")
-    names += ("train_val_split", "dataset_config_name", "max_pixels")
-    options = {name: getattr(arguments, name) for name in names}
-    options |= {"token": model.token, "cache_dir": model.cache_dir}
-    data = load_segmentation_dataset(arguments.dataset_name, **options)
-    wanted = (training.metric_for_best_model or "").removeprefix("eval_")
-    if wanted in CITYSCAPES_METRICS and not categories_of(data.class_names):
-        raise ValueError(f"`metric_for_best_model` {wanted} is for data sets with categories, like Cityscapes.")
-    return data
+def _options_of(function: Callable, *arguments: Any) -> dict[str, Any]:
+    """The options that have the names of a function's parameters."""
+    names = inspect.signature(function).parameters
+    return {name: value for each in arguments for name, value in vars(each).items() if name in names}
 
 
 def _check_data(
@@ -254,17 +246,36 @@ def _check_data(
     return {split: dict(zip(data.class_names, pixels.tolist(), strict=True)) for split, pixels in checked.items()}
 
 
-def _load_parts(
-    arguments: ModelArguments, size: dict[str, int] | None, class_names: list[str], training: MTAClipTrainingArguments
+def _examples(
+    split: str,
+    data: SegmentationData,
+    arguments: DataArguments,
+    training: MTAClipTrainingArguments,
+    image_processor: MTAClipImageProcessor | None = None,
+) -> SegmentationExamples | SegmentationStream:
+    """Examples of a split, augmented and normalized as of the image processor if there is one."""
+    options: dict[str, Any] = {"max_samples": arguments.max_eval_samples}
+    if image_processor is not None:
+        statistics = {"image_mean": image_processor.image_mean, "image_std": image_processor.image_std}
+        augmentation = Augmentation(size=arguments.size, **statistics, **_options_of(Augmentation, arguments))
+        seed = training.seed if training.data_seed is None else training.data_seed
+        options = {"augmentation": augmentation, "seed": seed, "max_samples": arguments.max_train_samples}
+        options["max_bad_share"] = arguments.max_bad_share
+    if arguments.streaming:
+        return SegmentationStream(data, split, rank=training.process_index, world_size=training.world_size, **options)
+    return SegmentationExamples(data, split, **options)
+
+
+def _load_bundle(
+    model: ModelArguments, data: DataArguments, class_names: list[str], training: MTAClipTrainingArguments
 ) -> ModelBundle:
-    if arguments.model_name_or_path is not None:
+    if model.model_name_or_path is not None:
         # The size with which a model was trained is part of it, unless it is trained anew.
-        size = size if training.do_train else None
-        hub_options = {name: getattr(arguments, name) for name in ("token", "cache_dir")}
-        hub_options["revision"] = arguments.model_revision
-        return load_model(arguments.model_name_or_path, class_names, training.do_train, size, **hub_options)
-    parts = build_model(arguments, class_names, size)
-    report = parts.loading_report
+        size = data.size if training.do_train else None
+        hub_options = {"token": model.token, "cache_dir": model.cache_dir, "revision": model.model_revision}
+        return load_model(model.model_name_or_path, class_names, training.do_train, size, **hub_options)
+    bundle = build_model(model, class_names, data.size)
+    report = bundle.loading_report
     new = [*report.new, *report.new_classes] if report else []
     if new and not training.do_train:
         raise ValueError(
@@ -273,7 +284,7 @@ def _load_parts(
         )
     if report and report.loaded and training.process_index == 0:
         print(report, flush=True)
-    return parts
+    return bundle
 
 
 def build_model(
@@ -282,37 +293,32 @@ def build_model(
     """Builds a new model for the classes with the weights that the arguments name, in training mode."""
     gives_sizes = arguments.mask2former is not None or arguments.original_checkpoint is not None
     # Defaults, which are those of the config, must not override the sizes of a source.
-    chosen = changed_options(arguments)
-    parts = from_pretrained_parts(
+    fields = {name: value for name, value in changed_options(arguments).items() if name in CONFIG_FIELDS}
+    tokenizer = arguments.tokenizer
+    if arguments.text_branch and arguments.text_encoder is None and arguments.original_checkpoint is None:
+        logger.warning(
+            "No `--text_encoder` was given: the run uses a small text encoder with random weights, to which class "
+            "names mean nothing. Give a CLIP model, e.g. --text_encoder openai/clip-vit-base-patch16, for real use."
+        )
+        tokenizer = make_tokenizer([*class_names, MTAClipConfig.no_object_name])
+        fields["text_config"] = small_text_config(tokenizer, arguments.text_hidden_size, arguments.text_layers)
+    bundle = from_pretrained_parts(
         class_names,
         text_encoder=arguments.text_encoder,
+        tokenizer=tokenizer,
         backbone=arguments.backbone or (None if gives_sizes else DEFAULT_BACKBONE),
         backbone_config=arguments.backbone_config or None,
         backbone_weights=arguments.backbone_weights,
         mask2former=arguments.mask2former,
         original=arguments.original_checkpoint,
-        **_text_parts(arguments, class_names),
-        **{name: chosen[name] for name in CONFIG_FIELDS if name in chosen},
-        **arguments.model_config,
+        **fields | arguments.model_config,
     )
-    processor = parts.image_processor
+    processor = bundle.image_processor
     processor.image_mean = arguments.image_mean or processor.image_mean
     processor.image_std = arguments.image_std or processor.image_std
     processor.do_resize, processor.size = size is not None, size or processor.size
-    parts.model.train()
-    return parts
-
-
-def _text_parts(arguments: ModelArguments, class_names: Sequence[str]) -> dict[str, Any]:
-    if arguments.text_encoder is not None or arguments.original_checkpoint is not None or not arguments.text_branch:
-        return {"tokenizer": arguments.tokenizer}
-    logger.warning(
-        "No `--text_encoder` was given: the run uses a small text encoder with random weights, to which class "
-        "names mean nothing. Give a CLIP model, e.g. --text_encoder openai/clip-vit-base-patch16, for real use."
-    )
-    tokenizer = make_tokenizer([*class_names, MTAClipConfig.no_object_name])
-    text_config = small_text_config(tokenizer, arguments.text_hidden_size, arguments.text_layers)
-    return {"tokenizer": tokenizer, "text_config": text_config}
+    bundle.model.train()
+    return bundle
 
 
 def load_model(
@@ -339,47 +345,6 @@ def load_model(
         model = model.with_classes(class_names, tokenizer)
     model.train(adapt)
     return ModelBundle(model, processor, tokenizer)
-
-
-def _examples(
-    split: str,
-    data: SegmentationData,
-    arguments: DataArguments,
-    training: MTAClipTrainingArguments,
-    image_processor: MTAClipImageProcessor | None = None,
-) -> SegmentationExamples | SegmentationStream:
-    """Examples of a split, augmented and normalized as of the image processor if there is one."""
-    options: dict[str, Any] = {"max_samples": arguments.max_eval_samples}
-    if image_processor is not None:
-        names = ("crop_size", "size", "scale_range", "cat_max_ratio", "horizontal_flip", "photometric_distortion")
-        augmentation = Augmentation(
-            **{name: getattr(arguments, name) for name in names},
-            image_mean=image_processor.image_mean,
-            image_std=image_processor.image_std,
-        )
-        seed = training.seed if training.data_seed is None else training.data_seed
-        options = {"augmentation": augmentation, "seed": seed, "max_samples": arguments.max_train_samples}
-        options["max_bad_share"] = arguments.max_bad_share
-    if arguments.streaming:
-        return SegmentationStream(data, split, rank=training.process_index, world_size=training.world_size, **options)
-    return SegmentationExamples(data, split, **options)
-
-
-def _check_batch_norms(
-    model: MTAClipForSemanticSegmentation, examples: Dataset, arguments: MTAClipTrainingArguments
-) -> None:
-    """Refuses batches of which a batch norm would see one value: an image whose map of stride 32 is one pixel."""
-    if arguments.freeze_backbone or list(examples.augmentation.crop_size) != [32, 32]:
-        return
-    sizes = [arguments.per_device_train_batch_size]
-    if has_length(examples) and arguments.world_size == 1 and not arguments.dataloader_drop_last:
-        sizes.append(len(examples) % sizes[0])
-    if 1 in sizes and any(isinstance(module, _BatchNorm) for module in model.model.backbone.modules()):
-        raise ValueError(
-            "A batch norm can't train on a single value, which is what one crop of 32 x 32 leaves at the backbone's "
-            f"last level (`per_device_train_batch_size` {sizes[0]}; the last batch of a pass has what is left). "
-            "Choose a larger `crop_size`, another batch size, or `--freeze_backbone`."
-        )
 
 
 def _num_threads(wanted: int | None) -> int:
@@ -411,8 +376,8 @@ def _choose(
             return
 
 
-def _score_lines(metrics: Mapping[str, Any], warnings: Sequence[str]) -> list[str]:
-    """The scores in words, and why they say less than they seem to."""
+def _scores_in_words(metrics: Mapping[str, Any], warnings: Sequence[str]) -> str:
+    """The scores, and why they say less than they seem to."""
     classes, annotated = metrics["classes"], metrics["eval_num_annotated_classes"]
     lines = [f"{name:>24}  IoU {each['iou']:.4f}" for name, each in classes.items() if each["iou"] is not None]
     if annotated > 1:
@@ -427,7 +392,7 @@ def _score_lines(metrics: Mapping[str, Any], warnings: Sequence[str]) -> list[st
         )
     if metrics["eval_num_bad"]:
         warnings = [*warnings, f"{metrics['eval_num_bad']} images could not be used; warnings above name them."]
-    return lines + [f"Note: {warning}" for warning in warnings]
+    return "\n".join(["", *lines, *(f"Note: {warning}" for warning in warnings)])
 
 
 __all__ = ["Run", "prepare_run"]

@@ -240,7 +240,7 @@ class MTAClipTrainer(Trainer):
         """
         if self.averages is not None and resume_from_checkpoint:
             self.averages.load(resume_from_checkpoint)
-        with explained_disk_errors(Path(self.args.output_dir), lambda: self.state.global_step):
+        with explained_disk_errors(self.args.output_dir):
             try:
                 output = super().train(resume_from_checkpoint, **kwargs)
             except BadExamplesError:
