@@ -92,7 +92,7 @@ def original_checkpoint(user_folder: Path, shared_dir: Path) -> None:
 
 def test_no_kind_of_snippet_is_left_out():
     assert {language for language, _ in SNIPPETS} <= {"python", "bash", "text", "bibtex"}
-    assert (len(INSTALL), len(PYTHON), len(RUNS)) == (2, 2, 8)
+    assert (len(INSTALL), len(PYTHON), len(RUNS)) == (3, 2, 8)
 
 
 TRAINING_PAGE = (README.parent / "docs" / "training.md").read_text()

@@ -75,7 +75,7 @@ def find_image_files(
     """
     suffixes, paths, left_out = IMAGE_SUFFIXES | set(other_suffixes), [], Counter()
     for path, reason in _walk(folder, recursive, {os.path.realpath(each) for each in exclude}):
-        if reason or (path.suffix.lower() not in suffixes and not _is_image(path)):
+        if reason or (path.suffix.lower() not in suffixes and not is_image(path)):
             left_out[reason or "not an image"] += 1
         else:
             paths.append(path)
@@ -99,7 +99,8 @@ def _walk(root: str | os.PathLike, recursive: bool, excluded: set[str]) -> Itera
             reasons[path] = reason or why
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a file has, by its content, one of the formats that are found in folders; it is not decoded."""
     try:
         with path.open("rb") as file:
             return bool(_open_of_any_size(file, [kind for kind in FORMATS if kind in Image.OPEN]))
@@ -267,4 +268,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-__all__ = ["find_image_files", "image_size", "name_of", "name_without_suffix", "open_image", "open_label_map"]
+__all__ = [
+    "find_image_files",
+    "image_size",
+    "is_image",
+    "name_of",
+    "name_without_suffix",
+    "open_image",
+    "open_label_map",
+]
