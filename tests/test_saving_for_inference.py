@@ -26,23 +26,30 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def deployed(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deployed")
-    MTAClipForSemanticSegmentation.from_pretrained(trained).train().save_for_inference(folder)
+    model = MTAClipForSemanticSegmentation.from_pretrained(trained).train()
+    model.save_for_inference(folder)
+    # It stays as it was.
+    assert model.training
+    assert not model.config.stored_text_embeddings
+    assert_same_weights(model, MTAClipForSemanticSegmentation.from_pretrained(trained))
     return folder
 
 
 @torch.no_grad()
-def assert_same_predictions(expected_model, actual_model):
+def assert_same_predictions(actual_model, expected_model):
     pixel_values = torch.randn(2, 3, 64, 96)
     assert_near(actual_model(pixel_values), expected_model(pixel_values))
 
 
-def test_predictions_are_the_same(trained, deployed):
-    expected = AutoModelForSemanticSegmentation.from_pretrained(trained)
-    actual = AutoModelForSemanticSegmentation.from_pretrained(deployed)
-    assert_same_predictions(expected, actual)
-    base, pixel_values = AutoModel.from_pretrained(deployed), torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert_near(base(pixel_values).last_hidden_state, expected.model(pixel_values).last_hidden_state)
+def test_predictions_processor_and_tokenizer_are_the_same(trained, deployed):
+    for kind in (AutoModelForSemanticSegmentation, AutoModel):
+        assert_same_predictions(*(kind.from_pretrained(folder) for folder in (deployed, trained)))
+    processors, tokenizers = (
+        [kind.from_pretrained(folder) for folder in (deployed, trained)]
+        for kind in (AutoImageProcessor, AutoTokenizer)
+    )
+    assert processors[0].to_dict() == processors[1].to_dict()
+    assert tokenizers[0](CLASS_NAMES) == tokenizers[1](CLASS_NAMES)
 
 
 def test_prompts_and_text_encoder_are_left_out(trained, deployed):
@@ -50,40 +57,21 @@ def test_prompts_and_text_encoder_are_left_out(trained, deployed):
     for folder in (trained, deployed):
         with safe_open(folder / "model.safetensors", "pt") as file:
             tensors.append(set(file.keys()))
-    assert tensors[1] - tensors[0] == {"model.text_model.text_embeddings"}
-    assert tensors[0] - tensors[1] == {
-        f"model.text_model.{name}" for name in tiny_model().model.text_model.state_dict()
-    }
+    text_model = {f"model.text_model.{name}" for name in tiny_model().model.text_model.state_dict()}
+    assert tensors[1] == tensors[0] - text_model | {"model.text_model.text_embeddings"}
 
 
-def test_saving_leaves_the_model_as_it_was(trained, tmp_path):
-    model = MTAClipForSemanticSegmentation.from_pretrained(trained).train()
-    model.save_for_inference(tmp_path)
-    assert model.training
-    assert not model.config.stored_text_embeddings
-    assert_same_weights(model, MTAClipForSemanticSegmentation.from_pretrained(trained))
-
-
-def test_a_deployed_model_can_be_saved_again(deployed, tmp_path):
+@pytest.mark.parametrize("way", ["save_for_inference", "save_pretrained"])
+def test_a_deployed_model_can_be_saved_again(deployed, tmp_path, way):
     model = MTAClipForSemanticSegmentation.from_pretrained(deployed)
-    model.save_for_inference(tmp_path / "inference")
-    model.save_pretrained(tmp_path / "plain")
-    for name in ("inference", "plain"):
-        assert_same_predictions(model, MTAClipForSemanticSegmentation.from_pretrained(tmp_path / name))
+    getattr(model, way)(tmp_path)
+    assert_same_predictions(MTAClipForSemanticSegmentation.from_pretrained(tmp_path), model)
 
 
 def test_without_text_branch(tmp_path):
     model = tiny_model(text_branch=False, text_config=None)
     model.save_for_inference(tmp_path)
-    assert_same_predictions(model, MTAClipForSemanticSegmentation.from_pretrained(tmp_path))
-
-
-def test_image_processor_and_tokenizer_go_along(trained, deployed):
-    assert (
-        AutoImageProcessor.from_pretrained(deployed).to_dict() == AutoImageProcessor.from_pretrained(trained).to_dict()
-    )
-    tokenizer = AutoTokenizer.from_pretrained(deployed)
-    assert tokenizer(CLASS_NAMES) == AutoTokenizer.from_pretrained(trained)(CLASS_NAMES)
+    assert_same_predictions(MTAClipForSemanticSegmentation.from_pretrained(tmp_path), model)
 
 
 def test_training_and_pushing_are_refused(deployed):
