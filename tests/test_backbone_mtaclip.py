@@ -67,15 +67,9 @@ def timm_config(name, out_indices):
     return TimmBackboneConfig(backbone=name, out_indices=out_indices)
 
 
-@pytest.mark.parametrize(
-    ("make_config", "arguments"),
-    [pytest.param(make, (), id=name) for name, make in CONFIGS.items()]
-    + [pytest.param(timm_config, each, id=each[0], marks=pytest.mark.slow) for each in LARGE_TIMM.items()],
-)
-def test_every_family_runs_trains_and_is_saved(make_config, arguments, tmp_path):
-    backbone_config = make_config(*arguments)
-    torch.manual_seed(0)
-    model = tiny_model(backbone_config=backbone_config)
+@pytest.mark.parametrize("name", [*CONFIGS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE_TIMM)])
+def test_every_family_runs_trains_and_is_saved(name, tmp_path):
+    model = tiny_model(backbone_config=timm_config(name, LARGE_TIMM[name]) if name in LARGE_TIMM else CONFIGS[name]())
     images, labels = torch.randn(2, 3, *SIZE), torch.randint(0, 3, (2, *SIZE))
     with torch.no_grad():
         outputs = model(images)
@@ -87,15 +81,11 @@ def test_every_family_runs_trains_and_is_saved(make_config, arguments, tmp_path)
             assert side // stride <= got <= side / stride + 32 / stride
     assert outputs.logits.shape[2:] == maps[0].shape[2:]
 
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    model.train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    model(images, labels=labels).loss.backward()
+    model.train()(images, labels=labels).loss.backward()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not [name for name, parameter in trained.items() if parameter.grad is None]
     assert all(parameter.grad.isfinite().all() for parameter in trained.values())
-    optimizer.step()
-    assert any(not torch.equal(value, before[name]) for name, value in trained.items() if ".backbone." in name)
+    assert any(parameter.grad.any() for name, parameter in trained.items() if ".backbone." in name)
 
     model.eval().save_pretrained(tmp_path)
     loaded = MTAClipForSemanticSegmentation.from_pretrained(tmp_path)
@@ -184,8 +174,7 @@ def test_clip_resnet_is_that_of_open_clip():
     with torch.no_grad():
         expected = original.forward_intermediates(images, intermediates_only=True)["image_intermediates"]
         maps = ours.eval()(images).feature_maps
-    for actual, wanted in zip(maps, expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(list(maps), expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture
@@ -202,9 +191,8 @@ def test_clip_vit_is_that_of_transformers(clip_vit):
     with torch.no_grad():
         states = theirs(images, output_hidden_states=True).hidden_states
         maps = clip_vit(images).feature_maps
-    for actual, expected in zip(maps, states[1:], strict=True):
-        expected = expected[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4)
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    expected = [state[:, 1:].transpose(1, 2).reshape(2, 32, 4, 4) for state in states[1:]]
+    torch.testing.assert_close(list(maps), expected, rtol=0, atol=1e-4)
 
 
 def test_positions_are_interpolated_to_the_image(clip_vit):
@@ -219,28 +207,23 @@ def test_positions_are_interpolated_to_the_image(clip_vit):
 def test_pyramid_of_patches_of_16_is_that_of_the_authors():
     pyramid = MTAClipFeaturePyramid([6, 6, 6, 6], stride=16).eval()
     maps = [torch.randn(2, 6, 3, 5) for _ in range(4)]
-    first, second, third, fourth = pyramid.levels
-
-    def norm(level, index):
-        return F.group_norm(maps[index], 1, level[0].weight, level[0].bias)
+    levels = pyramid.levels
+    norms = [F.group_norm(each, 1, level[0].weight, level[0].bias) for each, level in zip(maps, levels, strict=True)]
 
     def enlarge(convolution, states):
         return F.conv_transpose2d(states, convolution.weight, convolution.bias, stride=2)
 
-    batch_norm = first[2]
+    batch_norm = levels[0][2]
     torch.nn.init.uniform_(batch_norm.running_var, 0.5, 2)
-    halfway = enlarge(first[1], norm(first, 0))
-    halfway = (halfway - batch_norm.running_mean[:, None, None]) / (
-        batch_norm.running_var[:, None, None] + batch_norm.eps
-    ).sqrt()
+    mean, variance = batch_norm.running_mean[:, None, None], batch_norm.running_var[:, None, None]
+    halfway = (enlarge(levels[0][1], norms[0]) - mean) / (variance + batch_norm.eps).sqrt()
     expected = [
-        enlarge(first[4], F.gelu(halfway)),
-        enlarge(second[1], norm(second, 1)),
-        norm(third, 2),
-        F.max_pool2d(norm(fourth, 3), 2, ceil_mode=True),
+        enlarge(levels[0][4], F.gelu(halfway)),
+        enlarge(levels[1][1], norms[1]),
+        norms[2],
+        F.max_pool2d(norms[3], 2, ceil_mode=True),
     ]
-    for actual, wanted in zip(pyramid(maps, (48, 80)), expected, strict=True):
-        torch.testing.assert_close(actual, wanted)
+    torch.testing.assert_close(list(pyramid(maps, (48, 80))), expected)
 
 
 @pytest.mark.parametrize(("stride", "doublings"), [(8, [1, 0, -1, -2]), (14, [2, 1, 0, -1]), (32, [3, 2, 1, 0])])
