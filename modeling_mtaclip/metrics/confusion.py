@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, distributed
 
 
-# The table of counts starts with room for 8-bit label maps; the largest takes 128 MiB.
-MIN_TABLE_SIZE, MAX_TABLE_SIZE = 256, 4096
+# Values below the first are places in a table as they are; label maps have at most the second number of distinct ones.
+MAX_PLACES, MAX_DISTINCT = 256, 4096
 # So many pixels at a time stay in a processor's cache, and batches of any size take the same memory.
 PIXELS_AT_A_TIME = 2**17
 
@@ -69,12 +69,11 @@ class PairCounts:
     """How often each pair of a value in the ground truth and a predicted value occurs, in one image or in many.
 
     The values are counted as they are, so that label maps, ignored values and the number of classes may be chosen
-    afterward. Values from 0 to 4095 are counted in a table, which grows as needed; pairs with others in a dictionary.
+    afterward.
     """
 
     def __init__(self) -> None:
-        self.table = np.zeros((MIN_TABLE_SIZE, MIN_TABLE_SIZE), dtype=np.int64)
-        self.others: Counter[tuple[int, int]] = Counter()
+        self.counts: Counter[tuple[int, int]] = Counter()
 
     def add(self, reference: Any, prediction: Any) -> None:
         """Counts the pixels of label maps of any one shape; a ValueError as of [`as_label_pair`], or if there are too
@@ -82,43 +81,11 @@ class PairCounts:
         reference, prediction = (labels.flatten() for labels in as_label_pair(reference, prediction))
         pixels = PIXELS_AT_A_TIME if reference.device.type == "cpu" else max(1, len(reference))
         for rows, columns in zip(reference.split(pixels), prediction.split(pixels), strict=True):
-            if not (self._has_room(rows) and self._has_room(columns)):
-                rows, columns = self._make_room(torch.stack([rows.long(), columns.long()]))
-            self.table += _count_pairs(rows, columns, len(self.table))
-
-    def _has_room(self, values: Tensor) -> bool:
-        if values.dtype == torch.uint8 or not len(values):
-            return True
-        low, high = values.aminmax()
-        return int(low) >= 0 and int(high) < len(self.table)
-
-    def _make_room(self, pairs: Tensor) -> Tensor:
-        """Counts the pairs `(2, n)` that never have a place in the table, and returns the others, which now have."""
-        inside = ((pairs >= 0) & (pairs < MAX_TABLE_SIZE)).all(dim=0)
-        others, numbers = pairs[:, ~inside].unique(dim=1, return_counts=True)
-        self.others.update(dict(zip(map(tuple, others.T.tolist()), numbers.tolist(), strict=True)))
-        if len(self.others) > MAX_TABLE_SIZE:
-            raise ValueError(
-                f"More than {MAX_TABLE_SIZE} distinct values occur in the label maps that are no class indices, such "
-                f"as {int(others.max())}: pass class indices, not scores."
-            )
-        pairs = pairs[:, inside]
-        self._grow(int(pairs.max()) + 1 if pairs.numel() else 0)
-        return pairs
-
-    def _grow(self, num_values: int) -> None:
-        if num_values > len(self.table):
-            size = 1 << (num_values - 1).bit_length()
-            self.table = np.pad(self.table, (0, size - len(self.table)))
+            self.counts.update(_count_pairs(rows, columns))
 
     def synchronize(self) -> None:
         """Adds up the counts of all processes exactly; they must all call this, and all get the sum."""
-        shares = gathered((self.table, self.others))
-        self._grow(max(len(table) for table, _ in shares))
-        self.table, self.others = np.zeros_like(self.table), Counter()
-        for table, others in shares:
-            self.table[: len(table), : len(table)] += table
-            self.others.update(others)
+        self.counts = sum(gathered(self.counts), Counter())
 
     def confusion_matrix(
         self,
@@ -128,10 +95,8 @@ class PairCounts:
         reduce_labels: bool = False,
     ) -> Tensor:
         """The confusion matrix of the pixels that are not ignored; arguments as for [`MeanIoU`]."""
-        rows, columns = self.table.nonzero()
-        in_table = np.stack([rows, columns, self.table[rows, columns]], axis=1)
-        others = np.array([(*pair, number) for pair, number in self.others.items()], dtype=np.int64).reshape(-1, 3)
-        reference, prediction, numbers = torch.from_numpy(np.concatenate([in_table, others])).T
+        pairs = [(*pair, number) for pair, number in self.counts.items()]
+        reference, prediction, numbers = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 3).T
         mapped = reference.clone()
         for old, new in (label_map or {}).items():
             mapped[reference == int(old)] = int(new)
@@ -144,14 +109,33 @@ class PairCounts:
         return matrix.index_put_(places, numbers, accumulate=True)
 
 
-def _count_pairs(rows: Tensor, columns: Tensor, size: int) -> np.ndarray:
-    """How often each pair of a row and a column, integers between 0 and `size - 1`, occurs: int64 `(size, size)`."""
+def _count_pairs(rows: Tensor, columns: Tensor) -> dict[tuple[int, int], int]:
+    """How often each pair of a value of `rows` and one of `columns`, both `(n,)`, occurs."""
+    (row_values, rows), (column_values, columns) = _places(rows), _places(columns)
     if rows.device.type == "cpu":
         # NumPy's one thread: PyTorch's many are no faster, and slow where other processes keep the cores busy.
-        pairs = torch.from_numpy(rows.numpy().astype(np.int32) * np.int32(size) + columns.numpy().astype(np.int32))
+        places = rows.numpy().astype(np.int32) * np.int32(len(column_values)) + columns.numpy().astype(np.int32)
+        places = torch.from_numpy(places)
     else:
-        pairs = torch.add(columns.to(torch.int32), rows.to(torch.int32), alpha=size)
-    return torch.bincount(pairs, minlength=size * size).cpu().numpy().reshape(size, size)
+        places = rows.int() * len(column_values) + columns
+    numbers = torch.bincount(places)
+    found = numbers.nonzero()[:, 0]
+    pairs = row_values[found // len(column_values)].tolist(), column_values[found % len(column_values)].tolist()
+    return dict(zip(zip(*pairs, strict=True), numbers[found].tolist(), strict=True))
+
+
+def _places(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct values `(m,)`, among them all of `values` `(n,)`, and where each of these is among them, `(n,)`."""
+    low, high = (0, 0) if values.dtype == torch.uint8 or not len(values) else values.aminmax()
+    if low >= 0 and high < MAX_PLACES:
+        return torch.arange(MAX_PLACES, device=values.device), values
+    distinct, places = values.unique(return_inverse=True)
+    if len(distinct) > MAX_DISTINCT:
+        raise ValueError(
+            f"More than {MAX_DISTINCT} distinct values occur in a label map, such as {int(distinct[-1])}: pass class "
+            "indices, not scores."
+        )
+    return distinct, places
 
 
 def areas_of(confusion_matrix: Tensor) -> np.ndarray:
