@@ -46,8 +46,7 @@ class InferenceOptions:
                 raise ValueError(f"`{name}` must be a positive height and width, got {value}.")
         if any(stride > window for stride, window in zip(self.stride, self.window, strict=True)):
             raise ValueError(
-                f"`stride` {self.stride} must not exceed `window` {self.window}: pixels between windows would have no "
-                "prediction."
+                f"`stride` {self.stride} must not exceed `window` {self.window}: pixels would be left out."
             )
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"`scales` must be positive factors, got {self.scales}.")

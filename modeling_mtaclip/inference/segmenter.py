@@ -98,10 +98,10 @@ class View:
         mirrored: bool,
         predict: Callable[[Sequence[Tensor]], list[QueryScores]],
     ) -> None:
-        self.image, self.mirrored, self.predict = image, mirrored, predict
+        self.image, self.mirrored, self.predict = image.flip(-1) if mirrored else image, mirrored, predict
         self.size = tuple(image.shape[-2:])
         window, stride = (self.size, self.size) if options.mode == "whole" else (options.window, options.stride)
-        self.window_height, self.window_width = map(min, window, self.size)
+        self.height, self.width = map(min, window, self.size)
         # Where rows of windows begin that are not predicted yet, and the predicted ones by where they begin.
         self.waiting_tops, self.lefts = map(window_starts, self.size, window, stride)
         self.rows: dict[int, list[QueryScores]] = {}
@@ -109,9 +109,7 @@ class View:
     def next_windows(self) -> list[Tensor]:
         """The next row of windows to predict, from left to right."""
         top = self.waiting_tops[0]
-        row = self.image[:, top : top + self.window_height]
-        row = row.flip(-1) if self.mirrored else row
-        return [row[..., left : left + self.window_width] for left in self.lefts]
+        return [self.image[:, top : top + self.height, left : left + self.width] for left in self.lefts]
 
     def add(self, scores: list[QueryScores]) -> None:
         """Keeps the scores of the windows that `next_windows` gave."""
@@ -123,23 +121,21 @@ class View:
         """Scores of the rows `start` … `stop - 1`, `(K, stop - start, width)`, float32; `start` must not decrease."""
         while self.waiting_tops and self.waiting_tops[0] < stop:
             self.add(self.predict(self.next_windows()))
-        self.rows = {top: row for top, row in self.rows.items() if top + self.window_height > start}
+        self.rows = {top: row for top, row in self.rows.items() if top + self.height > start}
         scores = self._means(start, stop)
         return scores.flip(-1) if self.mirrored else scores
 
     def _means(self, start: int, stop: int) -> Tensor:
         sums, counts = None, torch.zeros(stop - start, self.size[1])
         for top, row in self.rows.items():
-            first, last = max(start, top), min(stop, top + self.window_height)
-            if first >= last:
-                continue
-            for left, window in zip(self.lefts, row, strict=True):
+            first, last = max(start, top), min(stop, top + self.height)
+            for left, window in zip(self.lefts, row, strict=True) if first < last else ():
                 scores = window.read(first - top, last - top)
-                if scores.shape[1:] == counts.shape and len(self.rows) == 1:
+                if len(self.rows) == len(row) == 1:
                     return scores
                 if sums is None:
                     sums = scores.new_zeros(len(scores), *counts.shape)
-                rows, columns = slice(first - start, last - start), slice(left, left + self.window_width)
+                rows, columns = slice(first - start, last - start), slice(left, left + self.width)
                 sums[:, rows, columns] += scores
                 counts[rows, columns] += 1
         return sums.div_(counts.to(sums.device, non_blocking=True))
@@ -255,7 +251,10 @@ class Segmenter:
     ) -> list[Tensor]:
         """As calling the segmenter, for images that [`~Segmenter.prepare`] made at the options' scales."""
         sizes = _checked_sizes(images, target_sizes)
-        return [_best_classes(*each) for each in zip(self._views(images), sizes, strict=True)]
+        return [
+            torch.cat([_mean(bands, len(views)).max(dim=0).indices for bands in _bands(views, size)])
+            for views, size in zip(self._views(images), sizes, strict=True)
+        ]
 
     @torch.no_grad()
     def scores(self, image: ImageInput, target_size: tuple[int, int] | None = None) -> Tensor:
@@ -267,7 +266,7 @@ class Segmenter:
         prepared = [self.prepare(image)]
         (size,) = _checked_sizes(prepared, target_size and [target_size])
         (views,) = self._views(prepared)
-        return torch.cat([band for _, band in _mean_scores(views, size)], dim=1)
+        return torch.cat([_mean(bands, len(views)) for bands in _bands(views, size)], dim=1)
 
     @torch.no_grad()
     def predict_with_confidence(self, image: PreparedImage) -> tuple[Tensor, Tensor]:
@@ -279,14 +278,12 @@ class Segmenter:
             where no mask, or none with a clear class, covers the pixel.
         """
         (views,) = self._views([image])
-        labels = torch.empty(image.size, dtype=torch.long, device=views[0].device)
-        confidence = torch.empty(image.size, device=views[0].device)
-        for rows, bands in _bands(views, image.size):
-            bands = list(bands)
-            labels[rows] = _mean_band(bands, len(bands)).max(dim=0).indices
-            sure = sum(band.gather(0, labels[rows][None])[0].clamp(max=1) for band in bands)
-            confidence[rows] = sure / len(bands)
-        return labels, confidence
+        labels, confidences = [], []
+        for bands in map(list, _bands(views, image.size)):
+            labels.append(_mean(bands, len(bands)).max(dim=0).indices)
+            sure = sum(band.gather(0, labels[-1][None])[0].clamp(max=1) for band in bands)
+            confidences.append(sure / len(bands))
+        return torch.cat(labels), torch.cat(confidences)
 
     @torch.no_grad()
     def masks(self, image: ImageInput | os.PathLike) -> ImageMasks:
@@ -346,26 +343,13 @@ class Segmenter:
         return self.forward(F.pad(pixel_values, (0, padded[1] - size[1], 0, padded[0] - size[0]))), padded
 
 
-def _best_classes(views: Sequence[View], target_size: tuple[int, int]) -> Tensor:
-    labels = torch.empty(target_size, dtype=torch.long, device=views[0].device)
-    for rows, scores in _mean_scores(views, target_size):
-        labels[rows] = scores.max(dim=0).indices
-    return labels
-
-
-def _mean_scores(views: Sequence[View], target_size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """Bands of rows of the result and their scores, `(K, rows, width)`."""
-    for rows, bands in _bands(views, target_size):
-        yield rows, _mean_band(bands, len(views))
-
-
-def _bands(views: Sequence[View], target_size: tuple[int, int]) -> Iterator[tuple[slice, Iterator[Tensor]]]:
-    """Bands of rows of the result and the scores that each view gives to them."""
+def _bands(views: Sequence[View], target_size: tuple[int, int]) -> Iterator[Iterator[Tensor]]:
+    """For bands of rows of the result, the scores `(K, rows, width)` that each view gives to them."""
     for start, stop in row_bands(views, target_size):
-        yield slice(start, stop), (resized_scores(view, target_size, start, stop) for view in views)
+        yield (resized_scores(view, target_size, start, stop) for view in views)
 
 
-def _mean_band(bands: Iterable[Tensor], number: int) -> Tensor:
+def _mean(bands: Iterable[Tensor], number: int) -> Tensor:
     return next(iter(bands)) if number == 1 else sum(band.softmax(dim=0) for band in bands) / number
 
 

@@ -14,14 +14,12 @@ from modeling_mtaclip.inference.segmenter import window_starts
 from tests.tiny import varied_model
 
 
+OWN_SIZE = MTAClipImageProcessor(do_resize=False)
+
+
 @pytest.fixture(scope="module")
 def model():
     return varied_model()
-
-
-@pytest.fixture(params=[1, 2**22])
-def band_elements(request, monkeypatch):
-    monkeypatch.setattr(postprocessing_mtaclip, "BAND_ELEMENTS", request.param)
 
 
 def random_image(height, width, seed=0):
@@ -58,74 +56,67 @@ def resized(scores, size):
     return F.interpolate(scores, size, mode="bilinear", align_corners=False)[0]
 
 
-def assert_same(labels, scores):
-    """Equal wherever the best class is clear of the second."""
-    best = scores.topk(2, dim=0)
-    clear = best.values[0] - best.values[1] > 1e-4
-    assert clear.float().mean() > 0.95
-    assert torch.equal(labels[clear], best.indices[0][clear])
-
-
-def test_whole_images(model, band_elements):
-    processor = MTAClipImageProcessor(size={"shortest_edge": 64, "longest_edge": 200})
-    image = random_image(50, 90)
-    segmenter = Segmenter(model, processor)
-    expected = resized(plain_scores(model, processor(image, do_pad=False, return_tensors="pt").pixel_values), (50, 90))
-    torch.testing.assert_close(segmenter.scores(image), expected, rtol=0, atol=5e-5)
-    (labels,) = segmenter([image])
-    assert labels.dtype == torch.int64
-    assert_same(labels, expected)
-    assert torch.equal(
-        labels,
-        processor.post_process_semantic_segmentation(model(**processor(image, return_tensors="pt")), [(50, 90)])[0],
-    )
+def plain_views(model, image, options, target):
+    """Scores at the target size of the image at each scale, as it is and mirrored."""
+    views = []
+    for scale in options.scales:
+        size = {"height": int(image.height * scale + 0.5), "width": int(image.width * scale + 0.5)}
+        prepared = OWN_SIZE(image, do_resize=True, size=size, do_pad=False, return_tensors="pt").pixel_values
+        for mirrored in (False, True)[: 1 + options.flip]:
+            pixel_values = prepared.flip(-1) if mirrored else prepared
+            if options.mode == "whole":
+                scores = plain_scores(model, pixel_values)
+            else:
+                scores = plain_sliding_scores(model, pixel_values, options.window, options.stride)
+            views.append(resized(scores.flip(-1) if mirrored else scores, target))
+    return views
 
 
 @pytest.mark.parametrize(
-    ("size", "window", "stride"),
+    ("size", "options"),
     [
-        ((100, 170), (64, 64), (43, 43)),  # last windows are moved back to the border
-        ((107, 128), (64, 64), (43, 64)),  # windows that fit exactly, and some without overlap
-        ((160, 192), (64, 96), (25, 50)),  # rectangular windows, up to three over one row
-        ((40, 150), (64, 64), (43, 43)),  # lower than a window
-        ((40, 50), (64, 64), (43, 43)),  # smaller than a window
-        ((90, 100), (50, 70), (30, 35)),  # windows that need padding
+        ((50, 90), {}),
+        # Last windows are moved back to the border.
+        ((100, 170), {"mode": "slide", "window": (64, 64), "stride": (43, 43)}),
+        # Windows that fit exactly, and some without overlap.
+        ((107, 128), {"mode": "slide", "window": (64, 64), "stride": (43, 64)}),
+        # Rectangular windows, up to three over one row.
+        ((160, 192), {"mode": "slide", "window": (64, 96), "stride": (25, 50), "batch_size": 3}),
+        # Lower or smaller than a window, and windows that need padding.
+        ((40, 150), {"mode": "slide", "window": (64, 64), "stride": (43, 43)}),
+        ((40, 50), {"mode": "slide", "window": (64, 64), "stride": (43, 43)}),
+        ((90, 100), {"mode": "slide", "window": (50, 70), "stride": (30, 35)}),
+        # Test-time augmentation.
+        ((70, 101), {"scales": (0.5, 1.0, 1.75), "flip": True, "batch_size": 2}),
+        ((70, 101), {"mode": "slide", "window": (64, 64), "stride": (43, 43), "scales": (0.5, 1.75), "flip": True}),
     ],
 )
-@pytest.mark.parametrize("scale", [1, 0.63, 1.7])
-def test_sliding_windows(model, size, window, stride, scale, band_elements):
-    processor = MTAClipImageProcessor(do_resize=False)
-    image = random_image(*size)
-    segmenter = Segmenter(model, processor, InferenceOptions("slide", window, stride, batch_size=3))
-    pixel_values = processor(image, do_pad=False, return_tensors="pt").pixel_values
-    target = tuple(int(length * scale) for length in size)
-    expected = resized(plain_sliding_scores(model, pixel_values, window, stride), target)
+@pytest.mark.parametrize(("scale", "band_elements"), [(1, 1), (1, 2**22), (0.63, 1), (1.7, 1)])
+def test_predictions_are_those_of_plain_formulas(model, size, options, scale, band_elements, monkeypatch):
+    monkeypatch.setattr(postprocessing_mtaclip, "BAND_ELEMENTS", band_elements)
+    options, image = InferenceOptions(**options), random_image(*size)
+    segmenter, target = Segmenter(model, OWN_SIZE, options), tuple(int(length * scale) for length in size)
+    views = plain_views(model, image, options, target)
+    expected = views[0] if len(views) == 1 else sum(view.softmax(0) for view in views) / len(views)
     torch.testing.assert_close(segmenter.scores(image, target), expected, rtol=0, atol=5e-5)
-    assert_same(segmenter([image], [target])[0], expected)
-
-
-@pytest.mark.parametrize("mode", ["whole", "slide"])
-def test_scales_and_mirrored_images(model, mode, band_elements):
-    processor = MTAClipImageProcessor(do_resize=False)
-    image, scales = random_image(70, 101), (0.5, 1.0, 1.75)
-    options = InferenceOptions(mode, (64, 64), (43, 43), scales=scales, flip=True, batch_size=2)
-    expected = 0
-    for size in ((35, 51), (70, 101), (123, 177)):
-        size = {"height": size[0], "width": size[1]}
-        prepared = processor(image, do_resize=True, size=size, do_pad=False, return_tensors="pt").pixel_values
-        for mirrored in (False, True):
-            pixel_values = prepared.flip(-1) if mirrored else prepared
-            if mode == "whole":
-                scores = plain_scores(model, pixel_values)
-            else:
-                scores = plain_sliding_scores(model, pixel_values, (64, 64), (43, 43))
-            scores = scores.flip(-1) if mirrored else scores
-            expected = expected + resized(scores, (70, 101)).softmax(0) / 6
-    segmenter = Segmenter(model, processor, options)
-    torch.testing.assert_close(segmenter.scores(image), expected, rtol=0, atol=5e-5)
+    (labels,) = segmenter([image], [target])
     best = expected.topk(2, dim=0)
     clear = best.values[0] - best.values[1] > 1e-5
-    assert torch.equal(segmenter([image])[0][clear], best.indices[0][clear])
+    assert labels.dtype == torch.int64
+    assert clear.float().mean() > 0.95
+    assert torch.equal(labels[clear], best.indices[0][clear])
+    if scale == 1:
+        same, confidence = segmenter.predict_with_confidence(segmenter.prepare(image))
+        assert torch.equal(same, labels)
+        expected = sum(view.gather(0, labels[None])[0].clamp(max=1) for view in views) / len(views)
+        torch.testing.assert_close(confidence, expected, rtol=0, atol=5e-5)
+
+
+def test_whole_images_are_those_of_the_image_processor(model):
+    processor, image = MTAClipImageProcessor(size={"shortest_edge": 64, "longest_edge": 200}), random_image(50, 90)
+    outputs = model(**processor(image, return_tensors="pt"))
+    (expected,) = processor.post_process_semantic_segmentation(outputs, [(50, 90)])
+    assert torch.equal(Segmenter(model, processor)([image])[0], expected)
 
 
 @pytest.mark.parametrize("mode", ["whole", "slide"])
@@ -143,8 +134,7 @@ def test_a_batch_of_mixed_sizes_gives_what_each_image_gives_alone(model, mode, b
 
 def test_only_two_rows_of_windows_are_kept(model):
     """Windows are predicted when their rows are reached, and dropped when they are passed."""
-    processor = MTAClipImageProcessor(do_resize=False)
-    segmenter = Segmenter(model, processor, InferenceOptions("slide", (64, 64), (43, 43)))
+    segmenter = Segmenter(model, OWN_SIZE, InferenceOptions("slide", (64, 64), (43, 43)))
     prepared = segmenter.prepare(random_image(279, 64))
     ((view,),) = segmenter._views([prepared])
     kept = []
@@ -164,7 +154,7 @@ def test_windows_of_several_images_share_forward_passes(model):
         return model(pixel_values)
 
     options = InferenceOptions("slide", (64, 64), (43, 43), batch_size=4)
-    segmenter = Segmenter(model, MTAClipImageProcessor(do_resize=False), options, forward)
+    segmenter = Segmenter(model, OWN_SIZE, options, forward)
     segmenter([random_image(64, 96), random_image(64, 100)])
     assert sizes == [(4, 3, 64, 64)]
 
@@ -217,45 +207,26 @@ def test_options_from_arguments():
     assert options.flip
 
 
-def test_target_sizes_must_fit(model):
-    segmenter, image = Segmenter(model, MTAClipImageProcessor(do_resize=False)), random_image(40, 60)
+def test_what_does_not_fit_is_refused(model):
+    segmenter, image = Segmenter(model, OWN_SIZE), random_image(40, 60)
     with pytest.raises(ValueError, match="got 2 for 1"):
         segmenter([image], [(40, 60), (40, 60)])
     with pytest.raises(ValueError, match=r"target size \(60, 40\) would stretch .* \(40, 60\)"):
         segmenter([image], [(60, 40)])
-
-
-def test_one_image_is_no_list(model):
     with pytest.raises(ValueError, match="Put it into a list"):
-        Segmenter(model, MTAClipImageProcessor())(random_image(40, 60))
+        segmenter(image)
 
 
 def test_class_names_are_encoded_once(model, monkeypatch):
     calls, encode = [], type(model).encode_class_names
     monkeypatch.setattr(type(model), "encode_class_names", lambda self: calls.append(self) or encode(self))
-    segmenter = Segmenter(model, MTAClipImageProcessor(do_resize=False))
+    segmenter = Segmenter(model, OWN_SIZE)
     assert segmenter.model is not model
     assert segmenter.model.config.stored_text_embeddings
     for _ in range(2):
         segmenter([random_image(40, 60)])
     assert calls[0] is model
     assert model not in calls[1:]
-
-
-@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
-def test_confidence_is_the_score_of_the_pixels_class(model, scales):
-    processor, image = MTAClipImageProcessor(do_resize=False), random_image(50, 90)
-    segmenter = Segmenter(model, processor, InferenceOptions(scales=scales, flip=len(scales) > 1))
-    prepared = segmenter.prepare(image)
-    labels, confidence = segmenter.predict_with_confidence(prepared)
-    assert torch.equal(labels, segmenter.predict([prepared])[0])
-    views = []
-    for pixel_values in prepared.pixel_values:
-        views.append(resized(plain_scores(model, pixel_values[None]), (50, 90)))
-        if len(scales) > 1:
-            views.append(resized(plain_scores(model, pixel_values[None].flip(-1)).flip(-1), (50, 90)))
-    expected = sum(view.gather(0, labels[None])[0].clamp(max=1) for view in views) / len(views)
-    torch.testing.assert_close(confidence, expected, rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize(("text_branch", "do_resize", "tolerance"), [(True, False, 1e-5), (False, True, 0.1)])
