@@ -14,7 +14,7 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -126,7 +126,7 @@ def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: s
         ImageFileError: (a `ValueError`) a file that is missing, can't be decoded, is too large, holds several images,
             or has more than 8 bits per channel.
     """
-    with _opened_color(source, max_pixels, name) as image:
+    with _opened(source, max_pixels, name_of(source, name), max_bits=8) as image:
         image = _upright(image)
         if not image.has_transparency_data:
             return image.convert("RGB")
@@ -137,7 +137,7 @@ def open_image(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: s
 
 def image_size(source: ImageSource, max_pixels: int | None = MAX_PIXELS, name: str = "") -> tuple[int, int]:
     """Width and height of the upright image, known from the start of its file; all else as for [`open_image`]."""
-    with _opened_color(source, max_pixels, name) as image:
+    with _opened(source, max_pixels, name_of(source, name), max_bits=8) as image:
         # Pillow has turned the size of a TIFF file already; of PNG files, what follows the pixels is not looked at.
         has_exif = image.format != "TIFF" and ("exif" in image.info or image.format != "PNG")
         return image.size[::-1] if has_exif and _orientation(image) in SIDEWAYS else image.size
@@ -179,34 +179,26 @@ def name_of(source: ImageSource, otherwise: str = "") -> str:
 
 
 @contextmanager
-def _opened(source: ImageSource, max_pixels: int | None, name: str) -> Iterator[Image.Image]:
+def _opened(source: ImageSource, max_pixels: int | None, name: str, max_bits: int = 64) -> Iterator[Image.Image]:
     """An image that is not decoded yet; errors of decoding name the file."""
     try:
-        if isinstance(source, Image.Image):
-            yield source
-        else:
-            with _stream(source) as stream:
-                image = _open_of_any_size(stream)
+        with nullcontext(source) if isinstance(source, Image.Image) else _stream(source) as opened:
+            image = opened
+            if opened is not source:
+                image = _open_of_any_size(opened)
                 _require_one_of_size(image, max_pixels, name)
-                yield image
+            if (bits := _bits_per_channel(image)) > max_bits:
+                raise ImageFileError(
+                    f"The image {name} has the mode {image.mode!r} and {bits} bits per channel: expected {max_bits} "
+                    "bits. Convert it first, in the way that keeps what matters in it."
+                )
+            yield image
     except ImageFileError:
         raise
     except DECODING_ERRORS as error:
         # Pillow names its stream here.
         reason = "it is no image of a known format" if isinstance(error, UnidentifiedImageError) else error
         raise ImageFileError(f"The file {name} can't be read: {reason}.") from error
-
-
-@contextmanager
-def _opened_color(source: ImageSource, max_pixels: int | None, name: str) -> Iterator[Image.Image]:
-    name = name_of(source, name)
-    with _opened(source, max_pixels, name) as image:
-        if (bits := _bits_per_channel(image)) > 8:
-            raise ImageFileError(
-                f"The image {name} has the mode {image.mode!r} and {bits} bits per channel: expected 8 bits. Convert "
-                "it first, in the way that keeps what matters in it."
-            )
-        yield image
 
 
 def _stream(source: str | os.PathLike | bytes | Mapping[str, Any]) -> AbstractContextManager[BinaryIO]:

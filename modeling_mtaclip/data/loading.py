@@ -8,7 +8,7 @@ as they are in the files; [`SegmentationData.read`] turns them into label ids.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, Value, load_dataset
 from huggingface_hub import hf_hub_download
 from transformers.utils import logging
 
@@ -36,8 +36,12 @@ SPLITS = {
 # Files instead of decoded images, for `SegmentationData.read`.
 FILE = Image(decode=False)
 FEATURES = datasets.Features({"image": FILE, "annotation": FILE, "name": Value("string")})
-IMAGE_COLUMNS = ("image", "img", "pixel_values", "images")
-ANNOTATION_COLUMNS = ("annotation", "label", "mask", "segmentation", "labels", "semantic_mask", "annotations", "masks")
+USUAL_COLUMNS = {
+    "image": ("image", "img", "pixel_values", "images"),
+    "annotation": ("annotation", "label", "mask", "segmentation", "labels", "semantic_mask", "annotations", "masks"),
+}
+# Columns of class ids and other numbers can't be files.
+NUMBERS = re.compile("int|float|bool|time|date|duration|decimal")
 CLASS_FILES = ("classes.json", "id2label.json")
 # Scenes by their seeds, so that the splits never share one.
 SCENE_SEEDS = {"train": range(640), "validation": range(10_000_000, 10_000_100)}
@@ -87,7 +91,7 @@ def load_segmentation_dataset(
     source, folder = str(name_or_path), Path(name_or_path)
     if source in DATASETS:
         info = DATASETS[source]
-        splits, info = _load_known(source, info, data_dir) if info.loader == "files" else (_scenes(), info)
+        splits, info = (_scenes(), info) if info.loader == "scenes" else _load_files(data_dir, info)
     elif (folder / "images").is_dir():
         splits, info = _load_files(folder, read_dataset_info(folder / "classes.json"))
     elif folder.is_dir() or source.count("/") == 1:
@@ -118,18 +122,13 @@ def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:
     return {"image": images, "annotation": annotations, "name": [f"scene {seed}" for seed in batch["seed"]]}
 
 
-def _load_known(name: str, info: DatasetInfo, data_dir: str | Path | None) -> tuple[DatasetDict, DatasetInfo]:
-    if data_dir is None or not Path(data_dir).is_dir():
-        raise ValueError(
-            f"The data set {name!r} needs the folder of its files in `data_dir`, got {data_dir}. Get it from "
-            f"{info.download}."
-        )
-    return _load_files(Path(data_dir), info)
-
-
-def _load_files(root: Path, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo]:
+def _load_files(folder: str | Path | None, info: DatasetInfo) -> tuple[DatasetDict, DatasetInfo]:
     """Splits of image files, and what the values in their annotations stand for."""
-    pairs = {}
+    if folder is None or not Path(folder).is_dir():
+        raise ValueError(
+            f"{info.title} needs the folder of its files in `data_dir`, got {folder}. Get it from {info.download}."
+        )
+    root, pairs = Path(folder), {}
     for split, (images, annotations) in (info.splits or _usual_splits(root)).items():
         found = _pair_files(root, images, annotations)
         if not found and not info.splits:
@@ -262,45 +261,41 @@ def _with_known_columns(
     splits = {}
     for split, spellings in SPLITS.items():
         for dataset in [loaded[spelling] for spelling in spellings if spelling in loaded][:1]:
-            features = dataset.features or dict.fromkeys(next(iter(dataset)))
-            columns = [name for name, feature in features.items() if _may_hold_images(feature)]
-            image = _find_column(columns, given["image"], IMAGE_COLUMNS, "image")
-            annotation = _find_column(columns, given["annotation"], ANNOTATION_COLUMNS, "annotation")
-            if image == annotation:
-                raise ValueError(f"{image!r} can't be the column of images and of annotations; there are {columns}.")
-            splits[split] = _with_columns(dataset, image, annotation, split)
+            splits[split] = _with_columns(dataset, _find_columns(dataset, given), split)
     if not splits:
         raise ValueError(f"The data set has the splits {list(loaded)}: expected train, validation or test.")
     return type(loaded)(splits)
 
 
-def _may_hold_images(feature: Any) -> bool:
-    """Whether a column of this type may: class ids and other numbers can't be files."""
-    is_number = isinstance(feature, Value) and not re.search("string|binary", feature.dtype)
-    return not is_number and not isinstance(feature, ClassLabel)
-
-
-def _find_column(columns: Sequence[str], given: str | None, known: Sequence[str], kind: str) -> str:
-    if given is not None and given not in columns:
-        raise ValueError(f"The data set has no {kind} column {given!r}, only {list(columns)}.")
-    found = given or next((name for name in known if name in columns), None)
-    if found is None:
-        raise ValueError(f"Which of the columns {list(columns)} is the {kind}? Name it with `{kind}_column_name`.")
+def _find_columns(dataset: Split, given: Mapping[str, str | None]) -> dict[str, str]:
+    features = dataset.features or dict.fromkeys(next(iter(dataset)))
+    columns = [name for name, feature in features.items() if not NUMBERS.match(getattr(feature, "dtype", ""))]
+    found = {
+        kind: given[kind] or next((name for name in usual if name in columns), None)
+        for kind, usual in USUAL_COLUMNS.items()
+    }
+    for kind, name in found.items():
+        if name is None:
+            raise ValueError(f"Which of the columns {columns} is the {kind}? Name it with `{kind}_column_name`.")
+        if name not in columns:
+            raise ValueError(f"The data set has no {kind} column {name!r}, only {columns}.")
+    if found["image"] == found["annotation"]:
+        raise ValueError(f"{name!r} can't be the column of images and of annotations; there are {columns}.")
     return found
 
 
-def _with_columns(dataset: Split, image: str, annotation: str, split: str) -> Split:
-    for column in (image, annotation) if dataset.features else ():
+def _with_columns(dataset: Split, columns: Mapping[str, str], split: str) -> Split:
+    for column in columns.values() if dataset.features else ():
         dataset = dataset.cast_column(column, FILE)
     if isinstance(dataset, IterableDataset):
-        rows = partial(_named_row, image=image, annotation=annotation, split=split)
-        return dataset.map(rows, with_indices=True, remove_columns=dataset.column_names, features=FEATURES)
-    dataset = dataset.select_columns([image, annotation]).rename_columns({image: "image", annotation: "annotation"})
+        row = partial(_named_row, columns=columns, split=split)
+        return dataset.map(row, with_indices=True, remove_columns=dataset.column_names, features=FEATURES)
+    dataset = dataset.select_columns([*columns.values()]).rename_columns({old: new for new, old in columns.items()})
     return dataset.add_column("name", [f"{split} {index}" for index in range(len(dataset))])
 
 
-def _named_row(example: dict[str, Any], index: int, image: str, annotation: str, split: str) -> dict[str, Any]:
-    return {"image": example[image], "annotation": example[annotation], "name": f"{split} {index}"}
+def _named_row(example: dict[str, Any], index: int, columns: Mapping[str, str], split: str) -> dict[str, Any]:
+    return {new: example[old] for new, old in columns.items()} | {"name": f"{split} {index}"}
 
 
 def _info_beside(source: str, hub_options: Mapping[str, Any]) -> DatasetInfo:

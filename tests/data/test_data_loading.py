@@ -134,7 +134,7 @@ def test_one_file_of_a_folder_is_found_whatever_its_suffix_and_copies_are_refuse
     ("source", "options", "message"),
     [
         ("ade200k", {}, r"Unknown data set 'ade200k': expected 'ade20k', 'cityscapes', 'scenes'"),
-        ("ade20k", {}, r"'ade20k' needs the folder of its files in `data_dir`, got None"),
+        ("ade20k", {}, r"ADE20K .*needs the folder of its files in `data_dir`, got None"),
         ("nobody/nothing", {}, "could not be loaded"),
         (str(Path(__file__).parent), {}, r"could not be loaded: expected images/\{train,val\}"),
         ("scenes", {"do_reduce_labels": True}, "`do_reduce_labels` is for other data than Synthetic scenes"),
