@@ -53,10 +53,8 @@ class Augmentation:
     image_std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __call__(self, image: tv_tensors.Image, mask: tv_tensors.Mask) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        """Augments an RGB image `(3, height, width)` and a mask `(1, height, width)` of label ids and 255, both uint8.
-
-        Returns:
-            `tuple[tv_tensors.Image, tv_tensors.Mask]`: float32 `(3, *crop_size)` and int64 `(1, *crop_size)`.
+        """Augments an RGB image `(3, height, width)` and a mask `(1, height, width)` of label ids and 255, both uint8,
+        into float32 `(3, *crop_size)` and int64 `(1, *crop_size)`.
         """
         size = self._draw_size(F.get_size(image))
         # As a tensor: torchvision 0.24 takes the corners of a `Mask`'s pixels, whatever the mode.
@@ -85,7 +83,8 @@ class Augmentation:
         size = F.get_size(mask)
         height, width = (min(crop, length) for crop, length in zip(self.crop_size, size, strict=True))
         for _ in range(1 + MAX_CROP_REDRAWS):
-            crop = _integer(size[0] - height), _integer(size[1] - width), height, width
+            top, left = (int(torch.randint(last + 1, ())) for last in (size[0] - height, size[1] - width))
+            crop = top, left, height, width
             if self.cat_max_ratio >= 1 or [height, width] == size or self._has_several(F.crop(mask, *crop)):
                 break
         return crop
@@ -166,10 +165,6 @@ def _linear(pixels: Tensor, factor: float, offset: float = 0.0) -> Tensor:
 
 def _uniform(low: float, high: float) -> float:
     return float(torch.empty(()).uniform_(low, high))
-
-
-def _integer(highest: int) -> int:
-    return int(torch.randint(highest + 1, ()))
 
 
 def _coin() -> bool:

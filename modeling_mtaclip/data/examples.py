@@ -89,11 +89,8 @@ class SegmentationData:
         return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
     def read(self, example: Mapping[str, Any]) -> tuple[Image.Image, np.ndarray]:
-        """Reads an example of one of the splits.
-
-        Returns:
-            `tuple[PIL.Image.Image, np.ndarray]`: the RGB image, upright as its EXIF data say, and the int64 label map
-            `(height, width)` with label ids and 255.
+        """Reads the image of an example, RGB and upright as its EXIF data say, and its label map, int64
+        `(height, width)` with label ids and 255.
 
         Raises:
             ValueError: a file that can't be read, no annotation, one of another size than the image, or with a value
@@ -143,11 +140,9 @@ class SegmentationData:
             `np.ndarray`: number of pixels of each class in what was read, int64; zeros for `"none"`.
 
         Raises:
-            ValueError: an absent split, an unknown `how`, more unusable examples than allowed, each with the reason,
-                or labels that can only be a mistake: none at all, or nothing but 0 and 255.
+            ValueError: more unusable examples than allowed, each with the reason, or labels that can only be a
+                mistake: none at all, or nothing but 0 and 255.
         """
-        if how not in SAMPLE_SIZES:
-            raise ValueError(f"`how` must be 'sample', 'full' or 'none', got {how!r}.")
         dataset, number = self.split(split, max_samples), SAMPLE_SIZES[how]
         is_stream = isinstance(dataset, datasets.IterableDataset)
         headers_only = how == "sample" and split != "train" and not is_stream
@@ -323,18 +318,15 @@ class SegmentationExamples(_Examples, Dataset):
     """Examples of a split: to train on with an augmentation, else as they are in the files.
 
     With one, an example that can't be used is replaced by another, with a warning. Without, it is an error when it is
-    asked for by its index, and data loaders leave it out of their batches, with a warning.
+    asked for by its index, and data loaders leave it out of their batches, with a warning. `bad` (bool `Tensor`) tells
+    which examples turned out to be unusable in any worker of this process.
 
     Args:
-        data ([`SegmentationData`]): the data set.
-        split (`str`): name of the split; an absent or empty one is a `ValueError`.
+        data ([`SegmentationData`]), split (`str`): what is read; an absent or empty split is a `ValueError`.
         augmentation ([`Augmentation`], *optional*): what happens to each image.
         seed (`int`): of all random choices.
         max_samples (`int`, *optional*): uses the first so many examples only.
         max_bad_share (`float`): share of the training examples that may be unusable; at least one, unless it is 0.
-
-    Attributes:
-        bad (`Tensor`): bool, which examples turned out to be unusable in any worker of this process.
     """
 
     def __len__(self) -> int:
@@ -419,21 +411,15 @@ class SegmentationStream(_Examples, IterableDataset):
 
 @dataclass
 class TrainingCollator:
-    """Makes a batch of augmented examples, and of the classes that occur in each.
-
-    Attributes:
-        num_labels (`int`): number of classes.
-        ignore_index (`int`): the label of pixels without class.
-    """
+    """Makes a batch of augmented examples of a data set with `num_labels` classes."""
 
     num_labels: int
-    ignore_index: int = IGNORE_INDEX
 
     def __call__(self, examples: Sequence[Mapping[str, Tensor | str]]) -> dict[str, Tensor | list[str]]:
         """Stacks all but `names`, a list; adds `image_classes` `(B, M)` int64, ascending and padded with -1."""
         columns = {key: [example[key] for example in examples] for key in examples[0]}
         batch = {key: values if key == "names" else torch.stack(values) for key, values in columns.items()}
-        return batch | {"image_classes": classes_of_images(batch["labels"], self.num_labels, self.ignore_index)}
+        return batch | {"image_classes": classes_of_images(batch["labels"], self.num_labels, IGNORE_INDEX)}
 
 
 __all__ = ["BadExamplesError", "SegmentationData", "SegmentationExamples", "SegmentationStream", "TrainingCollator"]

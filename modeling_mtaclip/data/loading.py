@@ -70,10 +70,9 @@ def load_segmentation_dataset(
 
     Args:
         name_or_path (`str`):
-            A name in [`DATASETS`]: `"scenes"` (drawn street scenes, no download), or `"ade20k"` or `"cityscapes"` in
-            `data_dir`. A folder with `images/{train,val}`, `annotations/{train,val}` and `classes.json`. A folder
-            saved by `save_to_disk` or of parquet files, with a `classes.json`. Else a data set on the Hub that has a
-            `classes.json` or `id2label.json`.
+            A name in [`DATASETS`]: `"scenes"` (drawn, no download), or `"ade20k"` or `"cityscapes"` in `data_dir`. A
+            folder with `images/{train,val}`, `annotations/{train,val}` and `classes.json`. A folder saved by
+            `save_to_disk` or of parquet files, or a data set on the Hub, with a `classes.json` or `id2label.json`.
         data_dir (`str`, *optional*): folder of a known data set.
         image_column_name, annotation_column_name (`str`, *optional*): columns of a data set of the last two kinds,
             where they can't be told by their names.
@@ -91,7 +90,11 @@ def load_segmentation_dataset(
     source, folder = str(name_or_path), Path(name_or_path)
     if source in DATASETS:
         info = DATASETS[source]
-        splits, info = (_scenes(), info) if info.loader == "scenes" else _load_files(data_dir, info)
+        if info.loader == "scenes":
+            splits = {split: Dataset.from_dict({"seed": list(seeds)}) for split, seeds in SCENE_SEEDS.items()}
+            splits = DatasetDict(splits).with_transform(_draw_scenes)
+        else:
+            splits, info = _load_files(data_dir, info)
     elif (folder / "images").is_dir():
         splits, info = _load_files(folder, read_dataset_info(folder / "classes.json"))
     elif folder.is_dir() or source.count("/") == 1:
@@ -110,11 +113,6 @@ def load_segmentation_dataset(
     if streaming:
         splits = IterableDatasetDict({name: _as_stream(split) for name, split in splits.items()})
     return SegmentationData(splits, info.with_reduced_labels() if do_reduce_labels else info, max_pixels)
-
-
-def _scenes() -> DatasetDict:
-    seeds = {split: Dataset.from_dict({"seed": list(numbers)}) for split, numbers in SCENE_SEEDS.items()}
-    return DatasetDict(seeds).with_transform(_draw_scenes)
 
 
 def _draw_scenes(batch: Mapping[str, list[int]]) -> dict[str, list]:

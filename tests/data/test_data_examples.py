@@ -127,8 +127,6 @@ def test_every_bad_file_is_named_and_pixels_of_the_others_are_counted(folder, ca
         with pytest.raises(ValueError, match=r"(?s)1 unusable examples in the train split.*train/1\.png") as caught:
             check(folder, how="full", streaming=streaming)
         assert "train/2" not in str(caught.value)
-    with pytest.raises(ValueError, match="got 'all'"):
-        check(folder, how="all")
     with pytest.raises(ValueError, match=r"no extra split, only \['test', 'train', 'validation'\]"):
         check(folder, "extra")
 
