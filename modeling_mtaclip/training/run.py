@@ -363,7 +363,10 @@ def _choose(
     set, or the first of a stream."""
     if has_length(dataset):
         spread = np.linspace(0, len(dataset) - 1, min(number, len(dataset))).astype(int).tolist()
-        named = [index for index, name in enumerate(dataset.dataset["name"]) if name in names]
+        # Where the column is there, no image is read for it.
+        rows = dataset.dataset
+        all_names = rows["name"] if "name" in rows.column_names else (row["name"] for row in rows)
+        named = [index for index, name in enumerate(all_names) if name in names]
         for index in sorted({*spread, *named})[process_index::num_processes]:
             # Unusable ones have been named by the evaluation.
             with suppress(ValueError):

@@ -1,13 +1,15 @@
 # Copyright 2026 The MTA-CLIP for Hugging Face authors.
 # SPDX-License-Identifier: Apache-2.0
-"""A small drawn data set in a folder, and the options of a tiny run."""
+"""A small drawn data set in a folder, the options of a tiny run, and one that is over."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from modeling_mtaclip.data.scenes import SCENE_CLASSES, make_scene
+from modeling_mtaclip.training import Run, parse_run_arguments, prepare_run
 from modeling_mtaclip.training.arguments import new_model_options
 
 
@@ -41,8 +43,6 @@ TINY_OPTIONS = {
     "num_threads": 1,
     "dataloader_num_workers": 0,
 }
-
-
 SEVERAL_VALUES = ("crop_size", "scale_range", "image_mean", "image_std")
 
 
@@ -58,6 +58,12 @@ def options(**overrides: object) -> list[str]:
         values = str(value).split() if name in SEVERAL_VALUES else [value]
         arguments += [f"--{name}", *map(str, values)]
     return arguments
+
+
+def prepare(folder: Path, **overrides: object) -> Run:
+    """A tiny run on the data set in `folder/data`, with results in `folder/out`."""
+    arguments = options(**({"dataset_name": folder / "data", "output_dir": folder / "out"} | overrides))
+    return prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"]))
 
 
 def draw_folder(folder: Path, num_train: int = 8, num_validation: int = 3) -> Path:
@@ -77,3 +83,14 @@ def draw_folder(folder: Path, num_train: int = 8, num_validation: int = 3) -> Pa
 def folder_data(tmp_path: Path) -> Path:
     """A folder data set of 8 training and 3 validation scenes."""
     return draw_folder(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of four steps with an evaluation after every second step, which is over."""
+    folder = tmp_path_factory.mktemp("finished")
+    draw_folder(folder / "data", num_validation=5)
+    torch.manual_seed(0)
+    run = prepare(folder, check_data="none")
+    run.execute()
+    return run

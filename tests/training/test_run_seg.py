@@ -18,11 +18,10 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, A
 from modeling_mtaclip.data import BadExamplesError
 from modeling_mtaclip.data.examples import logger as examples_logger
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
-from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from modeling_mtaclip.training.arguments import num_cores
 from modeling_mtaclip.training.checkpoints import last_complete_checkpoint
 from tests.conversion.sources import save_clip_folder, save_mask2former_folder
-from tests.training.conftest import draw_folder, options
+from tests.training.conftest import draw_folder, prepare
 
 
 dry_run_module = sys.modules["modeling_mtaclip.training.dry_run"]
@@ -32,46 +31,36 @@ def metrics_of(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-@pytest.mark.slow
-def test_a_run_trains_evaluates_saves_and_evaluates_again(folder_data, tmp_path, capsys):
-    trained = tmp_path / "trained"
-    prepare(tmp_path, output_dir=trained).execute()
-    output = capsys.readouterr().out
-    for path in (trained, trained / "metrics.json", trained / "pictures"):
-        assert str(path) in output
-    metrics = metrics_of(trained)
+def test_what_a_run_saves_is_evaluated_again_with_the_same_scores(finished, tmp_path, capsys):
+    folder, metrics = finished.folder, metrics_of(finished.folder)
     assert list(metrics["classes"]) == list(SCENE_CLASSES)
-    mean_iou, constant = metrics["eval_mean_iou"], metrics["eval_constant_mean_iou"]
-    assert f"IoU {mean_iou:.4f} (constant prediction: {constant:.4f})" in output
-    assert mean_iou == pytest.approx(
-        np.mean([each["iou"] for each in metrics["classes"].values() if each["iou"] is not None])
-    )
-    assert len(list((trained / "pictures").glob("*.png"))) == 2
-    assert {path.name for path in trained.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    ious = [each["iou"] for each in metrics["classes"].values() if each["iou"] is not None]
+    assert metrics["eval_mean_iou"] == pytest.approx(np.mean(ious))
+    assert len(list((folder / "pictures").glob("*.png"))) == 2
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
-    model = AutoModelForSemanticSegmentation.from_pretrained(trained)
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder)
     assert list(model.config.id2label.values()) == list(SCENE_CLASSES)
-    processor = AutoImageProcessor.from_pretrained(trained)
-    image = Image.open(folder_data / "images" / "val" / "100.png")
-    assert model(**processor(image, return_tensors="pt")).logits.shape == (1, len(SCENE_CLASSES), 16, 24)
-    tokenizer = AutoTokenizer.from_pretrained(trained)
+    image = Image.open(folder.parent / "data" / "images" / "val" / "100.png")
+    inputs = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt")
+    assert model(**inputs).logits.shape == (1, len(SCENE_CLASSES), 16, 24)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("road", add_special_tokens=False)["input_ids"] == model.config.class_token_ids["road"]
 
-    evaluated = tmp_path / "evaluated"
-    prepare(tmp_path, output_dir=evaluated, model_name_or_path=trained, do_eval=True).execute()
-    assert metrics_of(evaluated)["classes"] == metrics["classes"]
-    assert not list(evaluated.glob("checkpoint-*"))
+    given = {"dataset_name": folder.parent / "data", "model_name_or_path": folder, "do_eval": True}
+    prepare(tmp_path, **given).execute()
+    output = capsys.readouterr().out
+    assert metrics_of(tmp_path / "out")["classes"] == metrics["classes"]
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    scores = f"IoU {metrics['eval_mean_iou']:.4f} (constant prediction: {metrics['eval_constant_mean_iou']:.4f})"
+    results = [tmp_path / "out" / name for name in ("metrics.json", "pictures", "report.html")]
+    assert all(text in output for text in [scores, *map(str, results)])
 
 
 def test_bad_input_is_one_message_without_traceback(repository_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["run_seg.py", "--dataset_name", str(tmp_path / "nowhere"), "--use_cpu"])
     with pytest.raises(SystemExit, match=r"^run_seg\.py: Unknown data set"):
         runpy.run_path(str(repository_dir / "scripts" / "run_seg.py"), run_name="__main__")
-
-
-def prepare(tmp_path, **overrides):
-    arguments = options(**({"dataset_name": tmp_path / "data", "output_dir": tmp_path / "out"} | overrides))
-    return prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"]))
 
 
 def label_out_of_range(data, split="train", name="0"):
@@ -314,5 +303,7 @@ def test_the_package_imports_and_runs_where_unix_ends(repository_dir, monkeypatc
     monkeypatch.setitem(sys.modules, "resource", None)
     monkeypatch.delattr("os.sched_getaffinity")
     assert dry_run_module._peak_memory(torch.device("cpu")) == "unknown"
-    prepare(tmp_path, dataset_name="scenes", num_threads=None)
     assert num_cores() == os.cpu_count()
+    run = prepare(tmp_path, dataset_name="scenes", num_threads=None, max_train_samples=8, max_eval_samples=3)
+    run.execute()
+    assert (tmp_path / "out" / "report.html").is_file()
