@@ -60,46 +60,36 @@ def parse_arguments() -> argparse.Namespace:
 
 def export(arguments: argparse.Namespace, model: MTAClipForSemanticSegmentation) -> Callable[[torch.Tensor], Any]:
     """Writes the files; returns the exported model as it is loaded from them."""
-    folder = arguments.output_dir
+    folder, graph = arguments.output_dir, (arguments.outputs, arguments.image_size)
     if arguments.format == "inference":
         model.save_for_inference(folder)
         return MTAClipForSemanticSegmentation.from_pretrained(folder)
-    if arguments.format.startswith("onnx"):
-        return OnnxModel(export_onnx_file(arguments, model))
-    torch.export.save(export_program(model, arguments.outputs, arguments.image_size), folder / "model.pt2")
-    return ProgramModel(folder / "model.pt2")
-
-
-def export_onnx_file(arguments: argparse.Namespace, model: MTAClipForSemanticSegmentation) -> Path:
-    path = arguments.output_dir / "model.onnx"
-    export_onnx(model, path, arguments.outputs, arguments.image_size)
+    if arguments.format == "torch":
+        torch.export.save(export_program(model, *graph), folder / "model.pt2")
+        return ProgramModel(folder / "model.pt2")
+    export_onnx(model, folder / "model.onnx", *graph)
     if arguments.format == "onnx":
-        return path
-    quantized = arguments.output_dir / "model.int8.onnx"
-    quantize_onnx(path, quantized)
-    return quantized
+        return OnnxModel(folder / "model.onnx")
+    quantize_onnx(folder / "model.onnx", folder / "model.int8.onnx")
+    return OnnxModel(folder / "model.int8.onnx")
 
 
 def main() -> int:
     arguments = parse_arguments()
     try:
-        return export_and_check(arguments)
+        model = MTAClipForSemanticSegmentation.from_pretrained(arguments.model_name_or_path)
+        processor = MTAClipImageProcessor.from_pretrained(arguments.model_name_or_path)
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)
+        exported = export(arguments, model)
+        processor.save_pretrained(arguments.output_dir)
+        for path in sorted(arguments.output_dir.glob("model.*")):
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+        if not arguments.check:
+            return 0
+        result = compare_with_model(exported, model, processor, arguments.check)
     except (ValueError, ImportError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
-
-
-def export_and_check(arguments: argparse.Namespace) -> int:
-    model = MTAClipForSemanticSegmentation.from_pretrained(arguments.model_name_or_path)
-    processor = MTAClipImageProcessor.from_pretrained(arguments.model_name_or_path)
-    arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    exported = export(arguments, model)
-    processor.save_pretrained(arguments.output_dir)
-    for path in sorted(arguments.output_dir.glob("model.*")):
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    if not arguments.check:
-        return 0
-    result = compare_with_model(exported, model, processor, arguments.check)
     print(
         f"{result.num_images} images: {result.equal_pixels:.4%} of the pixels have the same class, "
         f"scores differ by at most {result.max_score_difference:.1e}"

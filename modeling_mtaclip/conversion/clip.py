@@ -90,14 +90,20 @@ class ClipSource:
     def text_encoder_config(self) -> CLIPTextConfig:
         """The configuration of the text half."""
         if self.text_config is None:
-            raise ValueError(f"{self.source!r} is a CLIP model without text half. Give another one as text encoder.")
+            raise self._lacks("text")
         return self.text_config
 
     def backbone_config(self, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
         """The configuration of the visual half as a backbone, with some fields replaced."""
         if self.visual_fields is None:
-            raise ValueError(f"{self.source!r} is a CLIP model without visual half. Give another one as backbone.")
+            raise self._lacks("visual")
         return make_visual_config(self.visual_fields | dict(overrides or {}))
+
+    def _lacks(self, half: str) -> ValueError:
+        return ValueError(
+            f"{self.source} has no {half} half of a CLIP model by OpenAI's or transformers' names; it has e.g. "
+            f"{sorted(self.tensors)[:3]}."
+        )
 
     def text_encoder_weights(self) -> SourceWeights:
         """The text half."""
@@ -140,11 +146,6 @@ def _load_openai(path: str) -> ClipSource:
             source.visual_fields = openai_visual_fields(tensors, "visual.")
     except KeyError as error:
         raise ValueError(f"{path} is no complete CLIP model: it lacks the tensor {error}.") from error
-    if source.text_config is None and source.visual_fields is None:
-        raise ValueError(
-            f"{path} is no CLIP model by OpenAI's names: there is neither a tensor 'token_embedding.weight' nor "
-            f"'visual.conv1.weight', but {sorted(tensors)[:3]}."
-        )
     return source
 
 

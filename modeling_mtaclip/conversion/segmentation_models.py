@@ -96,10 +96,6 @@ class Mask2FormerSource:
             )
         return list(names)
 
-    def fields(self) -> dict[str, Any]:
-        """The fields of [`MTAClipConfig`] for its architecture and losses, without its classes."""
-        return fields_from_mask2former(self.model.config)
-
     def weights(self, with_backbone: bool) -> SourceWeights:
         """What it gives to a model; the class head is still for its classes.
 

@@ -18,7 +18,12 @@ from ..modeling_mtaclip import MTAClipForSemanticSegmentation
 from .backbones import CLIP_BACKBONES, backbone_weights, image_statistics, make_backbone_config
 from .checkpoints import Checkpoint, load_checkpoint
 from .clip import ClipSource, check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
-from .segmentation_models import Mask2FormerSource, config_from_original, convert_original_state_dict
+from .segmentation_models import (
+    Mask2FormerSource,
+    config_from_original,
+    convert_original_state_dict,
+    fields_from_mask2former,
+)
 from .weights import LoadingReport, SourceWeights, load_weights
 
 
@@ -137,7 +142,7 @@ def _gather(
         fields["text_config"] = clip.text_encoder_config()
         weights.append(lambda model: clip.text_encoder_weights())
     if decoder is not None:
-        fields |= decoder.fields()
+        fields |= fields_from_mask2former(decoder.model.config)
         weights.append(lambda model: _give_classes(decoder.weights(backbone is None), model, decoder.class_names()))
     visual, visual_name = None, weights_of_backbone if backbone in CLIP_BACKBONES else backbone
     if visual_name is not None and is_clip(visual_name):

@@ -58,14 +58,8 @@ def quantize_onnx(path: str | Path, int8_path: str | Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(
-        path,
-        int8_path,
-        op_types_to_quantize=["MatMul"],
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=True,
-    )
+    options = {"weight_type": QuantType.QInt8, "per_channel": True, "reduce_range": True}
+    quantize_dynamic(path, int8_path, op_types_to_quantize=["MatMul"], **options)
 
 
 class OnnxModel:
@@ -87,9 +81,7 @@ class OnnxModel:
         """Segments `(B, 3, H, W)` normalized images."""
         names = OUTPUTS["queries"]
         arrays = self.session.run(list(names), {"pixel_values": pixel_values.numpy(force=True)})
-        return MTAClipForSemanticSegmentationOutput(
-            **{name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
-        )
+        return MTAClipForSemanticSegmentationOutput(**dict(zip(names, map(torch.from_numpy, arrays), strict=True)))
 
 
 __all__ = ["OPSET", "OnnxModel", "export_onnx", "quantize_onnx"]

@@ -341,8 +341,8 @@ DEEPER = {"backbone": "resnet", "backbone_config": {"depths": [2, 1, 1, 2]}}
         # Sources that are not there, can't be read, or are something else.
         (WITH_TEXT | {"text_encoder": "nobody/nothing"}, "'nobody/nothing' is no file, and no model of transformers"),
         (WITH_TEXT | {"text_encoder": __file__}, "can't be read safely as safetensors, TorchScript or pickled"),
-        (WITH_TEXT | {"text_encoder": "other.pt"}, "no CLIP model by OpenAI's names"),
-        (WITH_TEXT | {"text_encoder": "visual.pt"}, "without text half"),
+        (WITH_TEXT | {"text_encoder": "other.pt"}, "no text half of a CLIP model .* e.g. .'surprise"),
+        (WITH_TEXT | {"text_encoder": "visual.pt"}, "no text half of a CLIP model"),
         (ORIGINAL | {"original": "other.pt"}, "no checkpoint of the authors' MTA-CLIP code: .* no tensor 'contexts'"),
         (WITH_TEXT | {"text_encoder": "truncated"}, "No CLIPModel could be loaded"),
         (MASK2FORMER | {"mask2former": "maskformer"}, "type 'maskformer', but one of"),
