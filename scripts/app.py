@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, wraps
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,7 @@ from modeling_mtaclip.data.scenes import make_scene
 from modeling_mtaclip.inference import ImageMasks, InferenceOptions, Segmenter, segment_phrases
 from modeling_mtaclip.inference.predict import load_model
 from modeling_mtaclip.inference.result_formats import FORMATS
-from modeling_mtaclip.visualization import (
-    compare,
-    confidence_map,
-    error_map,
-    highlight,
-    legend_entries,
-    overlay,
-)
+from modeling_mtaclip.visualization import compare, confidence_map, error_map, highlight, legend_entries, overlay
 
 
 DEFAULT_RUN = "outputs/scenes"
@@ -49,7 +43,6 @@ NO_MODEL = (
     "few minutes on a CPU and without any download; then reload this page. Or start the page with "
     "`--model_name_or_path`, or type the id of a model on the Hub."
 )
-NO_RESULT = "Segment a photograph first."
 ABOUT_PHRASES = (
     "Each mask of the trained classes gets the phrase that it is closest to. Phrases compete with each other only, "
     "and every pixel gets one of them. This shows other words for what was trained, as far as the text encoder knows "
@@ -61,7 +54,6 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MAX_SIDE, MIN_SHOWN, MAX_SHOWN = 2048, 640, 1280
 MAX_FILE_SIZE, MAX_FILES, MAX_PHRASES = "50mb", 200, 20
 MAX_PIXELS = 50_000_000
-WHOLE, SLIDE = "whole image", "sliding window"
 CLASSES, CONFIDENCE, ERRORS = "classes", "confidence", "errors"
 ALL_CLASSES = "all classes"
 # Of a new photograph: no mask, no text about it, no phrases.
@@ -124,7 +116,7 @@ def in_sentences(function: Callable) -> Callable:
         try:
             return function(*arguments, **options)
         except ValueError as error:
-            raise gr.Error(str(error), duration=30, print_exception=False) from error
+            raise gr.Error(escape(str(error)), duration=30, print_exception=False) from error
         except Exception as error:
             traceback.print_exc()
             raise gr.Error("This went wrong, and not by your fault. The log of the page says why.") from error
@@ -144,15 +136,21 @@ class Demo:
             raise ValueError(
                 f"{name!r} is no model that this page may open: choose one, or type a Hub id (owner/name)."
             )
-        if name == DEFAULT_RUN and not Path(name).exists():
+        if self._is_missing(name):
             raise ValueError(NO_MODEL)
         model, image_processor = load_model(name, torch.float32)
         return Loaded(name, model.to(self.device).eval(), image_processor)
 
+    def _is_missing(self, name: str) -> bool:
+        return name == DEFAULT_RUN and not Path(name).exists()
+
     def greet(self) -> str:
         """What a visitor must know before anything else."""
-        missing = self.names == [DEFAULT_RUN] and not Path(DEFAULT_RUN).exists()
-        return NO_MODEL if missing else "Drop a photograph, or take one. Then click into the result."
+        return (
+            NO_MODEL
+            if self._is_missing(self.names[0])
+            else "Drop a photograph, or take one. Then click into the result."
+        )
 
     def draw_scene(self) -> tuple[str, str]:
         """Files of a drawn street scene and its ground truth."""
@@ -173,22 +171,13 @@ class Demo:
         image.thumbnail((MAX_SIDE, MAX_SIDE))
         if labels_of_truth is not None:
             labels_of_truth = np.asarray(Image.fromarray(labels_of_truth).resize(image.size, Image.Resampling.NEAREST))
-        options = _options(mode, window, tta)
+        options = InferenceOptions.from_arguments(mode, [window], [window * 2 // 3], tta)
         segmenter = loaded.segmenter(options)
         labels, confidence = segmenter.predict_with_confidence(segmenter.prepare(image))
         result = Result(loaded, options, image, labels_of_truth, labels.cpu().numpy(), confidence.cpu().numpy())
-        views = [CLASSES, CONFIDENCE] + [ERRORS] * (truth is not None)
-        legend, style = _legend(result)
         picture = self.draw(result, CLASSES, opacity, ALL_CLASSES)
-        return (
-            result,
-            picture,
-            gr.Radio(views, value=CLASSES, visible=True),
-            legend,
-            style,
-            _summary(result),
-            *NOTHING_YET,
-        )
+        views = gr.Radio([CLASSES, CONFIDENCE] + [ERRORS] * (truth is not None), value=CLASSES, visible=True)
+        return result, picture, views, *_legend(result), _summary(result), *NOTHING_YET
 
     def _open(self, path: str) -> Image.Image:
         return open_image(_content(path), self.max_pixels, _name(path))
@@ -224,8 +213,7 @@ class Demo:
     @in_sentences
     def click(self, result: Result | None, event: gr.SelectData) -> tuple:
         """Looks at the pixel of the photograph that was clicked in the picture."""
-        if result is None:
-            raise ValueError(NO_RESULT)
+        result = _present(result)
         scales = zip(event.index, result.image.size, result.shown_size, strict=True)
         x, y = (min(int((place + 0.5) * length / shown), length - 1) for place, length, shown in scales)
         return (x, y, *self.look_at(result, x, y))
@@ -233,9 +221,7 @@ class Demo:
     @in_sentences
     def look_at(self, result: Result | None, x: float, y: float) -> tuple[Image.Image, str]:
         """The mask at a pixel of the photograph, and the classes and texts that it is close to."""
-        if result is None:
-            raise ValueError(NO_RESULT)
-        masks, names = result.masks, result.loaded.class_names
+        masks, names = _present(result).masks, result.loaded.class_names
         index = masks.mask_at(int(x or 0), int(y or 0))
         mask, best = masks.mask(index).numpy(), int(masks.probabilities[index, :-1].argmax())
         picture = highlight(result.image, mask, palette_of(names)[best], 0.6)
@@ -244,19 +230,17 @@ class Demo:
     @in_sentences
     def fit_phrases(self, result: Result | None, text: str) -> Image.Image:
         """Where each of a visitor's own phrases, one a line, fits best."""
-        if result is None:
-            raise ValueError(NO_RESULT)
+        loaded = _present(result).loaded
         phrases = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
         if not 2 <= len(phrases) <= MAX_PHRASES:
             raise ValueError(
                 f"Type 2 to {MAX_PHRASES} phrases, each on a line of its own: they compete with each other."
             )
-        loaded, palette = result.loaded, generate_palette(len(phrases))
-        fits = segment_phrases(
-            result.image, phrases, loaded.model, loaded.image_processor, loaded.name, result.options
-        )
-        picture = result.shown(overlay(result.image, fits.labels.cpu(), palette, 0.6, ignore_index=-1))
-        return compare([("", picture)], phrases, palette, [fits.labels.cpu()], show_shares=True, ignore_index=-1)
+        model = (loaded.model, loaded.image_processor, loaded.name)
+        labels = segment_phrases(result.image, phrases, *model, result.options).labels.cpu()
+        palette = generate_palette(len(phrases))
+        picture = result.shown(overlay(result.image, labels, palette, 0.6, ignore_index=-1))
+        return compare([("", picture)], phrases, palette, [labels], show_shares=True, ignore_index=-1)
 
     @in_sentences
     def segment_folder(
@@ -272,7 +256,8 @@ class Demo:
         if not files or len(files) > MAX_FILES:
             raise ValueError(f"Choose a folder with 1 to {MAX_FILES} files, got {len(files or [])}.")
         loaded = self.load(name)
-        segmenter, problems = loaded.segmenter(_options(mode, window, tta)), []
+        options, problems = InferenceOptions.from_arguments(mode, [window], [window * 2 // 3], tta), []
+        segmenter = loaded.segmenter(options)
         archive = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "predictions.zip"
         with zipfile.ZipFile(archive, "w") as results:
             for number, path in enumerate(progress.tqdm(sorted(files, key=_name), desc="Predicting", unit="images")):
@@ -288,6 +273,12 @@ class Demo:
         return str(archive), "\n- ".join([report, *map(_escape, problems)])
 
 
+def _present(result: Result | None) -> Result:
+    if result is None:
+        raise ValueError("Segment a photograph first.")
+    return result
+
+
 def _name(path: str) -> str:
     return Path(path).name
 
@@ -297,11 +288,6 @@ def _content(path: str) -> bytes:
     if not is_image(Path(path)):
         raise ValueError(f"{_name(path)} is no image of a known format, whatever its name says.")
     return Path(path).read_bytes()
-
-
-def _options(mode: str, window: int, tta: bool) -> InferenceOptions:
-    side = int(window)
-    return InferenceOptions.from_arguments("slide" if mode == SLIDE else "whole", [side], [max(1, side * 2 // 3)], tta)
 
 
 def _legend(result: Result) -> tuple[gr.Radio, str]:
@@ -325,24 +311,20 @@ def _summary(result: Result) -> str:
 
 def _alignment(masks: ImageMasks, index: int, area: float, names: Sequence[str]) -> str:
     """What the class head and the class texts say about a mask."""
-    probabilities = masks.probabilities[index]
-    by_head = probabilities.argsort(descending=True).tolist()
-    lines = [f"**Mask {index}** covers {area:.1%} of the image. Class head: **{_escape(names[by_head[0]])}**."]
-    if masks.similarity is None:
-        rows = [f"| {_escape(names[each])} | {probabilities[each]:.1%} |" for each in by_head[:TOP]]
-        lines += ["This model has no text branch to compare with.", "", "| class | class head |", "| --- | --- |"]
-        return "\n".join(lines + rows)
-    similarity, contexts = masks.similarity[:, index].max(dim=0)
-    by_text = similarity.argsort(descending=True).tolist()
-    lines[0] += (
-        f" Most similar text: **{_escape(names[by_text[0]])}**, in prompt context {contexts[by_text[0]] + 1} of "
-        f"{len(masks.similarity)}."
-    )
-    lines += ["", "| class | class head | similarity | context |", "| --- | --- | --- | --- |"]
-    for each in dict.fromkeys(by_head[:TOP] + by_text[:TOP]):
-        numbers = f"{probabilities[each]:.1%} | {similarity[each]:.2f} | {contexts[each] + 1}"
-        lines.append(f"| {_escape(names[each])} | {numbers} |")
-    return "\n".join(lines)
+    names, probabilities = [*map(_escape, names)], masks.probabilities[index]
+    order = probabilities.argsort(descending=True).tolist()[:TOP]
+    sentences = f"**Mask {index}** covers {area:.1%} of the image. Class head: **{names[order[0]]}**."
+    columns = {"class": names, "class head": [f"{each:.1%}" for each in probabilities]}
+    if masks.similarity is not None:
+        similarity, contexts = masks.similarity[:, index].max(dim=0)
+        closest = similarity.argsort(descending=True).tolist()[:TOP]
+        best, won, number = names[closest[0]], int(contexts[closest[0]]) + 1, len(masks.similarity)
+        sentences += f" Most similar text: **{best}**, in prompt context {won} of {number}."
+        columns["similarity"] = [f"{each:.2f}" for each in similarity]
+        columns["context"] = [str(each + 1) for each in contexts.tolist()]
+        order = list(dict.fromkeys(order + closest))
+    rows = [columns, ["---"] * len(columns), *([column[each] for column in columns.values()] for each in order)]
+    return "\n".join([sentences, "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _escape(text: str) -> str:
@@ -362,12 +344,14 @@ def build_page(demo: Demo) -> gr.Blocks:
         gr.Markdown("# MTA-CLIP\nSemantic segmentation that reads the names of its classes.")
         with gr.Row():
             name = gr.Dropdown(demo.names, value=demo.names[0], label="Model", allow_custom_value=True, min_width=240)
-            mode = gr.Radio([WHOLE, SLIDE], value=WHOLE, label="Mode", min_width=280)
+            mode = gr.Radio(
+                [("whole image", "whole"), ("sliding window", "slide")], value="whole", label="Mode", min_width=280
+            )
             window = gr.Slider(64, 1024, 512, step=32, label="Side of a window", visible=False)
             tta = gr.Checkbox(
                 label="Test-time augmentation", info="six scales, each mirrored too: slower, often better"
             )
-        mode.change(lambda chosen: gr.Slider(visible=chosen == SLIDE), mode, window)
+        mode.change(lambda chosen: gr.Slider(visible=chosen == "slide"), mode, window)
         options = [name, mode, window, tta]
         with gr.Tab("Photograph"):
             _photograph(demo, options)
@@ -386,7 +370,7 @@ def _photograph(demo: Demo, options: list[gr.components.Component]) -> None:
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
             photo = gr.Image(type="filepath", label="Photograph", format="png", buttons=[], height=300)
-            truth = gr.File(label="Ground truth, if there is one: class ids, 255 without class", height=150)
+            truth = gr.File(label="Ground truth (optional)", height=150)
             run = gr.Button("Segment", variant="primary")
             scene = gr.Button("A drawn street scene", visible=DEFAULT_RUN in demo.names)
         with gr.Column(scale=4):

@@ -3,10 +3,15 @@
 """scripts/app.py in a browser: what a visitor uploads, clicks and sees, and what the page refuses."""
 
 import io
+import os
 import re
 import shutil
+import signal
 import struct
+import subprocess
+import sys
 import time
+import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
@@ -195,24 +200,34 @@ def test_windows_and_test_time_augmentation(page, tiny):
     assert_shows(page, "The result", enlarged(overlay(image, augmented, PALETTE)))
 
 
-def test_a_click_finds_the_mask_of_a_turned_photograph(page, tiny):
+@pytest.mark.parametrize("scale", [1, 20])
+def test_a_click_finds_the_mask_of_a_turned_photograph(page, tiny, scale):
     exif = Image.Exif()
     exif[0x0112] = 6
-    upload(page, content_of(random_image(), "JPEG", exif=exif), "phone.jpg")
-    image = Image.open(io.BytesIO(content_of(random_image(), "JPEG"))).transpose(Image.Transpose.ROTATE_270)
-    assert_shows(page, "The result", enlarged(overlay(image, predict(tiny, image)[0], PALETTE)))
+    drawn = random_image()
+    drawn = drawn.resize([scale * length for length in drawn.size], Image.Resampling.NEAREST)
+    upload(page, content_of(drawn, "JPEG", exif=exif), "phone.jpg")
+    image = Image.open(io.BytesIO(content_of(drawn, "JPEG"))).transpose(Image.Transpose.ROTATE_270)
+    page.get_by_alt_text("The result").wait_for()
     masks = Segmenter(tiny.model, tiny.processor).masks(image)
-    places = {masks.mask_at(x, y): (x, y) for x in range(5, 70, 10) for y in range(5, 90, 10)}
+    places = {masks.mask_at(x, y): (x, y) for x in range(5, image.width, 15) for y in range(5, image.height, 15)}
     assert len(places) > 1
-    for index, (x, y) in places.items():
+    for place in places.values():
         picture = page.get_by_alt_text("The result")
         box = picture.bounding_box()
-        picture.click(position={"x": (x + 0.5) / 70 * box["width"], "y": (y + 0.5) / 90 * box["height"]})
+        sides = zip(place, image.size, (box["width"], box["height"]), strict=True)
+        x, y = ((pixel + 0.5) / length * shown for pixel, length, shown in sides)
+        picture.click(position={"x": x, "y": y})
+        # A pixel of the screen is several of a large photograph.
+        for label, pixel in zip(("Column", "Row"), place, strict=True):
+            near = "|".join(str(each) for each in range(pixel - scale // 5, pixel + scale // 5 + 1))
+            playwright.expect(page.get_by_label(label)).to_have_value(re.compile(f"^({near})$"))
+        index = masks.mask_at(*(int(page.get_by_label(label).input_value()) for label in ("Column", "Row")))
         page.get_by_text(f"Mask {index} ").wait_for()
-        playwright.expect(page.get_by_label("Column")).to_have_value(str(x))
-        playwright.expect(page.get_by_label("Row")).to_have_value(str(y))
         best = masks.probabilities[index, :-1].argmax()
-        assert_shows(page, "The mask at the pixel", enlarged(highlight(image, masks.mask(index), PALETTE[best], 0.6)))
+        if scale == 1:
+            expected = enlarged(highlight(image, masks.mask(index), PALETTE[best], 0.6))
+            assert_shows(page, "The mask at the pixel", expected)
         similarity, contexts = masks.similarity[:, index].max(0)
         row = page.locator("table tr").nth(1).inner_text().split("\t")
         top = masks.probabilities[index].argmax()
@@ -340,7 +355,7 @@ def test_nothing_outside_the_temporary_folder_can_be_read(page, address, tiny, t
     for path in ("/etc/passwd", Path(app.__file__), tmp_path / "secret.png", tiny.folder / "config.json"):
         assert page.request.get(f"{address}gradio_api/file={path}").status in (403, 404)
     photo = {"path": str(tmp_path / "secret.png"), "meta": {"_type": "gradio.FileData"}}
-    for path, data in {"segment": [photo, None, str(tiny.folder), app.WHOLE, 512, False, 0.5]}.items():
+    for path, data in {"segment": [photo, None, str(tiny.folder), "whole", 512, False, 0.5]}.items():
         event = page.request.post(f"{address}gradio_api/call/{path}", data={"data": data}).json()["event_id"]
         assert "event: error" in page.request.get(f"{address}gradio_api/call/{path}/{event}").text()
 
@@ -350,6 +365,12 @@ def test_only_folders_that_the_page_was_started_with_are_opened(name, repository
     monkeypatch.chdir(repository_dir)
     with pytest.raises(ValueError, match=r"is no model that this page may open: choose one, or type a Hub id"):
         app.Demo(["outputs/mine"]).load(name)
+
+
+def test_models_of_other_kinds_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    with pytest.raises(ValueError, match=r"No MTA-CLIP model could be loaded from .*: its `model_type` is 'resnet'"):
+        app.Demo([str(tmp_path)]).load(str(tmp_path))
 
 
 def test_without_a_model_the_page_says_how_to_get_one(visit, start, tmp_path, monkeypatch):
@@ -364,3 +385,18 @@ def test_without_a_model_the_page_says_how_to_get_one(visit, start, tmp_path, mo
     page.get_by_text("Drop a photograph").wait_for()
     page.get_by_role("button", name="A drawn street scene").click()
     page.get_by_label("errors").wait_for()
+
+
+@pytest.mark.slow
+def test_the_command_starts_a_page_and_leaves_nothing_behind(tiny, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    command = [sys.executable, app.__file__, "--model_name_or_path", str(tiny.folder)]
+    environment = os.environ | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = str(Path(app.__file__).parent.parent)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        line = next(each for each in process.stdout if "local URL" in each)
+        assert b"MTA-CLIP" in urllib.request.urlopen(line.split()[-1]).read()
+        assert len(list(temporary.glob("mtaclip_page_*"))) == 1
+        process.send_signal(signal.SIGINT)
+    assert not list(temporary.glob("mtaclip_page_*"))

@@ -28,6 +28,7 @@ from PIL import Image
 from torch import distributed
 from tqdm.auto import tqdm
 
+from ..configuration_mtaclip import MTAClipConfig
 from ..data import palette_of
 from ..data.image_files import MAX_PIXELS
 from ..image_processing_mtaclip import MTAClipImageProcessor
@@ -313,6 +314,9 @@ def _device(name: str | None) -> torch.device:
 def load_model(name_or_path: str, dtype: torch.dtype) -> tuple[MTAClipForSemanticSegmentation, MTAClipImageProcessor]:
     """Loads a model and its image processor from a folder or the Hub; what can't be loaded is a `ValueError`."""
     try:
+        kind = MTAClipConfig.get_config_dict(name_or_path)[0].get("model_type")
+        if kind != MTAClipConfig.model_type:
+            raise OSError(f"its `model_type` is {kind!r}")
         model = MTAClipForSemanticSegmentation.from_pretrained(name_or_path, dtype=dtype)
         return model, MTAClipImageProcessor.from_pretrained(name_or_path)
     except (OSError, TypeError) as error:
