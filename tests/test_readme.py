@@ -30,9 +30,16 @@ from tests.training.conftest import draw_folder, options
 
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-SNIPPETS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(), flags=re.DOTALL | re.MULTILINE)
-PYTHON = [code for language, code in SNIPPETS if language == "python"]
-COMMANDS = [line for language, code in SNIPPETS if language == "bash" for line in code.strip().splitlines()]
+DOCS = README.parent / "docs"
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    """The blocks of a page that are in a language, for `"bash"` line by line."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [line for block in blocks for line in block.splitlines()] if language == "bash" else blocks
+
+
+PYTHON, COMMANDS = snippets(README, "python"), snippets(README, "bash")
 INSTALL = [line for line in COMMANDS if "pip install" in line]
 RUNS = [line for line in COMMANDS if "pip install" not in line]
 # So that a training run of the README takes two small steps here.
@@ -91,15 +98,12 @@ def original_checkpoint(user_folder: Path, shared_dir: Path) -> None:
 
 
 def test_no_kind_of_snippet_is_left_out():
-    assert {language for language, _ in SNIPPETS} <= {"python", "bash", "text", "bibtex"}
+    languages = re.findall(r"^```(\w+)$", README.read_text(), flags=re.MULTILINE)
+    assert {*languages} <= {"python", "bash", "text", "bibtex"}
     assert (len(INSTALL), len(PYTHON), len(RUNS)) == (3, 2, 8)
 
 
-TRAINING_PAGE = (README.parent / "docs" / "training.md").read_text()
-IN_TRAINING_PAGE = re.findall(r"^```python\n(.*?)^```", TRAINING_PAGE, flags=re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("code", PYTHON + IN_TRAINING_PAGE)
+@pytest.mark.parametrize("code", PYTHON + snippets(DOCS / "training.md", "python"))
 def test_python_snippet(user_folder, code):
     assert run_python(code, user_folder).strip()
 
@@ -119,17 +123,57 @@ def test_command(user_folder, command, request):
 
 @pytest.mark.slow
 def test_page_on_starting_points(user_folder, original_checkpoint):
-    page = (README.parent / "docs" / "starting_points.md").read_text()
-    codes = re.findall(r"^```python\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    page = DOCS / "starting_points.md"
+    codes = snippets(page, "python")
     assert len(codes) == 3
     output = run_python("".join(codes), user_folder)
     assert re.search(r"Left out of openai/clip-vit-base-patch16: \d+ tensors\n  logit_scale: ", output)
     assert "trainable params" in output
-    convert = re.search(r"^python scripts/convert.*$", page, flags=re.MULTILINE)[0]
+    (convert,) = (line for line in snippets(page, "bash") if "scripts/convert" in line)
     assert "Left out of iter_160000.pth" in run(convert, user_folder)
     for folder in ("parts", "merged", "converted"):
         model = AutoModelForSemanticSegmentation.from_pretrained(user_folder / "outputs" / folder)
         assert model.config.num_labels == 3
+
+
+@pytest.fixture(scope="module")
+def media_folder(user_folder):
+    """Images in folders and a video of two frames, besides what a reader of the README has."""
+    av = pytest.importorskip("av", reason="needs PyAV: pip install av")
+    for index, name in enumerate(("images/a.jpg", "images/more/b.png", "frames/x/c.png")):
+        path = user_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_scene(index)[0].save(path)
+    with av.open(str(user_folder / "drive.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height = make_scene(0)[0].size
+        for index in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_image(make_scene(index)[0])))
+        container.mux(stream.encode())
+    return user_folder
+
+
+@pytest.mark.slow
+def test_python_snippet_of_the_page_on_inference(user_folder):
+    (code,) = snippets(DOCS / "inference.md", "python")
+    check = "\nassert label_maps[1].shape == (80, 100) and scores.shape[0] == model.config.num_labels"
+    run_python(code + check, user_folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(5))
+def test_command_of_the_page_on_inference(media_folder, number):
+    commands = snippets(DOCS / "inference.md", "bash")
+    assert len(commands) == 5
+    run(f"{commands[number]} --max_eval_samples 3" if number < 2 else commands[number], media_folder)
+    written = {
+        2: ("predictions", {"photo.png", "photo_overlay.jpg", "photo.json"}),
+        3: ("outputs/predictions", {"a.png", "more/b.png", "x/c.png", "drive_000000.png", "drive_000001.png"}),
+        4: ("outputs/shared", {"a.png", "more/b.png"}),
+    }
+    if number in written:
+        folder, names = media_folder / written[number][0], written[number][1]
+        assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == names
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +220,7 @@ def test_ci_uses_the_second_command():
     assert install.replace("pip install", "pip install --quiet") in lines
 
 
-@pytest.mark.parametrize("page", [README, *sorted((README.parent / "docs").glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
 def test_pictures_and_pages_exist_and_pictures_are_small(page):
     for mark, target in re.findall(r"(!?)\[[^\]]*\]\((?!https?:|#)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists()
