@@ -72,13 +72,22 @@ def test_the_whole_batch_is_the_same_on_any_number_of_processes(monkeypatch, num
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
-def test_options_on_the_command_line_override_the_file(tmp_path, suffix):
-    path = tmp_path / f"config{suffix}"
+def test_options_on_the_command_line_override_the_file_and_the_file_its_bases(tmp_path, suffix):
+    path = tmp_path / "sub" / f"config{suffix}"
+    path.parent.mkdir()
     options = {"dataset_name": "x", "learning_rate": "3e-4", "model_config": {"init_std": 0.1}, "crop_size": [64, 96]}
-    path.write_text(json.dumps(options))
-    model, data, training = parse_run_arguments([str(path), "--dataset_name", "y", "--num_queries", "7"])
+    path.write_text(json.dumps(options | {"base": ["../a.yaml", "../b.yaml"], "text_encoder": "clip"}))
+    (tmp_path / "a.yaml").write_text("learning_rate: 1.0\nweight_decay: 2.0\nmax_grad_norm: 3.0")
+    (tmp_path / "b.yaml").write_text("weight_decay: 4.0\nnum_queries: 5")
+    model, data, training = parse_run_arguments([str(path), "--dataset_name", "y", "--hidden-size=64"])
     assert (data.dataset_name, data.crop_size, training.learning_rate) == ("y", [64, 96], 3e-4)
-    assert (model.num_queries, model.model_config) == (7, {"init_std": 0.1})
+    assert (training.weight_decay, training.max_grad_norm) == (4.0, 3.0)
+    assert (model.hidden_size, model.num_queries, model.model_config) == (64, 5, {"init_std": 0.1})
+    # A saved model brings what the file says of a new one.
+    model, _, training = parse_run_arguments([str(path), "--model_name_or_path", "outputs/x", "--do_eval"])
+    assert (model.text_encoder, model.num_queries, training.learning_rate) == (None, 100, 3e-4)
+    # Evaluation alone has no schedule.
+    assert (training.do_train, training.do_eval, training.load_best_model_at_end) == (False, True, False)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")
@@ -115,27 +124,6 @@ def test_every_schedule_works_as_the_help_says(kind):
         arguments += ["--lr_scheduler_kwargs", json.dumps(SCHEDULE_OPTIONS[kind])]
     for more in ([], ["--warmup_steps", "0"], ["--learning_rate", "0"] if kind not in SCHEDULE_OPTIONS else []):
         assert parse_run_arguments([*arguments, *more])[2].lr_scheduler_type == kind
-
-
-def test_files_can_stand_on_others(tmp_path):
-    (tmp_path / "a.yaml").write_text("learning_rate: 1.0\nweight_decay: 2.0\nmax_grad_norm: 3.0\ndataset_name: a")
-    (tmp_path / "b.yaml").write_text("weight_decay: 4.0\nmax_grad_norm: 5.0")
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "c.yaml").write_text("base: [../a.yaml, ../b.yaml]\nmax_grad_norm: 6.0")
-    training = parse_run_arguments([str(tmp_path / "sub" / "c.yaml"), "--warmup_steps", "0"])[2]
-    assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1.0, 4.0, 6.0)
-
-
-def test_a_models_name_on_the_command_line_overrules_a_files_new_model(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text("dataset_name: x\ntext_encoder: clip\nnum_queries: 7\nlearning_rate: 0.1")
-    model, _, training = parse_run_arguments([str(path), "--model_name_or_path", "outputs/x", "--do_eval"])
-    assert (model.text_encoder, model.num_queries, training.learning_rate) == (None, 100, 0.1)
-
-
-def test_evaluation_alone_has_no_schedule(tmp_path):
-    _, _, training = parse_run_arguments(["--dataset_name", "x", "--do_eval"])
-    assert (training.do_train, training.do_eval, training.load_best_model_at_end) == (False, True, False)
 
 
 @pytest.mark.parametrize(

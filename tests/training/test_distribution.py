@@ -3,59 +3,108 @@
 """Several processes: accelerate's configuration files, FSDP2's shards on the CPU."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
+from modeling_mtaclip.data import TrainingCollator
+from modeling_mtaclip.loss_mtaclip import loss_normalizers
+from modeling_mtaclip.training.callbacks import BrokenStepsCallback
 from modeling_mtaclip.training.evaluation import whole_weights
 from tests.processes import run_on_processes
 from tests.tiny import tiny_model
-from tests.training.sharded_steps import train_sharded
+from tests.training.distributed_steps import convnext_config, example
 
 
-FOLDER = "configs/accelerate"
+REPOSITORY = Path(__file__).parents[2]
+FOLDER = REPOSITORY / "configs" / "accelerate"
+FSDP = yaml.safe_load((FOLDER / "fsdp2.yaml").read_text())["fsdp_config"]
+LAYERS = FSDP["fsdp_transformer_layer_cls_to_wrap"].split(",")
+WHOLE_BATCH = 4
 
 
 @pytest.mark.parametrize(
     ("name", "kind"), [("ddp.yaml", "MULTI_GPU"), ("fsdp2.yaml", "FSDP"), ("zero2.yaml", "DEEPSPEED")]
 )
-def test_accelerate_reads_its_files(repository_dir, name, kind):
-    config = load_config_from_file(str(repository_dir / FOLDER / name))
+def test_accelerate_reads_its_files(name, kind):
+    config = load_config_from_file(str(FOLDER / name))
     assert config.distributed_type.value == kind
     assert config.num_processes == 8
 
 
-def test_fsdp_finds_the_layers_to_shard(repository_dir):
-    settings = yaml.safe_load((repository_dir / FOLDER / "fsdp2.yaml").read_text())["fsdp_config"]
+def test_fsdp_finds_the_layers_to_shard():
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=settings["fsdp_version"],
-        auto_wrap_policy=settings["fsdp_auto_wrap_policy"],
-        transformer_cls_names_to_wrap=settings["fsdp_transformer_layer_cls_to_wrap"].split(","),
+        fsdp_version=FSDP["fsdp_version"],
+        auto_wrap_policy=FSDP["fsdp_auto_wrap_policy"],
+        transformer_cls_names_to_wrap=LAYERS,
     )
-    model = tiny_model()
     # Raises where the model has no such layer.
-    plugin.set_auto_wrap_policy(model)
+    plugin.set_auto_wrap_policy(tiny_model())
     classes = plugin.auto_wrap_policy.keywords["transformer_layer_cls"]
     assert {each.__name__ for each in classes} == {"MTAClipDecoderLayer", "MTAClipPixelDecoderLayer"}
 
 
-def test_zero2_is_stage_2_and_takes_the_runs_options(repository_dir):
-    config = yaml.safe_load((repository_dir / FOLDER / "zero2.yaml").read_text())["deepspeed_config"]
-    settings = json.loads((repository_dir / config["deepspeed_config_file"]).read_text())
+def test_zero2_is_stage_2_and_takes_the_runs_options():
+    config = yaml.safe_load((FOLDER / "zero2.yaml").read_text())["deepspeed_config"]
+    settings = json.loads((REPOSITORY / config["deepspeed_config_file"]).read_text())
     assert settings["zero_optimization"]["stage"] == 2
     for option in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"):
         assert settings[option] == "auto"
 
 
-def test_weights_that_are_whole_stay_as_they_are():
-    model = tiny_model()
-    before = [value.clone() for value in model.state_dict().values()]
-    with whole_weights(model):
-        pass
-    assert all(torch.equal(old, new) for old, new in zip(before, model.state_dict().values(), strict=True))
+def train(model, num_steps):
+    """Loss and gradient norm of each step, over all processes."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    share = WHOLE_BATCH // world_size
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=1e-3, eps=1e-3)
+    guard = BrokenStepsCallback(max_skipped_steps=0)
+    guard.on_train_begin(None, None, None, model=model)
+    history = []
+    for step in range(num_steps):
+        first = step * WHOLE_BATCH + rank * share
+        collate = TrainingCollator(model.config.num_labels)
+        batch = collate([example(index) for index in range(first, first + share)])
+        normalizers = loss_normalizers(batch["image_classes"], model.config)
+        dist.all_reduce(normalizers)
+        loss = model(**batch, loss_normalizers=normalizers / world_size, output_logits=False).loss
+        loss.backward()
+        gradients = [value.grad for value in model.parameters() if value.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).full_tensor()
+        guard.on_pre_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        total = loss.detach().clone()
+        dist.all_reduce(total)
+        history.append((float(total) / world_size, float(norm)))
+    guard.report(num_steps)
+    return history
+
+
+def train_sharded(output):
+    """Stores losses, gradient norms and a prediction of all processes.
+
+    accelerate uses FSDP on accelerators only, so that torch's own `fully_shard` is called here as accelerate would.
+    """
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    model = tiny_model(backbone_config=convnext_config()).train()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for module in [each for each in model.modules() if type(each).__name__ in LAYERS] + [model]:
+        fully_shard(module, mesh=mesh)
+    history = train(model, 2)
+    # Processes that predict different numbers of images must not wait for each other.
+    with whole_weights(model.eval()), torch.no_grad():
+        outputs = [model(pixel_values=example(index)["pixel_values"][None]) for index in range(1 + dist.get_rank())]
+    history += train(model.train(), 1)
+    if dist.get_rank() == 0:
+        output.write_text(json.dumps({"history": history, "logits": float(outputs[0].logits.double().sum())}))
 
 
 @pytest.mark.slow
