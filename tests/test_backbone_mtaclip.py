@@ -148,16 +148,10 @@ def test_unusable_backbones_are_refused_with_the_reason(config, reason):
         tiny_model(backbone_config=config)
 
 
-def test_stages_are_spread_over_the_depth():
-    def layers(depth):
-        return [int(name[5:]) for name in spread_stages(["stem", *(f"stage{i + 1}" for i in range(depth))])]
-
-    # Counted from 0, the authors' are 3, 5, 7 and 11 of twelve.
-    assert layers(12) == [4, 6, 8, 12]
-    assert layers(24) == [8, 12, 16, 24]
-    assert layers(4) == [1, 2, 3, 4]
-    assert layers(5) == [2, 3, 4, 5]
-    assert CLIPViTBackboneConfig(num_hidden_layers=24).out_indices == [8, 12, 16, 24]
+@pytest.mark.parametrize(("depth", "stages"), [(4, [1, 2, 3, 4]), (5, [2, 3, 4, 5]), (24, [8, 12, 16, 24])])
+def test_stages_are_spread_over_the_depth(depth, stages):
+    names = [f"stage{number + 1}" for number in range(depth)]
+    assert spread_stages(["stem", *names]) == [f"stage{number}" for number in stages]
 
 
 def test_clip_resnet_is_that_of_open_clip():
