@@ -28,6 +28,7 @@ def deployed(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deployed")
     model = MTAClipForSemanticSegmentation.from_pretrained(trained).train()
     model.save_for_inference(folder)
+    assert not model.for_inference().training
     # It stays as it was.
     assert model.training
     assert not model.config.stored_text_embeddings

@@ -87,7 +87,7 @@ def test_equals_plain_formula(options, dtype):
         pytest.param([[0, 1], [2, 2]], [[0, 1], [1, 0]], 4, id="absent class, and one only predicted"),
         pytest.param([[0, 1], [1, 1]], [[255, 255], [255, 255]], 3, id="all ignored"),
         pytest.param([[255, 255], [1, 1]], [[0, 1], [1, 255]], 3, id="ignored value predicted"),
-        pytest.param([[255, 3], [0, 300]], [[255, 300], [255, 300]], 400, id="classes above 255"),
+        pytest.param([[255, 3], [0, 256]], [[255, 300], [255, 256]], 400, id="classes above 255"),
         pytest.param([[70000, 1, -4], [2, 0, 9]], [[-100, 1, 7], [65535, 0, 9]], 3, id="values that are no class"),
         pytest.param([[]], [[]], 3, id="no pixel"),
     ],
