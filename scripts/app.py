@@ -59,6 +59,8 @@ ALL_CLASSES = "all classes"
 # Of a new photograph: no mask, no text about it, no phrases.
 NOTHING_YET = (None, "", None)
 TOP = 5
+# Tables fit on a phone, with whole words.
+CSS = "#alignment :is(td, th) { padding: 0.4em; overflow-wrap: normal; word-break: normal }"
 
 
 @dataclass
@@ -343,20 +345,19 @@ def build_page(demo: Demo) -> gr.Blocks:
     with gr.Blocks(title="MTA-CLIP", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as page:
         gr.Markdown("# MTA-CLIP\nSemantic segmentation that reads the names of its classes.")
         with gr.Row():
-            name = gr.Dropdown(demo.names, value=demo.names[0], label="Model", allow_custom_value=True, min_width=240)
-            mode = gr.Radio(
-                [("whole image", "whole"), ("sliding window", "slide")], value="whole", label="Mode", min_width=280
-            )
-            window = gr.Slider(64, 1024, 512, step=32, label="Side of a window", visible=False)
-            tta = gr.Checkbox(
-                label="Test-time augmentation", info="six scales, each mirrored too: slower, often better"
-            )
+            with gr.Column(min_width=240):
+                name = gr.Dropdown(demo.names, value=demo.names[0], label="Model", allow_custom_value=True)
+            with gr.Column(min_width=240):
+                mode = gr.Radio([("whole image", "whole"), ("sliding window", "slide")], value="whole", label="Mode")
+                window = gr.Slider(64, 1024, 512, step=32, label="Side of a window", visible=False)
+            with gr.Column(min_width=240):
+                tta = gr.Checkbox(label="Test-time augmentation", info="six scales, each mirrored too: slow")
         mode.change(lambda chosen: gr.Slider(visible=chosen == "slide"), mode, window)
         options = [name, mode, window, tta]
         with gr.Tab("Photograph"):
             _photograph(demo, options)
         with gr.Tab("Folder"):
-            files = gr.File(file_count="directory", label="Folder of images")
+            files = gr.File(file_count="directory", label="Folder of images", height=240)
             predict = gr.Button("Segment the folder", variant="primary")
             archive, report = gr.File(label="Class ids and overlays", interactive=False), gr.Markdown()
             predict.click(demo.segment_folder, [files, *options], [archive, report], concurrency_id="folder")
@@ -385,7 +386,7 @@ def _photograph(demo: Demo, options: list[gr.components.Component]) -> None:
             with gr.Row():
                 x, y = (gr.Number(0, precision=0, minimum=0, label=label, min_width=80) for label in ("Column", "Row"))
                 look = gr.Button("Look at this pixel", min_width=120)
-            alignment = gr.Markdown()
+            alignment = gr.Markdown(elem_id="alignment")
     with gr.Row():
         with gr.Column():
             gr.Markdown(f"### Your own phrases\n{ABOUT_PHRASES}")
@@ -437,6 +438,7 @@ def serve(arguments: argparse.Namespace, **options: Any) -> gr.Blocks:
         enable_monitoring=False,
         ssr_mode=False,
         footer_links=["settings"],
+        css=CSS,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         **options,
     )
