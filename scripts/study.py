@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, logging
 
-from modeling_mtaclip import MTAClipForSemanticSegmentation
+from modeling_mtaclip import MTAClipConfig, MTAClipForSemanticSegmentation
+from modeling_mtaclip.loss_mtaclip import MTAClipCriterion
 from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
 from modeling_mtaclip.training import MTAClipTrainer, Run, parse_run_arguments, prepare_run
 
@@ -43,7 +44,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "docs" / "results" / "runs.jsonl"
 PAGE = ROOT / "docs" / "results.md"
 # What every run of the ablation has in common, whatever the recipe says: it fits a fixed budget.
-ABLATION_OPTIONS = ("--max_steps", "400")
+ABLATION_OPTIONS = ("--max_steps", "300", "--warmup_steps", "50", "--ema_decay", "0.99")
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Setting:
         config (`Mapping[str, Any]`): fields of `MTAClipConfig`, added to the recipe's `model_config`.
         texts (`str`, *optional*): replaces the text embeddings: `"phrase"` (a fixed "a photo of a" as the context),
             `"prototypes"` (mean backbone features of each class) or `"random"` (as long as these).
+        learns_temperature (`bool`): the contrastive loss's temperature is a weight, 0.07 at the start.
         is_peer (`bool`): transformers' Mask2Former.
     """
 
@@ -63,6 +65,7 @@ class Setting:
     options: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     texts: str | None = None
+    learns_temperature: bool = False
     is_peer: bool = False
 
 
@@ -79,6 +82,7 @@ SETTINGS = {
     "separate": Setting("negatives: separate", ("--contrastive_negatives", "separate"), NO_CLASS_MASKS),
     "all_positive": Setting("negatives: all_positive", ("--contrastive_negatives", "all_positive"), NO_CLASS_MASKS),
     "temperature_0.07": Setting("temperature 0.07", ("--contrastive_temperature", "0.07"), NO_CLASS_MASKS),
+    "temperature_learned": Setting("temperature learned", config=NO_CLASS_MASKS, learns_temperature=True),
     "fixed_phrase": Setting(
         'fixed context "a photo of a"',
         ("--num_prompt_contexts", "1", "--prompt_length", "4"),
@@ -152,6 +156,17 @@ class Mask2FormerPeer(nn.Module):
             masks_queries_logits=outputs.masks_queries_logits,
             loss_components={} if loss is None else {"mask2former": loss.detach()},
         )
+
+
+class CriterionWithTemperature(MTAClipCriterion):
+    """The criterion with a temperature of the contrastive loss that learns, as CLIP's."""
+
+    def __init__(self, config: MTAClipConfig) -> None:
+        super().__init__(config)
+        self.log_temperature = nn.Parameter(torch.tensor(0.07).log())
+
+    def _query_losses(self, class_queries_logits: Tensor, similarity: Tensor, *rest: Tensor) -> dict[str, Tensor]:
+        return super()._query_losses(class_queries_logits, similarity / self.log_temperature.exp(), *rest)
 
 
 class FixedTexts(nn.Module):
@@ -246,6 +261,8 @@ def prepare(setting: Setting, arguments: argparse.Namespace, dataset: Path, seed
     trainer = run.trainer
     if setting.texts is not None:
         replace_texts(run, setting.texts)
+    if setting.learns_temperature:
+        trainer.model.criterion = CriterionWithTemperature(trainer.model.config)
     if setting.is_peer:
         run.trainer = MTAClipTrainer(
             model=Mask2FormerPeer(trainer.model),

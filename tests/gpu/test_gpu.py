@@ -197,7 +197,8 @@ def run(repository_dir, output_dir, *options, num_processes=1):
     arguments = [part for name, value in defaults.items() for part in (f"--{name}", value)]
     command = [*command, repository_dir / "configs" / "toy.yaml", *arguments, *options]
     visible = ",".join(str(index) for index in range(num_processes))
-    environment = os.environ | {"PYTHONPATH": str(repository_dir), "CUDA_VISIBLE_DEVICES": visible}
+    paths = os.pathsep.join([str(repository_dir), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": visible}
     return subprocess.Popen([str(part) for part in command], env=environment, start_new_session=True)
 
 
