@@ -19,7 +19,9 @@ from transformers import TimmBackboneConfig
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.export import (
+    OUTPUTS,
     Comparison,
+    ExportableModel,
     OnnxModel,
     ProgramModel,
     compare_with_model,
@@ -27,7 +29,6 @@ from modeling_mtaclip.export import (
     export_program,
     quantize_onnx,
 )
-from modeling_mtaclip.export.programs import OUTPUTS, ExportableModel
 from modeling_mtaclip.image_processing_mtaclip import MTAClipImageProcessorPil
 from modeling_mtaclip.inference import Segmenter
 from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
