@@ -17,7 +17,6 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from modeling_mtaclip.data.scenes import make_scene
-from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from tests.conversion.sources import (
     make_open_clip,
     openai_state_dict,
@@ -26,7 +25,7 @@ from tests.conversion.sources import (
     save_mask2former_folder,
     save_mmengine,
 )
-from tests.training.conftest import draw_folder, options
+from tests.training.conftest import draw_folder, prepare
 
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -79,8 +78,8 @@ def user_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_scene(0)[0].save(folder / "photo.jpg")
     draw_folder(folder / "my_data")
     save_starting_points(folder)
-    arguments = options(dataset_name="scenes", output_dir=folder / "outputs" / "scenes", check_data="none")
-    prepare_run(*parse_run_arguments([*arguments, "--report_to", "none"])).trainer.save_model()
+    run = prepare(folder, dataset_name="scenes", output_dir=folder / "outputs" / "scenes", check_data="none")
+    run.trainer.save_model()
     return folder
 
 

@@ -19,34 +19,28 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from modeling_mtaclip.data import TrainingCollator
-from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback, BrokenStepsCallback
 from modeling_mtaclip.training.checkpoints import TrainingStopped
 from tests.tiny import tiny_model
-from tests.training.conftest import options
+from tests.training.conftest import options, prepare
 from tests.training.distributed_steps import evaluation_example, example, trainer
 from tests.training.test_trainer import run_steps
 
 
-LONG_RUN = {"max_steps": 16, "save_steps": 4, "eval_strategy": "no", "load_best_model_at_end": False, "do_train": True}
+LONG_RUN = {"max_steps": 16, "save_steps": 4, "eval_strategy": "no", "do_train": True}
 
 
-def start(repository_dir, folder_data, output_dir, num_processes=1, **overrides):
+def start(repository_dir, folder, num_processes=1, **overrides):
     """Starts a run that saves every few steps, and goes on in the background."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    command = [
-        sys.executable,
-        *(launcher if num_processes > 1 else []),
-        str(repository_dir / "scripts" / "run_seg.py"),
-    ]
-    arguments = options(dataset_name=folder_data, output_dir=output_dir, **(LONG_RUN | overrides))
-    environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    command = [sys.executable, *launcher * (num_processes > 1), str(repository_dir / "scripts" / "run_seg.py")]
+    arguments = options(**{"dataset_name": folder / "data", "output_dir": folder / "out"} | LONG_RUN | overrides)
     return subprocess.Popen(
         [*command, *arguments, "--use_cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
 
@@ -59,25 +53,18 @@ def wait_for(condition, process, timeout=240):
         time.sleep(0.02)
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=400)
-    return process.returncode, output
-
-
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(repository_dir, folder_data, tmp_path):
     more = {"ema_decay": 0.9, "dataloader_num_workers": 1}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(repository_dir, folder_data, killed, **more)
-    wait_for((killed / "checkpoint-4" / "trainer_state.json").is_file, process)
+    process = start(repository_dir, tmp_path, **more)
+    wait_for((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").is_file, process)
     # With all its processes, as schedulers do: a worker whose parent dies while it starts would never end.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (killed / "model.safetensors").exists()
-    for folder, overrides in ((whole, more), (killed, more | {"resume_from_checkpoint": "last"})):
-        arguments = options(dataset_name=folder_data, output_dir=folder, **(LONG_RUN | overrides))
-        prepare_run(*parse_run_arguments([*arguments, "--use_cpu", "--report_to", "none"])).execute()
-    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, killed))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    prepare(tmp_path, output_dir=tmp_path / "whole", **LONG_RUN | more).execute()
+    prepare(tmp_path, resume_from_checkpoint="last", **LONG_RUN | more).execute()
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "out"))
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
@@ -86,19 +73,16 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(repository_
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_a_terminated_run_saves_and_exits(repository_dir, folder_data, tmp_path, num_processes):
-    folder = tmp_path / "out"
-    process = start(
-        repository_dir, folder_data, folder, num_processes, max_steps=100_000, save_steps=100_000, logging_steps=1
-    )
+    endless = {"max_steps": 100_000, "save_steps": 100_000, "logging_steps": 1}
+    process, folder = start(repository_dir, tmp_path, num_processes, **endless), tmp_path / "out"
     wait_for(lambda: any((folder / "runs").rglob("*tfevents*")), process)
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    code, output = finish(process)
-    assert code != 0
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode != 0
     assert "--resume_from_checkpoint last" in output
-    saved = list(folder.glob("checkpoint-*/trainer_state.json"))
-    assert len(saved) == 1, output
-    assert json.loads(saved[0].read_text())["global_step"] > 0
+    (saved,) = folder.glob("checkpoint-*/trainer_state.json")
+    assert json.loads(saved.read_text())["global_step"] > 0
     assert not (folder / "model.safetensors").exists()
 
 
