@@ -4,6 +4,7 @@
 files that could not be used."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +14,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from modeling_mtaclip.data import DATASETS
 from modeling_mtaclip.metrics import BoundaryScores, MeanIoU
-from modeling_mtaclip.training import parse_run_arguments, prepare_run
 from tests.processes import run_on_processes
-from tests.training.conftest import draw_folder, options
+from tests.training.conftest import draw_folder, prepare
 
 
 CITYSCAPES_CLASSES = DATASETS["cityscapes"].class_names
@@ -23,30 +23,27 @@ CITYSCAPES_CLASSES = DATASETS["cityscapes"].class_names
 
 pytestmark = pytest.mark.slow
 
-ONCE_AT_THE_END = {"eval_strategy": "no", "save_strategy": "no", "num_pictures": 0, "report_to": "none"}
-
-
-def execute(*arguments):
-    return prepare_run(*parse_run_arguments([str(argument) for argument in arguments])).execute()
+ONCE_AT_THE_END = {"eval_strategy": "no", "save_strategy": "no", "num_pictures": 0}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Scenes of two sizes whose classes have Cityscapes' names, 8 for training, 5 for validation; and in `trained`, a
+    """Scenes of two sizes whose classes have Cityscapes' names, 8 for training, 5 for validation; and in `out`, a
     model that has seen them for a second."""
-    folder = draw_folder(tmp_path_factory.mktemp("named"), num_validation=5)
-    (folder / "classes.json").write_text(json.dumps(CITYSCAPES_CLASSES))
-    run = {"dataset_name": folder, "output_dir": folder / "trained", "max_steps": 12, "learning_rate": 5e-3}
-    execute(*options(**run, do_train=True, **ONCE_AT_THE_END))
+    folder = tmp_path_factory.mktemp("named")
+    draw_folder(folder / "data", num_validation=5)
+    (folder / "data" / "classes.json").write_text(json.dumps(CITYSCAPES_CLASSES))
+    prepare(folder, max_steps=12, learning_rate=5e-3, do_train=True, **ONCE_AT_THE_END).execute()
     return folder
 
 
-def evaluation(folder, output, *more):
-    arguments = ["--dataset_name", folder, "--model_name_or_path", folder / "trained", "--output_dir", output]
-    return [*arguments, "--do_eval", "--boundary_metrics", "--report_to", "none", "--num_threads", 1, *more]
+def evaluate(folder, output, **more):
+    saved = {"dataset_name": folder / "data", "model_name_or_path": folder / "out", "do_eval": True}
+    prepare(folder, output_dir=output, **saved, boundary_metrics=True, num_pictures=0, use_cpu=True, **more).execute()
 
 
-def figures_of(metrics):
+def figures_of(output):
+    metrics = json.loads((output / "metrics.json").read_text())
     timings = ("runtime", "per_second")
     return {
         key: value
@@ -58,17 +55,18 @@ def figures_of(metrics):
 @pytest.fixture(scope="module")
 def figures(folder):
     """The figures of one process that takes one image after the other."""
-    return figures_of(execute(*evaluation(folder, folder / "alone", "--num_pictures", 0)))
+    evaluate(folder, folder / "alone")
+    return figures_of(folder / "alone")
 
 
 @pytest.fixture(scope="module")
 def predictions(folder):
     """Predicted and annotated label maps by the names of the images, without the trainer."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "trained").eval()
-    processor = AutoImageProcessor.from_pretrained(folder / "trained")
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder / "out").eval()
+    processor, data = AutoImageProcessor.from_pretrained(folder / "out"), folder / "data"
     maps = {}
-    for path in sorted((folder / "images" / "val").iterdir()):
-        annotation = np.array(Image.open(folder / "annotations" / "val" / path.name))
+    for path in sorted((data / "images" / "val").iterdir()):
+        annotation = np.array(Image.open(data / "annotations" / "val" / path.name))
         with torch.no_grad():
             outputs = model(**processor(Image.open(path), return_tensors="pt"))
         (prediction,) = processor.post_process_semantic_segmentation(outputs, [annotation.shape])
@@ -142,10 +140,9 @@ def test_worst_images_come_first_and_the_interval_holds_the_figure(figures, pred
 def test_figures_do_not_depend_on_processes_batches_or_streaming(
     folder, figures, tmp_path, num_processes, batch_size, streaming
 ):
-    more = ("--per_device_eval_batch_size", batch_size, "--streaming", streaming, "--num_pictures", 0, "--use_cpu")
-    run_on_processes(num_processes, tmp_path / "logs", execute, *evaluation(folder, tmp_path, *more))
-    others = figures_of(json.loads((tmp_path / "metrics.json").read_text()))
-    figures = json.loads(json.dumps(figures))
+    more = {"per_device_eval_batch_size": batch_size, "streaming": streaming}
+    run_on_processes(num_processes, tmp_path / "logs", partial(evaluate, folder, tmp_path, **more))
+    others = figures_of(tmp_path)
     # These are sums of floats, whose order is that of the processes; all others are of whole numbers.
     for each in (others, figures, *others["classes"].values(), *figures["classes"].values()):
         for key in ("eval_boundary_f_score", "boundary_f_score"):
@@ -153,22 +150,20 @@ def test_figures_do_not_depend_on_processes_batches_or_streaming(
     assert others == figures
 
 
-@pytest.fixture
-def spoiled(tmp_path):
-    """8 training images, one of which is cut off, and one no image."""
+@pytest.mark.parametrize(("num_processes", "streaming"), [(1, True), (2, False)])
+def test_unusable_images_are_left_out_with_a_warning_and_counted(tmp_path, num_processes, streaming):
+    """Of 8 training images, one is cut off and one is none."""
     folder = draw_folder(tmp_path / "data", num_validation=1)
     first, second = (folder / "images" / "train" / f"{index}.png" for index in range(2))
     first.write_bytes(first.read_bytes()[:1000])
     second.write_bytes(b"\x89PNG\r\n\x1a\n nonsense")
-    return folder
-
-
-@pytest.mark.parametrize(("num_processes", "streaming"), [(1, True), (2, False)])
-def test_unusable_images_are_left_out_with_a_warning_and_counted(spoiled, tmp_path, num_processes, streaming):
-    run = {"dataset_name": spoiled, "output_dir": tmp_path / "out", "check_data": "none", "max_bad_share": 0.25}
-    run |= {"streaming": streaming, "max_steps": 4 // num_processes, "do_train": True, "dataloader_num_workers": 0}
-    arguments = options(**run, **ONCE_AT_THE_END)
-    warnings = run_on_processes(num_processes, tmp_path / "logs", execute, *arguments, "--use_cpu")
+    run = {"check_data": "none", "max_bad_share": 0.25, "max_steps": 4 // num_processes, "streaming": streaming}
+    train = partial(_train, tmp_path, do_train=True, use_cpu=True, **run, **ONCE_AT_THE_END)
+    warnings = run_on_processes(num_processes, tmp_path / "logs", train)
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_bad"] == 2
     for name in ("0.png", "1.png"):
         assert warnings.count(f"train/{name} can't be read") >= 1
+
+
+def _train(folder, **options):
+    prepare(folder, **options).execute()
