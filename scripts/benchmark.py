@@ -84,19 +84,17 @@ def main(arguments: Sequence[str]) -> list[Row]:
     """Prints the table that the options ask for, and returns its rows."""
     options = parse_arguments(arguments)
     prepare(options)
-    around, settings = environment(options), vars(options) | {"json": str(options.json)}
-    for described in (around, settings):
-        print(", ".join(f"{name}: {value}" for name, value in described.items()))
+    table = {"environment": environment(options), "settings": vars(options) | {"json": str(options.json)}, "rows": []}
+    for described in ("environment", "settings"):
+        print(", ".join(f"{name}: {value}" for name, value in table[described].items()))
     print(HEADING, flush=True)
-    rows = []
     for mode in WORKLOADS if options.mode == "all" else [options.mode]:
         for row in count_launches(options) if mode == "launches" else compare(mode, options):
-            rows.append(row)
+            table["rows"].append(row)
             print(_line(row), flush=True)
     if options.json is not None:
-        table = {"environment": around, "settings": settings, "rows": rows}
         options.json.write_text(json.dumps(table, indent=1) + "\n")
-    return rows
+    return table["rows"]
 
 
 def parse_arguments(arguments: Sequence[str]) -> Options:
@@ -374,8 +372,8 @@ def data(options: Options, side: str) -> Run:
     prepare(options)
     folder = TemporaryDirectory()
     images, annotations = (Path(folder.name, kind, "train") for kind in ("images", "annotations"))
-    images.mkdir(parents=True)
-    annotations.mkdir(parents=True)
+    for each in (images, annotations):
+        each.mkdir(parents=True)
     Path(folder.name, "classes.json").write_text(json.dumps([f"class {index}" for index in range(8)]))
     for index in range(num_data_images(options)):
         image, labels = make_scene(index, *DATA_SIZE)
@@ -387,15 +385,15 @@ def data(options: Options, side: str) -> Run:
         dataset, collate = SegmentationExamples(read, "train", augmentation, SEED), None
     else:
         dataset = list(zip(sorted(images.iterdir()), sorted(annotations.iterdir()), strict=True))
-        collate = partial(_plain_batch, _plain_augmentation(options.size))
+        collate = partial(_plain_batch, options.size)
     workers = {"num_workers": options.num_workers, "persistent_workers": options.num_workers > 0}
     loader = DataLoader(dataset, options.batch_size, shuffle=True, collate_fn=collate, **workers)
     # The folder lives as long as what reads it.
     return lambda: (folder, sum(len(batch["labels"]) for batch in loader))
 
 
-def _plain_augmentation(crop_size: int) -> v2.Transform:
-    return v2.Compose(
+def _plain_batch(crop_size: int, files: list[tuple[Path, Path]]) -> dict[str, Tensor]:
+    augmentation = v2.Compose(
         [
             v2.RandomResize(DATA_SHORTEST_EDGE // 2, DATA_SHORTEST_EDGE * 2),
             v2.RandomCrop(crop_size, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}),
@@ -405,9 +403,6 @@ def _plain_augmentation(crop_size: int) -> v2.Transform:
             v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
         ]
     )
-
-
-def _plain_batch(augmentation: v2.Transform, files: list[tuple[Path, Path]]) -> dict[str, Tensor]:
     pairs = [(tv_tensors.Image(Image.open(image)), tv_tensors.Mask(Image.open(labels))) for image, labels in files]
     images, labels = zip(*(augmentation(*pair) for pair in pairs), strict=True)
     return {"pixel_values": torch.stack(images), "labels": torch.stack(labels)}

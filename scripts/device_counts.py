@@ -25,16 +25,8 @@ KINDS = ("kernels", "waits", "to_host", "to_device", "pinned_to_device")
 # Operators that start nothing on the device: views have a mark of their own.
 NO_KERNELS = ("empty", "new_empty", "_unsafe_view", "lift_fresh", "promote_types", "_local_scalar_dense")
 # Their results' sizes or values are needed on the host.
-WAITS = (
-    "_local_scalar_dense",
-    "nonzero",
-    "masked_select",
-    "bincount",
-    "equal",
-    "is_nonzero",
-    "_unique2",
-    "unique_dim",
-)
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "is_nonzero")
+WAITS += ("_unique2", "unique_dim")
 ASSIGNMENT = "mtaclip::assign_queries"
 
 
@@ -56,12 +48,14 @@ def count_device_work(run: Callable[[], Any]) -> dict[str, Counter]:
     return counts
 
 
-class _Calls(TorchFunctionMode):
-    """Counts calls that would copy on an accelerator: on a CPU they do nothing that operators could tell."""
-
+class _Counting:
     def __init__(self, counts: dict[str, Counter]) -> None:
         super().__init__()
         self.counts = counts
+
+
+class _Calls(_Counting, TorchFunctionMode):
+    """Counts calls that would copy on an accelerator: on a CPU they do nothing that operators could tell."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
@@ -70,12 +64,8 @@ class _Calls(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(_Counting, TorchDispatchMode):
     """Counts operators, forward and backward."""
-
-    def __init__(self, counts: dict[str, Counter]) -> None:
-        super().__init__()
-        self.counts = counts
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Calls inside an operator, as in the assignment, are the host's own business.
