@@ -4,7 +4,7 @@
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,40 +76,51 @@ def test_labels_that_may_be_a_mistake_are_warned_of(tmp_path, caplog, maps, expe
     assert all(part in caplog.text.replace("\\", "/") for part in expected)
 
 
+def redrawn(change: Callable[[Image.Image], Image.Image]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        image = Image.open(path)
+        image.load()
+        change(image).save(path)
+
+    return write
+
+
+UNREADABLE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:200]),
+    "text": lambda path: path.write_text("no image"),
+    "missing": Path.unlink,
+}
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "change", "message"),
     [
-        (lambda image: image.convert("RGB"), "has the mode 'RGB'"),
-        (lambda image: image.transpose(Image.Transpose.ROTATE_90), "24 x 32, but its image 32 x 24.*turn the annota"),
-        (lambda image: image.resize((12, 8)), "12 x 8, but its image 32 x 24"),
-        (lambda image: Image.effect_noise(image.size, 90), "different values it looks like a gray picture"),
-        (lambda image: image.point(lambda value: 17 if value else 0), r"has the values \[17\].* 3 classes.* 0 to 2"),
-        (lambda image: Image.new("I;16", image.size, 40_000), r"has the values \[40000\]"),
+        *((f"{kind}/train/1.png", change, "") for kind in ("images", "annotations") for change in UNREADABLE.values()),
+        ("", redrawn(lambda image: image.convert("RGB")), "has the mode 'RGB'"),
+        ("", redrawn(lambda image: image.rotate(90, expand=True)), "24 x 32, but its image 32 x 24.*turn the annota"),
+        ("", redrawn(lambda image: image.resize((12, 8))), "12 x 8, but its image 32 x 24"),
+        (
+            "",
+            redrawn(lambda image: Image.effect_noise(image.size, 90)),
+            "different values it looks like a gray picture",
+        ),
+        (
+            "",
+            redrawn(lambda image: image.point(lambda value: 17 if value else 0)),
+            r"values \[17\].* 3 classes.* 0 to 2",
+        ),
+        ("", redrawn(lambda image: Image.new("I;16", image.size, 40_000)), r"has the values \[40000\]"),
     ],
 )
-def test_annotations_that_cannot_be_label_maps_are_named(folder, change, message):
-    path = folder / "annotations/val/1.png"
-    image = Image.open(path)
-    image.load()
-    change(image).save(path)
-    with pytest.raises(ValueError, match=rf"(?s)1 unusable.*val.1\.png.*{message}"):
-        check(folder, "validation")
+def test_files_that_cannot_be_used_are_named(folder, file, change, message):
+    file = file or "annotations/val/1.png"
+    data, split = load_segmentation_dataset(str(folder)), "train" if "train" in file else "validation"
+    change(folder / file)
+    message = rf"{file}.*{message or 'can.t be read'}"
     with pytest.raises(ValueError, match=message):
-        SegmentationExamples(load_segmentation_dataset(str(folder)), "validation")[1]
-
-
-@pytest.mark.parametrize("file", ["images/train/2.png", "annotations/train/2.png"])
-@pytest.mark.parametrize("kind", ["cut", "text", "missing"])
-def test_damaged_files_are_named(folder, file, kind):
-    data, path = load_segmentation_dataset(str(folder)), folder / file
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] if kind == "cut" else b"no image")
-    if kind == "missing":
-        path.unlink()
-    with pytest.raises(ValueError, match=rf"{file} can't be read"):
-        SegmentationExamples(data, "train")[2]
-    with pytest.raises(ValueError, match=rf"(?s)1 unusable.*{file} can't be read"):
-        data.check("train")
+        SegmentationExamples(data, split)[1]
+    with pytest.raises(ValueError, match=rf"(?s)1 unusable.*{message}"):
+        data.check(split)
 
 
 def test_every_bad_file_is_named_and_pixels_of_the_others_are_counted(folder, caplog):
@@ -129,32 +140,6 @@ def test_every_bad_file_is_named_and_pixels_of_the_others_are_counted(folder, ca
         assert "train/2" not in str(caught.value)
     with pytest.raises(ValueError, match=r"no extra split, only \['test', 'train', 'validation'\]"):
         check(folder, "extra")
-
-
-def test_reduced_labels_make_0_void_and_1_the_first_class(tmp_path):
-    labels = np.array([[0, 1, 2, 255]], np.uint8)
-    folder = write(tmp_path, labels, labels, classes=["road", "sky"])
-    data = load_segmentation_dataset(str(folder), do_reduce_labels=True)
-    assert data.read(data.splits["train"][0])[1].tolist() == [[255, 0, 1, 255]]
-    with pytest.raises(ValueError, match=r"has the values \[2\], but the data set has 2 classes"):
-        check(folder)
-    write(tmp_path, labels + 1, classes=["road", "sky"])
-    with pytest.raises(ValueError, match=r"has the values \[3\].*from 1 to 2, or \[0, 255\]"):
-        load_segmentation_dataset(str(folder), do_reduce_labels=True).check("train")
-
-
-@pytest.mark.parametrize("ignore_index", [300, 65_535])
-def test_label_ids_of_16_bits_are_exact(tmp_path, ignore_index):
-    classes = {"id2label": {index: f"class {index}" for index in range(255)}, "ignore_index": ignore_index}
-    labels = label_map(0, (0, 7, 254, ignore_index), np.uint16)
-    data = load_segmentation_dataset(str(write(tmp_path, labels, classes=classes)))
-    read = data.read(data.splits["train"][0])[1]
-    np.testing.assert_array_equal(read, np.where(labels == ignore_index, 255, labels))
-    assert data.check("train")[[0, 7, 254]].tolist() == [(labels == value).sum() for value in (0, 7, 254)]
-    # 256 above a class is no class.
-    write(tmp_path, label_map(0, (0, 256), np.uint16), classes=classes)
-    with pytest.raises(ValueError, match=r"has the values \[256\]"):
-        check(tmp_path)
 
 
 def test_images_above_the_limit_of_pixels_can_be_allowed(folder):
@@ -266,30 +251,23 @@ def test_stream_leaves_out_bad_files(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("max_samples", [None, 4])
-@pytest.mark.parametrize(("num_workers", "world_size"), [(0, 1), (0, 2), (2, 2)])
-def test_evaluation_stream_gives_each_example_once(folder, max_samples, num_workers, world_size):
-    data = load_segmentation_dataset(str(folder), streaming=True)
-    names = []
-    for rank in range(world_size):
-        stream = SegmentationStream(data, "validation", max_samples=max_samples, rank=rank, world_size=world_size)
-        names += [example["name"] for example in DataLoader(stream, batch_size=None, num_workers=num_workers)]
-    assert sorted(names) == VAL[:max_samples]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_evaluation_leaves_out_bad_files_and_counts_them(folder, streaming):
+@pytest.mark.parametrize(
+    ("streaming", "num_workers", "world_size"),
+    [(False, 0, 1), (False, 2, 1), (True, 0, 1), (True, 0, 2), (True, 2, 2)],
+)
+def test_evaluation_reads_each_example_once_and_counts_bad_ones(
+    folder, max_samples, streaming, num_workers, world_size
+):
     damage(folder, "images/val/1.png")
     data = load_segmentation_dataset(str(folder), streaming=streaming)
-    examples = (SegmentationStream if streaming else SegmentationExamples)(data, "validation")
-    for num_workers in (0, 2):
+    names, num_bad = [], 0
+    for rank in range(world_size):
+        options = {"rank": rank, "world_size": world_size, "max_samples": max_samples}
+        examples = (SegmentationStream if streaming else SegmentationExamples)(data, "validation", **options)
         loader = DataLoader(examples, batch_size=2, num_workers=num_workers, collate_fn=list)
-        assert sorted(example["name"] for batch in loader for example in batch) == [VAL[0], *VAL[2:]]
-        assert examples.num_bad == 1
-
-
-def test_max_samples_takes_the_first(folder):
-    assert len(examples_of(folder, max_samples=200)) == 6
-    assert names_of(examples_of(folder, max_samples=2)) == TRAIN[:2]
+        names += [example["name"] for batch in loader for example in batch]
+        num_bad += examples.num_bad
+    assert (sorted(names), num_bad) == ([VAL[0], *VAL[2:max_samples]], 1)
 
 
 def test_batches_know_the_classes_of_their_images():

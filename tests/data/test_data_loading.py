@@ -60,19 +60,37 @@ def test_examples_are_as_in_the_files(folder, streaming):
         data.read(example)
 
 
+MANY = {index: f"class {index}" for index in range(255)}
+REDUCED = {"do_reduce_labels": True}
+
+
 @pytest.mark.parametrize(
-    ("content", "ignored"),
+    ("classes", "options", "values", "expected"),
     [
-        (NAMES, 255),
-        (dict(enumerate(NAMES)), 255),
-        ({"id2label": {"2": "tree", "0": "road", "1": "sky"}, "ignore_index": 11}, 11),
+        (NAMES, {}, [0, 1, 2, 255], [0, 1, 2, 255]),
+        (dict(enumerate(NAMES)), {}, [0, 1, 2, 255], [0, 1, 2, 255]),
+        ({"id2label": {"2": "tree", "0": "road", "1": "sky"}, "ignore_index": 11}, {}, [2, 255, 11], [2, 255, 255]),
+        (NAMES, REDUCED, [0, 1, 2, 3, 255], [255, 0, 1, 2, 255]),
+        ({"id2label": MANY, "ignore_index": 300}, {}, [0, 7, 254, 300], [0, 7, 254, 255]),
+        ({"id2label": MANY, "ignore_index": 65_535}, {}, [0, 7, 254, 65_535], [0, 7, 254, 255]),
+        (NAMES, {}, [0, 3], r"has the values \[3\], but the data set has 3 classes"),
+        (NAMES, REDUCED, [0, 4], r"has the values \[4\].*from 1 to 3, or \[0, 255\]"),
+        # 256 above a class is no class.
+        (NAMES, {}, [0, 256], r"has the values \[256\]"),
     ],
 )
-def test_class_names_may_be_written_in_three_ways(folder, content, ignored):
-    values = label_map(0, (0, 1, 2, 255, ignored))
-    data = load_segmentation_dataset(str(write(folder, values, classes=content)))
-    assert data.class_names == NAMES
-    np.testing.assert_array_equal(read(data), np.where(values == ignored, 255, values))
+def test_values_become_label_ids(tmp_path, classes, options, values, expected):
+    labels = label_map(0, values, np.uint16 if max(values) > 255 else np.uint8)
+    data = load_segmentation_dataset(str(write(tmp_path, labels, classes=classes)), **options)
+    if isinstance(expected, str):
+        for reader in (read, lambda data: data.check("train")):
+            with pytest.raises(ValueError, match=expected):
+                reader(data)
+        return
+    assert data.class_names == (NAMES if len(data.class_names) == 3 else [*MANY.values()])
+    for value, label in zip(values, expected, strict=True):
+        assert (read(data)[labels == value] == label).all()
+        assert label == 255 or data.check("train")[label] == (labels == value).sum()
 
 
 @pytest.mark.parametrize(
@@ -207,13 +225,14 @@ def test_saved_data_sets_are_loaded(folder, tmp_path, monkeypatch, kind, columns
 @pytest.mark.parametrize("streaming", [False, True])
 def test_data_sets_of_the_hub_are_loaded_with_their_options(folder, monkeypatch, streaming):
     options = {"revision": "v2", "token": "secret", "cache_dir": "cache"}
+    train = columns_of(folder)
+    loaded = datasets.DatasetDict({"train": train})
+    if streaming:
+        loaded = datasets.IterableDatasetDict({"train": train.to_iterable_dataset()})
 
     def load(path: str, name: str, streaming: bool, **given: str):
         assert (path, name, given) == ("city/streets", "small", options)
-        train = columns_of(folder)
-        if streaming:
-            return datasets.IterableDatasetDict({"train": train.to_iterable_dataset()})
-        return datasets.DatasetDict({"train": train})
+        return loaded
 
     def download(repository: str, name: str, repo_type: str, **given: str) -> str:
         assert (repository, repo_type, given) == ("city/streets", "dataset", options)
@@ -224,8 +243,7 @@ def test_data_sets_of_the_hub_are_loaded_with_their_options(folder, monkeypatch,
     monkeypatch.setattr("modeling_mtaclip.data.loading.load_dataset", load)
     monkeypatch.setattr("modeling_mtaclip.data.loading.hf_hub_download", download)
     data = load_segmentation_dataset("city/streets", streaming=streaming, dataset_config_name="small", **options)
-    assert isinstance(data.splits, datasets.IterableDatasetDict if streaming else datasets.DatasetDict)
-    assert (list(data.splits), data.class_names) == (["train"], NAMES)
+    assert (type(data.splits), list(data.splits), data.class_names) == (type(loaded), ["train"], NAMES)
     require_train_examples(data)
 
 
@@ -236,11 +254,7 @@ def test_data_sets_of_the_hub_are_loaded_with_their_options(folder, monkeypatch,
         ("z", {}, r"Which of .*'z'.* is the annotation\? .*`annotation_column_name`"),
         ("label", {"image_column_name": "photo"}, "no image column 'photo', only"),
         ("label", {"annotation_column_name": "image"}, "'image' can't be the column of images and of annotations"),
-        (
-            "mask",
-            {"annotation_column_name": "scene_category"},
-            r"no annotation column 'scene_category', only \['image', 'mask'\]",
-        ),
+        ("mask", {"annotation_column_name": "scene_category"}, r"'scene_category', only \['image', 'mask'\]"),
     ],
 )
 def test_columns_that_are_not_clear_are_asked_for(folder, tmp_path, annotation, options, message):
