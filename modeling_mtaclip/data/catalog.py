@@ -84,10 +84,8 @@ class DatasetInfo:
         return table
 
     def with_reduced_labels(self) -> "DatasetInfo":
-        """The same for annotations in which 0 is "no label" and 1 the first class (`do_reduce_labels`).
-
-        Raises:
-            ValueError: it is known that the values stand for something else.
+        """The same for annotations in which 0 is "no label" and 1 the first class (`do_reduce_labels`); a `ValueError`
+        if it is known that the values stand for something else.
         """
         values = tuple(range(1, len(self.values) + 1))
         if self.title and self.values != values:

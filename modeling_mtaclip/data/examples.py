@@ -191,18 +191,11 @@ class SegmentationData:
 
 def _require_one_size(example: Mapping[str, Any], annotation: np.ndarray, size: tuple[int, int]) -> None:
     height, width = annotation.shape
-    if (width, height) == size:
-        return
-    advice = "Mend the annotation, or move both away."
-    if (height, width) == size:
-        advice = (
-            "Width and height are exchanged: turn the annotation. Images are turned as their EXIF orientation says, "
-            "and annotations belong to the upright image."
+    if (width, height) != size:
+        raise ValueError(
+            f"The annotation {_source(example, 'annotation')} has the size {width} x {height}, but its image, upright "
+            f"as its EXIF orientation says, {size[0]} x {size[1]}. Mend or turn the annotation, or move both away."
         )
-    raise ValueError(
-        f"The annotation {_source(example, 'annotation')} has the size {width} x {height}, but its image {size[0]} x "
-        f"{size[1]}. {advice}"
-    )
 
 
 def _source(example: Mapping[str, Any], column: str) -> str:
@@ -261,7 +254,7 @@ class BadExamplesError(RuntimeError):
     """More training examples can't be used than the run allows."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _Examples:
     """What lists and streams of examples have in common."""
 

@@ -285,10 +285,11 @@ def _find_columns(dataset: Split, given: Mapping[str, str | None]) -> dict[str, 
 def _with_columns(dataset: Split, columns: Mapping[str, str], split: str) -> Split:
     for column in columns.values() if dataset.features else ():
         dataset = dataset.cast_column(column, FILE)
+    old = [*columns.values()]
     if isinstance(dataset, IterableDataset):
         row = partial(_named_row, columns=columns, split=split)
-        return dataset.map(row, with_indices=True, remove_columns=dataset.column_names, features=FEATURES)
-    dataset = dataset.select_columns([*columns.values()]).rename_columns({old: new for new, old in columns.items()})
+        return dataset.select_columns(old).map(row, with_indices=True, remove_columns=old, features=FEATURES)
+    dataset = dataset.select_columns(old).rename_columns(dict(zip(old, columns, strict=True)))
     return dataset.add_column("name", [f"{split} {index}" for index in range(len(dataset))])
 
 

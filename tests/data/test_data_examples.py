@@ -97,8 +97,8 @@ UNREADABLE = {
     [
         *((f"{kind}/train/1.png", change, "") for kind in ("images", "annotations") for change in UNREADABLE.values()),
         ("", redrawn(lambda image: image.convert("RGB")), "has the mode 'RGB'"),
-        ("", redrawn(lambda image: image.rotate(90, expand=True)), "24 x 32, but its image 32 x 24.*turn the annota"),
-        ("", redrawn(lambda image: image.resize((12, 8))), "12 x 8, but its image 32 x 24"),
+        ("", redrawn(lambda image: image.rotate(90, expand=True)), "24 x 32, but its image, .* 32 x 24. Mend or turn"),
+        ("", redrawn(lambda image: image.resize((12, 8))), "12 x 8, but its image, .* 32 x 24"),
         (
             "",
             redrawn(lambda image: Image.effect_noise(image.size, 90)),
@@ -110,6 +110,7 @@ UNREADABLE = {
             r"values \[17\].* 3 classes.* 0 to 2",
         ),
         ("", redrawn(lambda image: Image.new("I;16", image.size, 40_000)), r"has the values \[40000\]"),
+        ("", lambda path: Image.new("I", SIZE[::-1], 70_000).save(path, "TIFF"), r"has the values \[70000\]"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(folder, file, change, message):
