@@ -99,15 +99,14 @@ class Result:
         return self.loaded.segmenter().masks(self.image)
 
     @property
-    def shown_size(self) -> tuple[int, int]:
+    def zoom(self) -> float:
+        """Small photographs are shown larger, by a whole number, and large ones smaller than they are."""
         longest = max(self.image.size)
-        factor = MAX_SHOWN / longest if longest > MAX_SHOWN else max(1, MIN_SHOWN // longest)
-        return tuple(max(1, round(factor * length)) for length in self.image.size)
+        return MAX_SHOWN / longest if longest > MAX_SHOWN else max(1, MIN_SHOWN // longest)
 
     def shown(self, picture: Image.Image) -> Image.Image:
-        """A picture of the photograph's size, at the size in which it is shown."""
-        resample = Image.Resampling.BOX if self.shown_size < self.image.size else Image.Resampling.NEAREST
-        return picture.resize(self.shown_size, resample)
+        size = [max(1, round(self.zoom * length)) for length in picture.size]
+        return picture.resize(size, Image.Resampling.BOX if self.zoom < 1 else Image.Resampling.NEAREST)
 
 
 def in_sentences(function: Callable) -> Callable:
@@ -148,11 +147,9 @@ class Demo:
 
     def greet(self) -> str:
         """What a visitor must know before anything else."""
-        return (
-            NO_MODEL
-            if self._is_missing(self.names[0])
-            else "Drop a photograph, or take one. Then click into the result."
-        )
+        if self._is_missing(self.names[0]):
+            return NO_MODEL
+        return "Drop a photograph, or take one. Then click into the result."
 
     def draw_scene(self) -> tuple[str, str]:
         """Files of a drawn street scene and its ground truth."""
@@ -169,14 +166,13 @@ class Demo:
         if photo is None:
             return None, None, gr.Radio(visible=False), gr.Radio(visible=False), "", self.greet(), *NOTHING_YET
         loaded, image = self.load(name), self._open(photo["path"])
-        labels_of_truth = None if truth is None else self._open_truth(truth["path"], image.size, loaded.class_names)
+        if truth is not None:
+            truth = self._open_truth(truth["path"], image.size, loaded.class_names)
         image.thumbnail((MAX_SIDE, MAX_SIDE))
-        if labels_of_truth is not None:
-            labels_of_truth = np.asarray(Image.fromarray(labels_of_truth).resize(image.size, Image.Resampling.NEAREST))
         options = InferenceOptions.from_arguments(mode, [window], [window * 2 // 3], tta)
         segmenter = loaded.segmenter(options)
         labels, confidence = segmenter.predict_with_confidence(segmenter.prepare(image))
-        result = Result(loaded, options, image, labels_of_truth, labels.cpu().numpy(), confidence.cpu().numpy())
+        result = Result(loaded, options, image, truth, labels.cpu().numpy(), confidence.cpu().numpy())
         picture = self.draw(result, CLASSES, opacity, ALL_CLASSES)
         views = gr.Radio([CLASSES, CONFIDENCE] + [ERRORS] * (truth is not None), value=CLASSES, visible=True)
         return result, picture, views, *_legend(result), _summary(result), *NOTHING_YET
@@ -192,7 +188,9 @@ class Demo:
             raise ValueError(
                 f"The ground truth {name} has the values {wrong[:5]}, which are no ids of classes or 255."
             )
-        return labels.astype(np.uint8)
+        labels = Image.fromarray(labels.astype(np.uint8))
+        labels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.NEAREST)
+        return np.asarray(labels)
 
     @in_sentences
     def draw(self, result: Result | None, view: str, opacity: float, chosen: str) -> Image.Image | None:
@@ -215,9 +213,8 @@ class Demo:
     @in_sentences
     def click(self, result: Result | None, event: gr.SelectData) -> tuple:
         """Looks at the pixel of the photograph that was clicked in the picture."""
-        result = _present(result)
-        scales = zip(event.index, result.image.size, result.shown_size, strict=True)
-        x, y = (min(int((place + 0.5) * length / shown), length - 1) for place, length, shown in scales)
+        zoom, places = _present(result).zoom, zip(event.index, result.image.size, strict=True)
+        x, y = (min(int((place + 0.5) / zoom), length - 1) for place, length in places)
         return (x, y, *self.look_at(result, x, y))
 
     @in_sentences
@@ -271,7 +268,7 @@ class Demo:
                 image.thumbnail((MAX_SIDE, MAX_SIDE))
                 (labels,) = segmenter.predict([segmenter.prepare(image)])
                 _add_results(results, f"{number:03}_{Path(path).stem}", image, labels.cpu().numpy(), loaded)
-        report = f"{len(files) - len(problems)} images are predicted, {len(problems)} files left out."
+        report = f"Predicted: {len(files) - len(problems)} images. Left out: {len(problems)} files."
         return str(archive), "\n- ".join([report, *map(_escape, problems)])
 
 
@@ -389,7 +386,7 @@ def _photograph(demo: Demo, options: list[gr.components.Component]) -> None:
             alignment = gr.Markdown(elem_id="alignment")
     with gr.Row():
         with gr.Column():
-            gr.Markdown(f"### Your own phrases\n{ABOUT_PHRASES}")
+            gr.Markdown(f"## Your own phrases\n{ABOUT_PHRASES}")
             phrases = gr.Textbox(label="Phrases, one a line", lines=4)
             fit = gr.Button("Where do they fit best?")
         with gr.Column():

@@ -41,7 +41,9 @@ from scripts import app  # noqa: E402 - needs Gradio
 PALETTE = generate_palette(3)
 BROWSER_OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 BROWSER_OPTIONS += ["--disable-background-networking", "--disable-component-update"]
-PATIENCE = 20
+# Seconds: only failures take so long.
+PATIENCE = 60
+playwright.expect.set_options(timeout=PATIENCE * 1000)
 
 
 def save_model(folder, class_names):
@@ -288,6 +290,19 @@ def test_bad_ground_truth_is_refused_in_a_sentence(page, truth, message):
     page.get_by_text(message).wait_for()
 
 
+def test_large_photographs_are_shrunk_with_their_ground_truth(tiny, tmp_path):
+    truth = Image.new("L", (2600, 300), 2)
+    truth.paste(255, (0, 0, 1300, 300))
+    for name, image in (("photo", random_image().resize(truth.size)), ("truth", truth)):
+        image.save(tmp_path / f"{name}.png")
+    files = [{"path": str(tmp_path / f"{name}.png")} for name in ("photo", "truth")]
+    result, *_ = app.Demo([str(tiny.folder)]).segment(*files, str(tiny.folder), "whole", 512, False, 0.5)
+    assert result.image.size == (2048, 236)
+    assert result.labels.shape == result.truth.shape == (236, 2048)
+    assert (result.truth[:, :1024] == 255).all()
+    assert (result.truth[:, 1024:] == 2).all()
+
+
 def test_two_visitors_at_once(visit, address, tiny):
     pages = [visit(address), visit(address, viewport={"width": 390, "height": 844}, color_scheme="dark")]
     images = [random_image(seed) for seed in (3, 4)]
@@ -339,7 +354,7 @@ def test_a_folder(page, tiny, tmp_path):
     page.locator("input[webkitdirectory]").set_input_files(tmp_path)
     page.get_by_text("c.png").or_(page.get_by_text("c", exact=True)).first.wait_for()
     page.get_by_role("button", name="Segment the folder").click()
-    page.get_by_text("2 images are predicted, 1 files left out.").wait_for()
+    page.get_by_text("Predicted: 2 images. Left out: 1 files.").wait_for()
     assert page.get_by_text("c.png is no image of a known format").is_visible()
     link = page.locator("a[href*='predictions.zip']").first.get_attribute("href")
     with zipfile.ZipFile(io.BytesIO(page.request.get(link).body())) as results:
