@@ -179,17 +179,22 @@ def test_nothing_is_predicted_twice_or_overwritten(run, model_dir, images, out):
     assert_maps(results_of(out), expected_maps(model_dir, images))
 
 
-@pytest.mark.parametrize("change", [["--tta"], [*SLIDE, "--stride", "32"], ["--dtype", "bfloat16"], "model", "image"])
+@pytest.mark.parametrize(
+    "change",
+    [["--tta"], ["--inference_mode", "whole"], ["--stride", "16"], ["--dtype", "bfloat16"], ["model"], ["image"]],
+    ids=" ".join,
+)
 def test_results_of_other_inputs_models_and_options_are_not_taken_for_these(run, model_dir, images, out, change):
     """Equal paths are not enough: contents are compared."""
-    model = shutil.copytree(model_dir, images.parent / "model")
-    assert run(model=model)[0] == 0
+    model, arguments = shutil.copytree(model_dir, images.parent / "model"), [*SLIDE, "--stride", "32"]
+    assert run(*arguments, model=model)[0] == 0
     before = results_of(out)
-    if change == "model":
+    if change == ["model"]:
         varied_model(5).save_pretrained(model)
-    elif change == "image":
+    elif change == ["image"]:
         random_image(77).save(images / "part0" / "2.jpg")
-    arguments = change if isinstance(change, list) else []
+    else:
+        arguments += change
     status, printed = run(*arguments, model=model)
     assert status == 2
     assert "not made from this input by this model with these options" in printed
@@ -469,6 +474,8 @@ def test_formats_of_benchmarks(run, named_model, shared_dir, out, tmp_path, data
             assert palette[: 3 * len(info.palette)] == list(itertools.chain(*info.palette))
     status, printed = run("--format", dataset, "index", output_dir=tmp_path / "both", **where)
     assert (status == 2) == ("use the same file names" in printed) == (dataset == "ade20k")
+    # A map of other values is not taken for one of class ids.
+    assert run(**where)[0] == (2 if dataset == "ade20k" else 0)
 
 
 def test_cityscapes_names(run, named_model):
