@@ -50,14 +50,15 @@ class LossTerms:
     """Losses and their terms since the last line of the log, which stay on the device until then."""
 
     def __init__(self) -> None:
-        # Of each batch: step, loss and its terms by name, whether each image has only finite values, images' names.
-        self._batches: list[tuple[int, dict[str, Tensor], Tensor, Sequence[str]]] = []
+        self._names: list[str] = []
+        # Of each batch: step, loss and its terms, whether each image has only finite values, images' names.
+        self._batches: list[tuple[int, Tensor, Tensor, Sequence[str]]] = []
 
     @torch.no_grad()
     def add(self, step: int, outputs: Any, pixel_values: Tensor, names: Sequence[str] | None) -> None:
         """Keeps the terms of a batch, and what tells which of its images are broken."""
-        terms = {"loss": outputs.loss.detach()}
-        terms |= {f"loss_{name}": term for name, term in outputs.loss_components.items()}
+        self._names = ["loss", *(f"loss_{name}" for name in outputs.loss_components)]
+        terms = torch.stack([outputs.loss, *outputs.loss_components.values()]).float()
         names = names or [f"{index} of the batch" for index in range(len(pixel_values))]
         self._batches.append((step, terms, pixel_values.flatten(1).isfinite().all(dim=1), names))
 
@@ -65,7 +66,7 @@ class LossTerms:
         """The mean of each term over the finite losses of all processes, which must all call this; images of the
         others are named. All are forgotten then."""
         batches, self._batches = self._batches, []
-        values = torch.stack([torch.stack(list(terms.values())).float() for _, terms, _, _ in batches])
+        values = torch.stack([terms for _, terms, _, _ in batches])
         finite = values[:, :1].isfinite()
         for (step, _, are_whole, images), is_finite in zip(batches, finite.flatten().tolist(), strict=True):
             if not is_finite:
@@ -75,7 +76,7 @@ class LossTerms:
                 logger.warning("Step %d: the loss is NaN or infinite because of the %s %s.", step, what, names)
         sums = torch.cat((torch.where(finite, values, 0).sum(dim=0), finite.sum(dim=0)))
         *sums, number = accelerator.reduce(sums, reduction="sum").tolist()
-        return {name: value / number for name, value in zip(batches[0][1], sums, strict=True) if number}
+        return {name: value / number for name, value in zip(self._names, sums, strict=True) if number}
 
 
 class BrokenStepsCallback(TrainerCallback):

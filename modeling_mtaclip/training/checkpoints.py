@@ -145,7 +145,8 @@ class CheckpointCallback(TrainerCallback):
         if args.should_save and self.limit:
             newest = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             kept = {newest, Path(state.best_model_checkpoint or newest)}
-            older = [path for path in _checkpoints(args.output_dir) if path not in kept]
+            # By age: a run that was resumed earlier in time may leave later steps behind.
+            older = sorted(set(_checkpoints(args.output_dir)) - kept, key=lambda path: path.stat().st_mtime_ns)
             for path in older[: max(0, len(older) + len(kept) - self.limit)]:
                 shutil.rmtree(path, ignore_errors=True)
 

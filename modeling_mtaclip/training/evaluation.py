@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,29 +26,19 @@ NUM_WORST_IMAGES = 10
 MAX_NAMED_CLASSES = 20
 
 
-@dataclass
-class EvaluationCollator:
-    """Prepares evaluation examples, each by itself, so that no image is padded to the size of another.
-
-    Attributes:
-        image_processor ([`MTAClipImageProcessor`]): the model's.
-        scales (`Sequence[float]`): at which the images are predicted.
-    """
-
-    image_processor: MTAClipImageProcessor
-    scales: Sequence[float] = (1.0,)
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Of each example the [`PreparedImage`] `image`, the `annotation` `(height, width)` int64 at its own size, and
-        the `name`, which may be empty."""
-        return [
-            {
-                "image": prepare_image(example["image"], self.image_processor, self.scales),
-                "annotation": torch.from_numpy(np.array(example["annotation"], dtype=np.int64)),
-                "name": example.get("name", ""),
-            }
-            for example in examples
-        ]
+def prepare_examples(
+    examples: Sequence[Mapping[str, Any]], image_processor: MTAClipImageProcessor, scales: Sequence[float] = (1.0,)
+) -> list[dict[str, Any]]:
+    """Prepares evaluation examples, each by itself, so that no image is padded to the size of another: `image`, a
+    [`PreparedImage`] for these scales, `annotation` `(height, width)` int64 at its own size, and `name`."""
+    return [
+        {
+            "image": prepare_image(example["image"], image_processor, scales),
+            "annotation": torch.from_numpy(np.array(example["annotation"], dtype=np.int64)),
+            "name": example.get("name", ""),
+        }
+        for example in examples
+    ]
 
 
 @contextmanager
@@ -189,4 +178,4 @@ def categories_of(class_names: Sequence[str]) -> tuple[str, ...] | None:
     return (known[0] or None) if known else None
 
 
-__all__ = ["EvaluationCollator", "SegmentationScores", "categories_of", "whole_weights"]
+__all__ = ["SegmentationScores", "categories_of", "prepare_examples", "whole_weights"]

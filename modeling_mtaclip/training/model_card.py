@@ -12,14 +12,16 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.trainer_utils import has_length
 
-from ..data import DATASETS, DatasetInfo
-from ..image_processing_mtaclip import MTAClipImageProcessor
-from ..modeling_mtaclip import MTAClipForSemanticSegmentation
+from ..data import DATASETS
 
+
+if TYPE_CHECKING:
+    from .trainer import MTAClipTrainer
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md.jinja"
 TASK = "image-segmentation"
@@ -35,33 +37,22 @@ MARKER = "<!-- Written by the training run. Remove this line to keep your own te
 PRIVATE_OPTION = re.compile(r"token|_dir$|^resume_from_checkpoint$|^hub_model_id$")
 
 
-def write_model_card(
-    path: str | Path,
-    *,
-    model: MTAClipForSemanticSegmentation,
-    image_processor: MTAClipImageProcessor,
-    model_id: str,
-    options: Mapping[str, Any],
-    history: Sequence[Mapping[str, Any]] = (),
-    data: DatasetInfo | None = None,
-    num_images: Mapping[str, int] | None = None,
-    warnings: Sequence[str] = (),
-    **metadata: Any,
-) -> bool:
-    """Writes the card to `path`, unless there is one that does not come from a run, and returns whether it did.
+def write_model_card(trainer: "MTAClipTrainer", model_id: str, tags: Sequence[str] = (), **metadata: Any) -> bool:
+    """Writes a trainer's card into its output folder, unless there is one that does not come from a run, and returns
+    whether it did.
 
-    `model_id` is the name on the Hub, or of the folder; `options` are those of the run, shown as [`public_options`]
-    gives them; the last evaluation in `history`, the trainer's log, has the scores, and `warnings` say what restricts
-    them; `data` is for the data set's title and license, `num_images` has those of each split, as far as known.
-    `metadata`, unless `None`, stand in place of the run's own fields of `huggingface_hub.ModelCardData`, and `tags`
-    beside them.
+    `model_id` is the name on the Hub, or of the folder. `metadata`, unless `None`, stand in place of the run's own
+    fields of `huggingface_hub.ModelCardData`, and `tags` beside them.
     """
-    path, config = Path(path), model.config
+    path, config = Path(trainer.args.output_dir) / "README.md", trainer.model.config
     if path.exists() and MARKER not in path.read_text(encoding="utf-8"):
         return False
-    options = public_options(options)
+    options = public_options(trainer.options)
+    splits = {"training": trainer.train_dataset, "validation": trainer.eval_dataset}
+    data = getattr(getattr(trainer.train_dataset, "data", None), "info", None)
     dataset = options.get("dataset_name", "scenes")
     title = data.title if data is not None and data.title else dataset
+    history, processor = trainer.state.log_history, trainer.processing_class
     evaluation = next((entry for entry in reversed(history) if "eval_mean_iou" in entry), {})
     scores = {name: value for name, value in evaluation.items() if value is not None and math.isfinite(value)}
     results = [
@@ -75,14 +66,13 @@ def write_model_card(
         "license": "apache-2.0" if data is DATASETS["scenes"] else "unknown",
         "library_name": "transformers",
         "pipeline_tag": TASK,
+        "tags": [*TAGS, *([tags] if isinstance(tags, str) else tags)],
         "datasets": [re.sub(r"[^\w./-]+", "-", dataset)],
         "base_model": [name for name in sources if _is_hub_id(name)] or None,
         "metrics": ["mean_iou", "accuracy"],
         "model_name": model_id.split("/")[-1],
         "eval_results": results or None,
     }
-    tags = metadata.pop("tags", None) or ()
-    fields["tags"] = [*TAGS, *([tags] if isinstance(tags, str) else tags)]
     card = ModelCard.from_template(
         ModelCardData(**fields | {name: value for name, value in metadata.items() if value is not None}),
         template_path=str(TEMPLATE),
@@ -92,12 +82,12 @@ def write_model_card(
         data_license=data and data.license,
         class_names=[config.id2label[index] for index in range(config.num_labels)],
         text_branch=config.text_branch,
-        num_parameters=model.num_parameters(),
-        image_size=dict(image_processor.size) if image_processor.do_resize else {},
+        num_parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        image_size=dict(processor.size) if processor.do_resize else {},
         scores=scores,
         score_names={key: name for key, _, name in METRICS},
-        warnings=warnings,
-        num_images=num_images or {},
+        warnings=trainer.scores.warnings() if trainer.scores else [],
+        num_images={name: len(images) for name, images in splits.items() if has_length(images)},
         runtime=next((entry["train_runtime"] for entry in history if "train_runtime" in entry), None),
         options=options,
         python=platform.python_version(),

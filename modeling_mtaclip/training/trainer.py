@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from .callbacks import (
 )
 from .checkpoints import CheckpointCallback, explained_disk_errors
 from .evaluated_images import EvaluatedImage, align_masks
-from .evaluation import EvaluationCollator, SegmentationScores, whole_weights
+from .evaluation import SegmentationScores, prepare_examples, whole_weights
 from .model_card import write_model_card
 from .optimization import create_schedule, keep_strides, parameter_groups, synchronize_batch_norms
 
@@ -189,7 +190,8 @@ class MTAClipTrainer(Trainer):
         names = [config.id2label[index] for index in range(config.num_labels)]
         scores = SegmentationScores(names, config.semantic_loss_ignore_index, self.args.boundary_metrics)
         segmenter = self._segmenter(scores)
-        collator = EvaluationCollator(self.processing_class, self.args.inference_options.scales)
+        scales = self.args.inference_options.scales
+        collator = partial(prepare_examples, image_processor=self.processing_class, scales=scales)
         share = range(self.args.process_index, len(dataset), self.args.world_size) if has_length(dataset) else None
         loader = self._loader(dataset, self.args.eval_batch_size, collator, share)
         self.callback_handler.eval_dataloader = loader
@@ -277,22 +279,9 @@ class MTAClipTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        datasets = {"training": self.train_dataset, "validation": self.eval_dataset}
-        path = Path(self.args.output_dir) / "README.md"
-        is_written = write_model_card(
-            path,
-            model=self.accelerator.unwrap_model(self.model),
-            image_processor=self.processing_class,
-            model_id=self.hub_model_id or self.args.hub_model_id or model_name or path.absolute().parent.name,
-            options=self.options,
-            history=self.state.log_history,
-            data=getattr(getattr(self.train_dataset, "data", None), "info", None),
-            num_images={name: len(images) for name, images in datasets.items() if has_length(images)},
-            warnings=[] if self.scores is None else self.scores.warnings(),
-            **{"license": self.args.hub_license} | metadata,
-        )
-        if not is_written:
-            logger.warning("%s is left as it is: it was not written by a training run.", path)
+        name = self.hub_model_id or self.args.hub_model_id or model_name or Path(self.args.output_dir).absolute().name
+        if not write_model_card(self, name, **{"license": self.args.hub_license} | metadata):
+            logger.warning("%s has a README.md of its own, which is left as it is.", self.args.output_dir)
 
     def _segmentation_model(self) -> nn.Module:
         return _without_adapters(self.accelerator.unwrap_model(self.model))

@@ -92,7 +92,8 @@ def test_a_crash_in_the_middle_of_a_save_leaves_the_checkpoint_before_usable(tmp
 
 
 def test_a_checkpoint_is_complete_only_with_its_averages_and_folders_of_the_user_stay(tmp_path, monkeypatch):
-    complete(tmp_path, "checkpoint-1-backup")
+    # What is left of later steps of the run that was resumed goes first.
+    complete(tmp_path, "checkpoint-1-backup", "checkpoint-9")
     found, save = [], TrainerState.save_to_json
 
     def save_state(state, path):
@@ -100,11 +101,15 @@ def test_a_checkpoint_is_complete_only_with_its_averages_and_folders_of_the_user
         save(state, path)
 
     monkeypatch.setattr(TrainerState, "save_to_json", save_state)
-    training(tmp_path, save_total_limit=1).train()
+    training(tmp_path, save_total_limit=2).train()
     wanted = {"model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", EMA_FILE}
     assert len(found) == 4
     assert all(wanted <= names for names in found)
-    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1-backup", "checkpoint-4"}
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {
+        "checkpoint-1-backup",
+        "checkpoint-3",
+        "checkpoint-4",
+    }
 
 
 @pytest.mark.parametrize("error", [RuntimeError("NCCL error in: unhandled cuda error"), PermissionError(13, "no")])

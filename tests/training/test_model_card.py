@@ -98,18 +98,18 @@ def test_pushing_goes_through_the_trainer_with_our_card(finished, monkeypatch):
 
 def card(tmp_path, *, warnings=(), history=(), model=None, data=None, **options):
     """A card of a model that no run has made; `None` if it was not written."""
-    path = tmp_path / "README.md"
-    is_written = write_model_card(
-        path,
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(output_dir=str(tmp_path)),
         model=model or tiny_model(),
-        image_processor=MTAClipImageProcessor(),
-        model_id="model",
+        processing_class=MTAClipImageProcessor(),
         options={"dataset_name": "scenes"} | options,
-        history=history,
-        data=data,
-        warnings=warnings,
+        train_dataset=SimpleNamespace(data=SimpleNamespace(info=data)),
+        eval_dataset=None,
+        state=SimpleNamespace(log_history=history),
+        scores=SimpleNamespace(warnings=lambda: warnings),
     )
-    return ModelCard.load(path) if is_written else None
+    is_written = write_model_card(trainer, "model")
+    return ModelCard.load(tmp_path / "README.md") if is_written else None
 
 
 def test_a_card_that_its_reader_took_over_is_left_alone(tmp_path):

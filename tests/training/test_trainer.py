@@ -130,6 +130,8 @@ def test_steps_do_not_wait_for_the_device(tmp_path):
     run.add_callback(steps)
     run.train()
     assert steps.questions == [0] * 5
+    # Terms wait for the next line of the log without the graphs they come from.
+    assert [terms.requires_grad for _, terms, _, _ in run._terms._batches] == [False]
 
 
 class Stream(IterableDataset):
