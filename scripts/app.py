@@ -357,7 +357,7 @@ def build_page(demo: Demo) -> gr.Blocks:
             files = gr.File(file_count="directory", label="Folder of images", height=240)
             predict = gr.Button("Segment the folder", variant="primary")
             archive, report = gr.File(label="Class ids and overlays", interactive=False), gr.Markdown()
-            predict.click(demo.segment_folder, [files, *options], [archive, report], concurrency_id="folder")
+            predict.click(demo.segment_folder, [files, *options], [archive, report], concurrency_limit=1)
     return page
 
 
