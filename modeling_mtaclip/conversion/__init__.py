@@ -5,7 +5,7 @@
 from .backbones import make_backbone_config
 from .checkpoints import Checkpoint, load_checkpoint, parse_python_config
 from .clip import load_tokenizer, make_tokenizer, small_text_config
-from .segmentation_models import config_from_original, convert_original_state_dict, fields_from_mask2former
+from .segmentation_models import convert_original_state_dict, fields_from_mask2former
 from .starting_points import ModelBundle, build_original, from_pretrained_parts
 from .weights import LoadingReport
 
@@ -15,7 +15,6 @@ __all__ = [
     "LoadingReport",
     "ModelBundle",
     "build_original",
-    "config_from_original",
     "convert_original_state_dict",
     "fields_from_mask2former",
     "from_pretrained_parts",

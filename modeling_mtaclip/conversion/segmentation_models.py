@@ -5,11 +5,11 @@
 Without text branch, our model computes what Mask2Former computes; with the authors' weights, what their code computes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedTokenizerBase
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from ..configuration_mtaclip import CONTRASTIVE_NEGATIVES, MTAClipConfig
 from ..pixel_decoder_mtaclip import NUM_LEVELS
@@ -180,10 +180,8 @@ MATCH_COSTS = {
 }
 
 
-def config_from_original(
-    checkpoint: Checkpoint, class_names: Sequence[str], tokenizer: PreTrainedTokenizerBase, **overrides: Any
-) -> MTAClipConfig:
-    """Our config for an original run, with the authors' behavior where ours differs.
+def fields_from_original(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of [`MTAClipConfig`] for an original run, with the authors' behavior where ours differs.
 
     Sizes are read from the tensors, the rest from the run's configuration in the checkpoint, or else it is as the
     authors have it. A checkpoint of other code is a `ValueError`.
@@ -191,13 +189,12 @@ def config_from_original(
     try:
         fields = _fields_from_run(checkpoint)
         num_points = fields.get("encoder_num_points", MTAClipConfig.encoder_num_points)
-        fields |= _fields_from_shapes(checkpoint, num_points)
+        return fields | _fields_from_shapes(checkpoint, num_points)
     except KeyError as error:
         raise ValueError(
             f"{checkpoint.source} is no checkpoint of the authors' MTA-CLIP code: it has no tensor {error}, but "
             f"{sorted(checkpoint.tensors)[:3]}."
         ) from error
-    return MTAClipConfig.from_labels(list(class_names), tokenizer, **(fields | overrides))
 
 
 def _fields_from_run(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -270,4 +267,4 @@ def convert_original_state_dict(
     return weights
 
 
-__all__ = ["Mask2FormerSource", "config_from_original", "convert_original_state_dict", "fields_from_mask2former"]
+__all__ = ["Mask2FormerSource", "convert_original_state_dict", "fields_from_mask2former", "fields_from_original"]

@@ -20,9 +20,9 @@ from .checkpoints import Checkpoint, load_checkpoint
 from .clip import ClipSource, check_tokenizer, is_clip, is_pretrained, load_clip, load_tokenizer
 from .segmentation_models import (
     Mask2FormerSource,
-    config_from_original,
     convert_original_state_dict,
     fields_from_mask2former,
+    fields_from_original,
 )
 from .weights import LoadingReport, SourceWeights, load_weights
 
@@ -119,13 +119,7 @@ def from_pretrained_parts(
         tokenizer = _load_tokenizer(tokenizer, text_encoder)
     if clip is not None:
         check_tokenizer(tokenizer, clip.text_config, text_encoder)
-    if tokenizer is None:
-        config = MTAClipConfig(id2label=dict(enumerate(class_names)), **(given | fields))
-    else:
-        config = MTAClipConfig.from_labels(class_names, tokenizer, **(given | fields))
-    model = MTAClipForSemanticSegmentation(config)
-    report = load_weights(model, [weights_for(model) for weights_for in weights])
-    return _bundle(model, tokenizer, report, *image_statistics(config.backbone_config))
+    return _build(class_names, tokenizer, given | fields, weights)
 
 
 def _gather(
@@ -190,13 +184,17 @@ def build_original(
     """Makes a model from a checkpoint of the authors' code; the arguments are those of [`from_pretrained_parts`]."""
     source_names = _original_class_names(checkpoint, class_names)
     tokenizer = _load_tokenizer(tokenizer or CLIP_TOKENIZER, None)
-    config = config_from_original(checkpoint, class_names or source_names, tokenizer, **fields)
-    check_tokenizer(tokenizer, config.text_config, checkpoint.source)
-    model = MTAClipForSemanticSegmentation(config)
-    weights = convert_original_state_dict(checkpoint.tensors, config, checkpoint.source)
-    report = load_weights(model, [_give_classes(weights, model, source_names)])
+    fields = fields_from_original(checkpoint) | fields
+    check_tokenizer(tokenizer, fields["text_config"], checkpoint.source)
+
+    def weights(model: MTAClipForSemanticSegmentation) -> SourceWeights:
+        converted = convert_original_state_dict(checkpoint.tensors, model.config, checkpoint.source)
+        return _give_classes(converted, model, source_names)
+
+    bundle = _build(class_names or source_names, tokenizer, fields, [weights])
     # The authors normalize images by ImageNet's values, CLIP or not.
-    return _bundle(model, tokenizer, report, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    bundle.image_processor.image_mean, bundle.image_processor.image_std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return bundle
 
 
 def _original_class_names(checkpoint: Checkpoint, class_names: Sequence[str] | None) -> Sequence[str]:
@@ -214,15 +212,20 @@ def _original_class_names(checkpoint: Checkpoint, class_names: Sequence[str] | N
     )
 
 
-def _bundle(
-    model: MTAClipForSemanticSegmentation,
+def _build(
+    class_names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase | None,
-    report: LoadingReport,
-    mean: Sequence[float],
-    std: Sequence[float],
+    fields: Mapping[str, Any],
+    weights: Sequence[WeightsFor],
 ) -> ModelBundle:
-    ignore_index = model.config.semantic_loss_ignore_index
-    processor = MTAClipImageProcessor(image_mean=list(mean), image_std=list(std), ignore_index=ignore_index)
+    if tokenizer is None:
+        config = MTAClipConfig(id2label=dict(enumerate(class_names)), **fields)
+    else:
+        config = MTAClipConfig.from_labels(list(class_names), tokenizer, **fields)
+    model = MTAClipForSemanticSegmentation(config)
+    report = load_weights(model, [weights_for(model) for weights_for in weights])
+    mean, std = image_statistics(config.backbone_config)
+    processor = MTAClipImageProcessor(image_mean=mean, image_std=std, ignore_index=config.semantic_loss_ignore_index)
     return ModelBundle(model.eval(), processor, tokenizer, report)
 
 
