@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported programs and ONNX files against the model, at sizes and batches they were not exported with."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -33,6 +32,7 @@ from modeling_mtaclip.image_processing_mtaclip import MTAClipImageProcessorPil
 from modeling_mtaclip.inference import Segmenter
 from modeling_mtaclip.modeling_mtaclip import MTAClipForSemanticSegmentationOutput
 from modeling_mtaclip.postprocessing_mtaclip import QueryScores, semantic_labels
+from scripts import export
 from tests.test_backbone_mtaclip import CONFIGS
 from tests.tiny import CLASS_NAMES, tiny_model
 
@@ -211,23 +211,15 @@ def test_int8_onnx_file(model, onnx_file, tmp_path):
     assert int8_file.stat().st_size < onnx_file.stat().st_size
 
 
-@pytest.fixture
-def script(repository_dir, onnx_file, monkeypatch):
-    """`main` of scripts/export.py, which finds the ONNX file already made."""
-    specification = importlib.util.spec_from_file_location("export_script", repository_dir / "scripts" / "export.py")
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    monkeypatch.setattr(module, "export_onnx", lambda model, path, *options: shutil.copy(onnx_file, path))
+@pytest.mark.slow
+def test_script(model, onnx_file, tmp_path, capsys, monkeypatch):
+    # The ONNX file is made already.
+    monkeypatch.setattr(export, "export_onnx", lambda model, path, *options: shutil.copy(onnx_file, path))
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        return module.main()
+        monkeypatch.setattr(sys, "argv", ["export.py", "--model_name_or_path", str(trained), *map(str, arguments)])
+        return export.main()
 
-    return run
-
-
-@pytest.mark.slow
-def test_script(script, model, tmp_path, capsys):
     trained = tmp_path / "trained"
     model.save_pretrained(trained)
     PROCESSOR.save_pretrained(trained)
@@ -235,15 +227,13 @@ def test_script(script, model, tmp_path, capsys):
     for path, image in zip(paths, make_images(), strict=True):
         image.save(path)
     for kind, name in (("inference", "model.safetensors"), ("onnx", "model.onnx"), ("onnx-int8", "model.int8.onnx")):
-        exported = tmp_path / kind
         # This model is none that was trained: int8 changes more of its pixels.
-        paths = paths[:0] if kind == "onnx-int8" else paths
-        arguments = ["--model_name_or_path", trained, "--output_dir", exported]
-        assert script(*arguments, "--format", kind, *(["--check", *paths] if paths else [])) == 0
-        assert ("2 images: 100.0000% of the pixels have the same class" in capsys.readouterr().out) == bool(paths)
-        assert (exported / name).is_file()
-        assert MTAClipImageProcessor.from_pretrained(exported).to_dict() == PROCESSOR.to_dict()
-    assert script(*arguments, "--format", "torch", "--image_size", "64", "100") == 2
+        check = [] if kind == "onnx-int8" else ["--check", *paths]
+        assert run("--output_dir", tmp_path / kind, "--format", kind, *check) == 0
+        assert ("2 images: 100.0000% of the pixels have the same class" in capsys.readouterr().out) == bool(check)
+        assert (tmp_path / kind / name).is_file()
+        assert MTAClipImageProcessor.from_pretrained(tmp_path / kind).to_dict() == PROCESSOR.to_dict()
+    assert run("--output_dir", tmp_path, "--format", "torch", "--image_size", "64", "100") == 2
     assert "64, 96, 128" in capsys.readouterr().err
 
 

@@ -325,25 +325,20 @@ def test_every_image_belongs_to_one_share(run, images, out, monkeypatch):
     assert len(results_of(out)) == 5
 
 
-LAUNCHERS = {
-    "python": [],
-    "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    "accelerate": ["-m", "accelerate.commands.launch"],
-}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def start(repository_dir, *arguments, launcher="python"):
-    command = [sys.executable, *LAUNCHERS[launcher], str(repository_dir / "scripts" / "predict.py")]
+def start(repository_dir, *arguments, launcher=()):
+    command = [sys.executable, *launcher, str(repository_dir / "scripts" / "predict.py")]
     environment = os.environ | {"PYTHONPATH": str(repository_dir), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *map(str, arguments)], env=environment, start_new_session=True, **pipes)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_script_on_processes_that_share_the_images(repository_dir, model_dir, images, out, launcher):
+def test_script_on_processes_that_share_the_images(repository_dir, model_dir, images, out):
     arguments = [images, "--model_name_or_path", model_dir, "--output_dir", out]
-    process = start(repository_dir, *arguments, launcher=launcher)
+    process = start(repository_dir, *arguments, launcher=TORCHRUN)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert output.count(report(6)) == 1
@@ -352,7 +347,7 @@ def test_script_on_processes_that_share_the_images(repository_dir, model_dir, im
     # A process with nothing left to do waits for the one that fails, and all say so.
     (out / "part0" / "2.png").unlink()
     (images / "part0" / "2.jpg").write_text("no image")
-    process = start(repository_dir, *arguments, launcher=launcher)
+    process = start(repository_dir, *arguments, launcher=TORCHRUN)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1
     assert report(0, 5, 1) in output

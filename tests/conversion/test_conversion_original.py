@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint files of every kind, checkpoints of the authors' code, and the script that converts these."""
 
-import importlib.util
 import json
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 
 from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.conversion import from_pretrained_parts, load_checkpoint
+from scripts import convert_original_checkpoint
 from tests.conversion.sources import (
     NAMES,
     RUN_CONFIG,
@@ -156,16 +156,12 @@ def test_original_checkpoint_with_other_classes(original):
 
 
 @pytest.fixture
-def convert(repository_dir, tmp_path):
-    path = repository_dir / "scripts" / "convert_original_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_original_checkpoint", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def convert(tmp_path):
     TOKENIZER.save_pretrained(tmp_path / "tokenizer")
 
     def run(checkpoint, *options):
         folders = ["--tokenizer", tmp_path / "tokenizer", "--output_dir", tmp_path / "model"]
-        script.main([str(each) for each in ("--checkpoint", checkpoint, *options, *folders)])
+        convert_original_checkpoint.main([str(each) for each in ("--checkpoint", checkpoint, *options, *folders)])
         return MTAClipForSemanticSegmentation.from_pretrained(tmp_path / "model")
 
     return run
