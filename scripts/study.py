@@ -193,15 +193,15 @@ def class_prototypes(run: Run, num_images: int = 60) -> Tensor:
     model.eval()
     sums = counts = 0
     for index in np.linspace(0, len(examples) - 1, num_images).astype(int).tolist():
-        example = examples[index]
-        features = model.model.backbone(example["pixel_values"][None]).feature_maps[1][0].flatten(1)
-        height, width = (length // 8 for length in example["labels"].shape)
-        labels = F.interpolate(example["labels"][None, None].float(), (height, width)).long().flatten()
+        image, labels = (examples[index][name].to(model.device) for name in ("pixel_values", "labels"))
+        features = model.model.backbone(image[None]).feature_maps[1][0].flatten(1)
+        height, width = (length // 8 for length in labels.shape)
+        labels = F.interpolate(labels[None, None].float(), (height, width)).long().flatten()
         inside = F.one_hot(labels.where(labels < config.num_labels, config.num_labels), config.num_labels + 1).float()
         sums, counts = sums + inside.T @ features.T, counts + inside.sum(dim=0)
     model.train()
     prototypes = sums / counts.clamp(min=1)[:, None]
-    return F.normalize(prototypes - prototypes.mean(dim=0), dim=-1)
+    return F.normalize(prototypes - prototypes.mean(dim=0), dim=-1).cpu()
 
 
 @torch.no_grad()
