@@ -9,7 +9,7 @@ import hashlib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -150,20 +150,19 @@ class SegmentationData:
             dataset = dataset.take(number)
         elif not headers_only:
             dataset = dataset.select(np.linspace(0, len(dataset) - 1, min(number, len(dataset))).astype(int))
-        look, files, problems = partial(self._look, headers_only=headers_only), [], []
-        rows = iter(tqdm(dataset, desc=f"Checking {split}", leave=False))
-        with ThreadPoolExecutor(min(MAX_CHECK_THREADS, os.cpu_count() or 1)) as pool:
-            # Not all at once: rows may hold the content of their files.
-            while some := list(islice(rows, 8 * MAX_CHECK_THREADS)):
-                for source, found in pool.map(look, some):
-                    problems.append(found) if isinstance(found, str) else files.append((source, found))
+        files, problems, pixels = [], [], Counter()
+        for source, found in self._look_at_all(tqdm(dataset, desc=f"Checking {split}", leave=False), headers_only):
+            if isinstance(found, str):
+                problems.append(found)
+            else:
+                files.append((source, found))
+                pixels.update(found)
         if problems and how != "none":
             message = "\n- ".join([f"{len(problems)} unusable examples in the {split} split:", *problems])
             if len(problems) > allowed_bad(max_bad_share, len(problems) + len(files)):
                 more = ", or allow more with `max_bad_share`" if split == "train" else ""
                 raise ValueError(f"{message}\nMend or remove these files{more}.")
             logger.warning("%s", message)
-        pixels = sum((Counter(found) for _, found in files), Counter())
         try:
             _judge(files, pixels, self.info, f"{len(files)} examples of the {split} split")
         except ValueError as error:
@@ -171,6 +170,15 @@ class SegmentationData:
                 raise
             logger.warning("%s", error)
         return np.array([pixels[value] * (how != "none") for value in self.info.values], dtype=np.int64)
+
+    def _look_at_all(
+        self, dataset: Iterable[Mapping[str, Any]], headers_only: bool
+    ) -> Iterator[tuple[str, dict[int, int] | str]]:
+        rows, look = iter(dataset), partial(self._look, headers_only=headers_only)
+        with ThreadPoolExecutor(min(MAX_CHECK_THREADS, os.cpu_count() or 1)) as pool:
+            # Not all at once: rows may hold the content of their files.
+            while some := list(islice(rows, 8 * MAX_CHECK_THREADS)):
+                yield from pool.map(look, some)
 
     def _look(self, example: Mapping[str, Any], headers_only: bool) -> tuple[str, dict[int, int] | str]:
         """The annotation of an example, and how many pixels have each value, or what is wrong."""
