@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -355,21 +356,43 @@ def run_all(names: Sequence[str], arguments: argparse.Namespace) -> None:
             )
 
 
-def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Settings in the order of the code, mean ± standard deviation over seeds, in percent."""
+def groups_of(runs: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Runs that differ in nothing but their seed, in the order of the settings."""
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for line in sorted(runs, key=lambda line: list(SETTINGS).index(line["setting"])):
-        key = (line["setting"], line["config"], *line["options"], line["steps"])
-        groups.setdefault(key, []).append(line)
-    columns = ["", "options", "steps", "images", "minutes", "mIoU", "boundary F", "seeds"]
-    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(['---'] * len(columns))} |"]
-    for group in groups.values():
+        groups.setdefault((line["setting"], line["config"], *line["options"], line["steps"]), []).append(line)
+    return list(groups.values())
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Figures of each group, mean ± standard deviation over seeds, in percent."""
+    rows = [["", "options", "recipe", "processor", "steps", "images", "minutes", "mIoU", "boundary F", "seeds"]]
+    for group in groups_of(runs):
         first = group[0]
-        cells = [first["label"], " ".join(first["options"]), first["steps"], first["images"]]
-        cells.append(f"{np.mean([line['minutes'] for line in group]):.0f}")
+        options = first["options"]
+        if tuple(options[: len(ABLATION_OPTIONS)]) == ABLATION_OPTIONS:
+            options = options[len(ABLATION_OPTIONS) :]
+        processors = sorted({line["processor"].removeprefix("NVIDIA ").split(" (")[0] for line in group})
+        cells = [first["label"], " ".join(options), first["config"].split()[-1], ", ".join(processors)]
+        cells += [first["steps"], first["images"], f"{np.mean([line['minutes'] for line in group]):.1f}"]
         cells += [mean_and_deviation([100 * line[key] for line in group]) for key in ("mean_iou", "boundary_f_score")]
-        lines.append(f"| {' | '.join(map(str, [*cells, len(group)]))} |")
-    return "\n".join(lines)
+        rows.append([*cells, len(group)])
+    return markdown(rows)
+
+
+def class_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """IoU of each class, a column for each group."""
+    groups = groups_of(runs)
+    rows = [["", *(group[0]["label"] for group in groups)]]
+    for name in groups[0][0]["iou"]:
+        rows.append([name, *(mean_and_deviation([100 * line["iou"][name] for line in group]) for group in groups)])
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose first row is its head."""
+    head, *body = (f"| {' | '.join(map(str, row))} |" for row in rows)
+    return "\n".join([head, f"| {' | '.join(['---'] * len(rows[0]))} |", *body])
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -379,20 +402,22 @@ def mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def write_tables() -> None:
-    """Replaces what stands between the marks `<!-- table: STUDY, SPLIT -->` and `<!-- end -->` of the page."""
-    before, *blocks = PAGE.read_text().split("<!-- table: ")
-    written = [before]
-    for block in blocks:
-        mark, _, rest = block.partition(" -->")
-        study, split = mark.split(", ")
+    """Replaces what stands between the marks `<!-- KIND: STUDY, SPLIT -->` and `<!-- end -->` of the page, where KIND
+    is `table` or `classes`."""
+
+    def written(match: re.Match) -> str:
+        kind, study, split = match.groups()
         runs = [
             line
             for line in read_runs()
             if line["study"] == study and (line["evaluated_on"] == "validation") == (split == "validation")
         ]
-        _, _, after = rest.partition("<!-- end -->")
-        written.append(f"{block[: len(mark)]} -->\n{table(runs) if runs else 'No runs yet.'}\n<!-- end -->{after}")
-    PAGE.write_text("<!-- table: ".join(written))
+        text = {"table": table, "classes": class_table}[kind](runs) if runs else "No runs yet."
+        return f"<!-- {kind}: {study}, {split} -->\n{text}\n<!-- end -->"
+
+    PAGE.write_text(
+        re.sub(r"<!-- (table|classes): (\w+), ([\w ]+) -->.*?<!-- end -->", written, PAGE.read_text(), flags=re.S)
+    )
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -64,6 +64,9 @@ def test_runs_are_kept_and_not_repeated(study, tmp_path, monkeypatch):
 
 
 def test_a_row_is_the_mean_and_deviation_of_its_seeds(study):
-    common = {"setting": "recipe", "label": "the recipe", "options": [], "config": "a.yaml", "steps": 5, "images": 20}
-    runs = [common | {"minutes": 2, "mean_iou": value, "boundary_f_score": 0.5} for value in (0.70, 0.72)]
-    assert study.table(runs).splitlines()[-1] == "| the recipe |  | 5 | 20 | 2 | 71.0 ± 1.4 | 50.0 ± 0.0 | 2 |"
+    common = {"setting": "recipe", "label": "the recipe", "options": ["--a", "1"], "config": "a.yaml 0ab1", "steps": 5}
+    common |= {"processor": "NVIDIA H200", "images": 20, "minutes": 2, "boundary_f_score": 0.5}
+    runs = [common | {"mean_iou": value, "iou": {"sky": value}} for value in (0.70, 0.72)]
+    row = "| the recipe | --a 1 | 0ab1 | H200 | 5 | 20 | 2.0 | 71.0 ± 1.4 | 50.0 ± 0.0 | 2 |"
+    assert study.table(runs).splitlines()[2:] == [row]
+    assert study.class_table(runs).splitlines()[2:] == ["| sky | 71.0 ± 1.4 |"]
