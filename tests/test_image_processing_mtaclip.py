@@ -68,18 +68,13 @@ def test_resize_keeps_the_ratio(size, expected):
     assert processor(random_image(*size), return_tensors="pt").pixel_values.shape[-2:] == expected
 
 
-def test_label_maps_are_resized_without_new_values():
-    labels = np.kron(np.array([[0, 200], [7, 255]]), np.ones((30, 45), dtype=int))
-    processor = MTAClipImageProcessor(size={"height": 64, "width": 128})
-    resized = processor(random_image(), segmentation_maps=labels, return_tensors="pt").labels[0]
-    assert np.array_equal(resized, np.kron(np.array([[0, 200], [7, 255]]), np.ones((32, 64), dtype=int)))
-
-
-def test_reduce_labels():
-    labels = np.array([[0, 1, 2], [150, 255, 254]])
-    processor = MTAClipImageProcessor(**AS_IT_IS, do_reduce_labels=True)
-    reduced = processor(random_image(2, 3), segmentation_maps=labels, return_tensors="pt").labels[0]
-    assert reduced.tolist() == [[255, 0, 1], [149, 255, 253]]
+def test_label_maps_are_resized_without_new_values_and_reduced():
+    blocks, reduced = np.array([[0, 1, 7], [200, 255, 254]]), [[255, 0, 6], [199, 255, 253]]
+    labels = np.kron(blocks, np.ones((30, 30), dtype=int))
+    for do_reduce_labels, expected in ((False, blocks), (True, reduced)):
+        processor = MTAClipImageProcessor(size={"height": 64, "width": 96}, do_reduce_labels=do_reduce_labels)
+        resized = processor(random_image(), segmentation_maps=labels, return_tensors="pt").labels[0]
+        assert np.array_equal(resized, np.kron(expected, np.ones((32, 32), dtype=int)))
 
 
 @pytest.mark.parametrize("scale", [1, 255], ids=["0 to 1", "0 to 255"])
@@ -153,12 +148,11 @@ def test_transparent_pixels_are_white(kind):
         np.testing.assert_allclose(processor(image, return_tensors="pt").pixel_values[0], expected, atol=1e-6)
 
 
-def test_addresses_and_missing_paths(kind, tmp_path):
-    turned_jpeg(tmp_path / "photo.jpg")
-    address = "data:image/jpeg;base64," + base64.b64encode((tmp_path / "photo.jpg").read_bytes()).decode()
-    assert torch.equal(*kind()([tmp_path / "photo.jpg", address], return_tensors="pt").pixel_values)
+def test_addresses_and_missing_paths(kind, photo):
+    address = "data:image/jpeg;base64," + base64.b64encode(photo.read_bytes()).decode()
+    assert torch.equal(*kind()([photo, address], return_tensors="pt").pixel_values)
     with pytest.raises(ValueError, match="absent"):
-        kind()(tmp_path / "absent.jpg")
+        kind()(photo.with_name("absent.jpg"))
 
 
 def test_other_numbers_of_channels(kind):
@@ -170,56 +164,54 @@ def test_other_numbers_of_channels(kind):
     assert processor(image, size={"shortest_edge": 80}, return_tensors="pt").pixel_values.shape == (1, 5, 80, 100)
 
 
-def turned_jpeg(path, height=60, width=90, orientation=6):
-    """A photograph whose file lies on its side; upright it is `width` high and `height` wide."""
-    image = Image.fromarray(np.kron(random_image(height // 10, width // 10), np.ones((10, 10, 1), np.uint8)))
+def save_turned(image, path, orientation=6):
+    """Writes an image with an EXIF orientation: with 6, its left side is shown at the top."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     image.save(path, exif=exif, quality=95)
     return path
 
 
+@pytest.fixture
+def photo(tmp_path):
+    """A photograph whose file, 60 high and 90 wide, lies on its side."""
+    pixels = np.kron(random_image(6, 9), np.ones((10, 10, 1), np.uint8))
+    return save_turned(Image.fromarray(pixels), tmp_path / "photo.jpg")
+
+
 @pytest.mark.parametrize("orientation", [3, 6, 7])
-def test_photographs_are_turned_upright(kind, orientation, tmp_path):
-    path = turned_jpeg(tmp_path / "photo.jpg", orientation=orientation)
+def test_photographs_and_maps_are_turned_upright(kind, orientation, photo, tmp_path):
+    path = save_turned(Image.open(photo), tmp_path / "image.jpg", orientation)
+    labels = np.arange(5400).astype(np.uint8).reshape(60, 90)
+    maps = Image.open(save_turned(Image.fromarray(labels), tmp_path / "labels.png", orientation))
+    turned = {3: np.rot90(labels, 2), 6: np.rot90(labels, -1), 7: np.rot90(labels, 2).T}[orientation]
     processor = kind(**AS_IT_IS, do_normalize=False)
     expected = np.asarray(load_image(str(path))).transpose(2, 0, 1) / np.float32(255)
     for image in (Image.open(path), str(path)):
-        np.testing.assert_allclose(processor(image, return_tensors="pt").pixel_values[0], expected, atol=1e-6)
+        batch = processor(image, segmentation_maps=maps, return_tensors="pt")
+        assert_near(batch.pixel_values[0], expected)
+        assert np.array_equal(batch.labels[0], turned)
 
 
-def test_a_turned_photograph_is_segmented_like_an_upright_one(tmp_path):
+@torch.no_grad()
+def test_a_turned_photograph_is_segmented_like_an_upright_one(photo):
     """As README.md says, by the pipeline and by `Segmenter`."""
     model, processor = varied_model(), MTAClipImageProcessor(size={"shortest_edge": 64})
-    photo = turned_jpeg(tmp_path / "photo.jpg")
-    image = load_image(str(photo))
-    with torch.no_grad():
-        outputs = model(**processor(image, return_tensors="pt"))
-        model.class_predictor.bias.sub_(outputs.class_queries_logits.mean(dim=(0, 1)))
-        outputs = model(**processor(image, return_tensors="pt"))
-        of_file = model(**processor(Image.open(photo), return_tensors="pt"))
-    (expected,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(image.height, image.width)])
-    assert expected.shape == (90, 60)
+    image, stored = load_image(str(photo)), Image.open(photo)
+    model.class_predictor.bias.sub_(model(**processor(image, return_tensors="pt")).class_queries_logits.mean((0, 1)))
+    outputs = [model(**processor(each, return_tensors="pt")) for each in (image, stored)]
+    expected, of_file = (processor.post_process_semantic_segmentation(each, [(90, 60)])[0] for each in outputs)
+    assert_same_labels(of_file, expected)
     assert len(expected.unique()) > 1
-    assert_same_labels(processor.post_process_semantic_segmentation(of_file, [(90, 60)])[0], expected)
     with pytest.raises(ValueError, match="upright image"):
-        processor.post_process_semantic_segmentation(of_file, target_sizes=[(60, 90)])
-    segment = pipeline("image-segmentation", model=model, image_processor=processor)
-    for source in (image, Image.open(photo)):
-        assert_same_labels(Segmenter(model, processor)([source])[0], expected)
+        processor.post_process_semantic_segmentation(outputs[1], target_sizes=[(60, 90)])
+    segment, segmenter = (
+        pipeline("image-segmentation", model=model, image_processor=processor),
+        Segmenter(model, processor),
+    )
+    for source in (image, stored, str(photo)):
+        assert_same_labels(segmenter([source])[0], expected)
         assert_same_labels(label_map(segment(source)), expected)
-    assert_same_labels(label_map(segment(str(photo))), expected)
-
-
-def test_maps_are_turned_upright(tmp_path):
-    labels = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    Image.fromarray(labels).save(tmp_path / "labels.png", exif=exif)
-    image = Image.fromarray(random_image(4, 3))
-    labels_file = Image.open(tmp_path / "labels.png")
-    batch = MTAClipImageProcessor(**AS_IT_IS)(image, segmentation_maps=labels_file, return_tensors="pt")
-    assert np.array_equal(batch.labels[0], np.rot90(labels, -1))
 
 
 def plain(dtype=np.uint8, value=0, shape=(8, 8, 3)):
