@@ -120,13 +120,15 @@ def plain_f_score(prediction, reference, label, tolerance, ignore_index):
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-@pytest.mark.parametrize(("ratio", "ignore_index"), [(0.0075, 255), (0.03, None), (0.1, 255)])
+@pytest.mark.parametrize(("ratio", "ignore_index"), [(0.0075, 255), (1 / 30, None), (0.1, 255)])
 def test_boundary_f_score_is_that_of_distance_transforms(ratio, ignore_index):
     generator, per_image = np.random.default_rng(1), []
     scores = BoundaryScores(5, ignore_index, f_score_ratio=ratio)
-    for size in (40, 56), (24, 24), (7, 30):
+    # The diagonal of the second is 30 pixels, and its last class only predicted.
+    for size in (40, 56), (18, 24), (7, 30):
         prediction = blobs(generator, size, 4)
         reference = np.where(generator.random(size) < 0.1, prediction, blobs(generator, size, 4, 0.2))
+        reference[(reference == 3) & (size[0] == 18)] = 0
         scores.add(prediction=prediction, reference=reference)
         common = {"tolerance": ratio * np.hypot(*size), "ignore_index": ignore_index}
         per_image.append([plain_f_score(prediction, reference, label, **common) for label in range(4)])
