@@ -104,29 +104,16 @@ def test_every_trainable_parameter_has_a_gradient(labels):
     assert not any(module.training for module in model.get_submodule(encoder).modules())
 
 
-@torch.no_grad()
-def swap_averages(model):
-    """Weights that change behind PyTorch's back, as averaged ones do."""
-    for weight in model.model.text_model.parameters():
-        weight.data = weight.data + 0.1
-
-
-def bend_the_last_layer(model):
-    """A switch of a module, as adapters have it: no weight changes."""
-    projection = model.model.text_model.text_encoder.text_projection
-    projection.register_forward_hook(lambda module, inputs, output: output.flip(-1))
-
-
-@pytest.mark.parametrize("change", [swap_averages, bend_the_last_layer])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_text_embeddings_follow_every_change(change, context):
+def test_text_embeddings_follow_weights_that_change_behind_pytorchs_back(context):
+    """As those do for which averages are swapped in."""
     model, images = tiny_model(), make_batch()["pixel_values"]
     with context():
         before = model(images)
-    change(model)
+    for weight in model.model.text_model.parameters():
+        weight.data = weight.data + 0.1
     with context():
-        after = model(images)
-        texts = model.encode_class_names()
+        after, texts = model(images), model.encode_class_names()
         # The reference: a copy that has never been called before.
         expected = copy.deepcopy(model)(images)
     assert not torch.allclose(after.text_embeddings, before.text_embeddings, atol=1e-3)
