@@ -4,6 +4,7 @@
 
 import random
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from modeling_mtaclip.training.evaluated_images import (
 )
 from modeling_mtaclip.training.evaluation import SegmentationScores
 from modeling_mtaclip.training.report import best_and_worst
+from modeling_mtaclip.training.run import _choose
 from tests.tiny import CLASS_NAMES, tiny_model
 from tests.training.distributed_steps import evaluation_example, trainer
 
@@ -34,6 +36,40 @@ def test_the_best_and_worst_images_are_shown(num_images):
     best, worst = ([score.name for score in shown] for shown in best_and_worst(scores))
     num_worst = min(4, num_images // 2)
     assert (worst, best) == (in_order[:num_worst], in_order[num_worst:][::-1][:4])
+
+
+class Named(torch.utils.data.Dataset):
+    """Thirty examples, of which the sixth can't be used."""
+
+    def __init__(self, has_column):
+        names = [{"name": f"image {index}"} for index in range(30)]
+        rows = datasets.Dataset.from_list(names)
+        if not has_column:
+            rows = datasets.Dataset.from_dict({"i": range(30)}).with_transform(
+                lambda batch: {"name": [names[i]["name"] for i in batch["i"]]}
+            )
+        self.dataset = rows
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise ValueError
+        return self.dataset[index]
+
+
+@pytest.mark.parametrize("has_column", [True, False])
+def test_examples_are_chosen_by_name_and_from_all_over(has_column):
+    shares = [list(_choose(Named(has_column), 4, {"image 5", "image 7"}, rank, 2)) for rank in range(2)]
+    chosen = [[int(example["name"].split()[1]) for example in share] for share in shares]
+    assert chosen == [[0, 7, 19], [9, 29]]
+
+
+def test_the_first_examples_of_a_stream_are_chosen_and_those_with_names():
+    stream = ({"name": str(index)} for index in range(30))
+    assert [example["name"] for example in _choose(stream, 4, {"7", "elsewhere"}, 0, 2)] == ["0", "1", "7"]
+    assert len(list(_choose(iter([{"name": "a"}, {"name": "b"}]), 1, set(), 0, 1))) == 1
 
 
 def test_shown_images_are_upright_thumbnails_and_have_the_labels_at_the_centers():

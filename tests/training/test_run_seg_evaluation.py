@@ -148,6 +148,13 @@ def test_figures_do_not_depend_on_processes_batches_or_streaming(
         for key in ("eval_boundary_f_score", "boundary_f_score"):
             each[key] = None if each.get(key) is None else round(each[key], 12)
     assert others == figures
+    assert sections(tmp_path) == sections(folder / "alone")
+
+
+def sections(output):
+    """What the report says of classes, confusions, best and worst images and prompt contexts."""
+    page = (output / "report.html").read_text()
+    return page[page.index("<h2>Classes") : page.index("<h2>Masks and class texts")]
 
 
 @pytest.mark.parametrize(("num_processes", "streaming"), [(1, True), (2, False)])
