@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-# Floats in the largest tensor of a band: 16 MiB on CPUs, since larger ones leave the processor's cache; 256 MiB on
+# Floats in the largest tensor of a band: 8 MiB on CPUs, since larger ones leave the processor's cache; 256 MiB on
 # other devices, where few large steps are faster than many small ones.
-BAND_ELEMENTS, DEVICE_BAND_ELEMENTS = 2**22, 2**26
+BAND_ELEMENTS, DEVICE_BAND_ELEMENTS = 2**21, 2**26
 
 
 class QueryScores:
@@ -52,7 +52,7 @@ class QueryScores:
     def read(self, start: int, stop: int) -> Tensor:
         """Scores of the rows `start` … `stop - 1`, `(K, stop - start, width)`, float32."""
         low, high, share = _source_rows(start, stop, self.input_size[0], self.masks.shape[1], self.device)
-        logits = torch.lerp(self.masks[:, low].float(), self.masks[:, high].float(), share)
+        logits = torch.lerp(*(self.masks.index_select(1, rows).float() for rows in (low, high)), share)
         probabilities = _resize_width(logits, self.input_size[1])[..., : self.size[1]].sigmoid_()
         return (self.class_probabilities @ probabilities.flatten(1)).unflatten(1, (stop - start, self.size[1]))
 
@@ -61,9 +61,11 @@ def semantic_labels(source: QueryScores, target_size: tuple[int, int] | None = N
     """The class with the highest score at each pixel of one image, int64 `(height, width)`; `target_size` is by
     default that of the scores."""
     size = target_size or source.size
-    # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
-    bands = [resized_scores(source, size, *rows).max(dim=0).indices for rows in row_bands([source], size)]
-    return torch.cat(bands)
+    labels = torch.empty(size, dtype=torch.int64, device=source.device)
+    for start, stop in row_bands([source], size):
+        # Over the first dimension, `max` is three times as fast on CPUs as `argmax`.
+        labels[start:stop] = resized_scores(source, size, start, stop).max(dim=0).indices
+    return labels
 
 
 def semantic_scores(source: QueryScores, target_size: tuple[int, int] | None = None) -> Tensor:
@@ -98,7 +100,7 @@ def resized_scores(source: QueryScores, target_size: tuple[int, int], start: int
     first, last = int(low[0]), int(high[-1])
     scores = source.read(first, last + 1)
     low, high, share = (each.to(source.device, non_blocking=True) for each in (low - first, high - first, share))
-    return _resize_width(torch.lerp(scores[:, low], scores[:, high], share), target_size[1])
+    return _resize_width(torch.lerp(scores.index_select(1, low), scores.index_select(1, high), share), target_size[1])
 
 
 def _source_rows(
