@@ -209,11 +209,11 @@ def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)})
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, **hub_options: Any) -> PreTrainedTokenizerBase:
     """Loads a tokenizer from a folder or the Hub; none, or one without vocabulary, is a `ValueError`."""
     hint = "Give a folder with `tokenizer.json`, or `vocab.json` and `merges.txt`, or the name of a CLIP checkpoint."
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **hub_options)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"No tokenizer could be loaded from {name_or_path!r}: {error} {hint}") from error
     # Where the files of a vocabulary are missing, transformers makes a tokenizer that knows nothing.

@@ -334,7 +334,7 @@ def load_model(
         processor.do_resize, processor.size = True, size
     tokenizer = None
     with suppress(ValueError):  # a model without text branch has none
-        tokenizer = load_tokenizer(name_or_path)
+        tokenizer = load_tokenizer(name_or_path, **hub_options)
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if names != list(class_names):
         if not adapt:

@@ -15,11 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, AutoTokenizer
 
+from modeling_mtaclip import MTAClipForSemanticSegmentation, MTAClipImageProcessor
 from modeling_mtaclip.data import BadExamplesError
 from modeling_mtaclip.data.examples import logger as examples_logger
 from modeling_mtaclip.data.scenes import SCENE_CLASSES
 from modeling_mtaclip.training.arguments import num_cores
 from modeling_mtaclip.training.checkpoints import last_complete_checkpoint
+from modeling_mtaclip.training.run import load_model
 from tests.conversion.sources import save_clip_folder, save_mask2former_folder
 from tests.training.conftest import prepare
 
@@ -133,6 +135,18 @@ def test_a_trained_model_takes_other_classes_for_training_alone(folder_data, tmp
     assert torch.equal(new.model.decoder.mask_queries, old.model.decoder.mask_queries)
     assert new.config.class_token_ids["road"] == old.config.class_token_ids["road"]
     assert len(new.config.class_token_ids["zebra"]) == 5
+
+
+def test_the_options_of_the_hub_reach_model_processor_and_tokenizer(finished, monkeypatch):
+    seen = []
+    for each in (MTAClipForSemanticSegmentation, MTAClipImageProcessor, AutoTokenizer):
+        load = each.from_pretrained
+        monkeypatch.setattr(
+            each, "from_pretrained", lambda name, load=load, **more: (seen.append(more), load(name))[1]
+        )
+    hub_options = {"token": "x", "revision": "y", "cache_dir": "z"}
+    load_model(str(finished.folder), SCENE_CLASSES, adapt=False, **hub_options)
+    assert seen == [hub_options] * 3
 
 
 SOURCE_SIZES = ("backbone", "backbone_config", "hidden_size", "mask_feature_size", "encoder_layers", "decoder_layers")
