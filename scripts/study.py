@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, logging
@@ -313,10 +314,16 @@ def identity(name: str, arguments: argparse.Namespace, seed: int) -> dict[str, A
         "study": arguments.command,
         "setting": name,
         "seed": seed,
-        "config": f"{arguments.config.name} {hashlib.sha256(arguments.config.read_bytes()).hexdigest()[:8]}",
+        "config": f"{arguments.config.name} {digest(arguments.config)}",
         "options": list(arguments.options),
         "evaluated_on": arguments.hold_out or "validation",
     }
+
+
+def digest(config: Path) -> str:
+    """Tells states of a configuration file apart, whatever its comments."""
+    content = json.dumps(yaml.safe_load(config.read_text()), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def git(*arguments: str) -> str:
