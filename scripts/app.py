@@ -15,9 +15,10 @@ import re
 import tempfile
 import traceback
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, wraps
+from functools import cached_property, lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,15 @@ ABOUT_PHRASES = (
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Photographs are shrunk to the first before they are predicted; pictures are shown between the other two.
 MAX_SIDE, MIN_SHOWN, MAX_SHOWN = 2048, 640, 1280
-MAX_FILE_SIZE, MAX_FILES, MAX_PHRASES = "50mb", 200, 20
+MAX_FILE_SIZE, MAX_FILES, MAX_PHRASES, MAX_PHRASE_LENGTH = "50mb", 200, 20, 100
 MAX_PIXELS = 50_000_000
-CLASSES, CONFIDENCE, ERRORS = "classes", "confidence", "errors"
-ALL_CLASSES = "all classes"
+# What the result shows, if not a class by its id.
+ALL_CLASSES, CONFIDENCE, ERRORS = "all classes", "confidence", "errors"
 # Of a new photograph: no mask, no text about it, no phrases.
 NOTHING_YET = (None, "", None)
 TOP = 5
-# Tables fit on a phone, with whole words.
+# On a phone, a click into the result leads to what is said about it, and tables fit, with whole words.
+SCROLL = "() => document.getElementById('alignment').scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 CSS = "#alignment :is(td, th) { padding: 0.4em; overflow-wrap: normal; word-break: normal }"
 
 
@@ -109,20 +111,16 @@ class Result:
         return picture.resize(size, Image.Resampling.BOX if self.zoom < 1 else Image.Resampling.NEAREST)
 
 
-def in_sentences(function: Callable) -> Callable:
+@contextmanager
+def in_sentences() -> Iterator[None]:
     """Shows what was wrong as a message on the page."""
-
-    @wraps(function)
-    def wrapped(*arguments: Any, **options: Any) -> Any:
-        try:
-            return function(*arguments, **options)
-        except ValueError as error:
-            raise gr.Error(escape(str(error)), duration=30, print_exception=False) from error
-        except Exception as error:
-            traceback.print_exc()
-            raise gr.Error("This went wrong, and not by your fault. The log of the page says why.") from error
-
-    return wrapped
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(escape(str(error)), duration=30, print_exception=False) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise gr.Error("This went wrong, and not by your fault. The log of the page says why.") from error
 
 
 class Demo:
@@ -151,6 +149,10 @@ class Demo:
             return NO_MODEL
         return "Drop a photograph, or take one. Then click into the result."
 
+    def nothing(self) -> tuple:
+        """What the page shows without a photograph, or after one that is refused."""
+        return None, None, gr.Radio(visible=False), "", self.greet(), *NOTHING_YET
+
     def draw_scene(self) -> tuple[str, str]:
         """Files of a drawn street scene and its ground truth."""
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
@@ -158,13 +160,13 @@ class Demo:
             picture.save(folder / f"{name}.png")
         return str(folder / "scene.png"), str(folder / "truth.png")
 
-    @in_sentences
+    @in_sentences()
     def segment(
         self, photo: dict | None, truth: dict | None, name: str, mode: str, window: int, tta: bool, opacity: float
     ) -> tuple:
         """Predicts; photo and truth are descriptions of uploaded files, which nobody has opened yet."""
         if photo is None:
-            return None, None, gr.Radio(visible=False), gr.Radio(visible=False), "", self.greet(), *NOTHING_YET
+            return self.nothing()
         loaded, image = self.load(name), self._open(photo["path"])
         if truth is not None:
             truth = self._open_truth(truth["path"], image.size, loaded.class_names)
@@ -173,9 +175,7 @@ class Demo:
         segmenter = loaded.segmenter(options)
         labels, confidence = segmenter.predict_with_confidence(segmenter.prepare(image))
         result = Result(loaded, options, image, truth, labels.cpu().numpy(), confidence.cpu().numpy())
-        picture = self.draw(result, CLASSES, opacity, ALL_CLASSES)
-        views = gr.Radio([CLASSES, CONFIDENCE] + [ERRORS] * (truth is not None), value=CLASSES, visible=True)
-        return result, picture, views, *_legend(result), _summary(result), *NOTHING_YET
+        return result, self.draw(result, ALL_CLASSES, opacity), *_legend(result), _summary(result), *NOTHING_YET
 
     def _open(self, path: str) -> Image.Image:
         return open_image(_content(path), self.max_pixels, _name(path))
@@ -192,32 +192,30 @@ class Demo:
         labels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.NEAREST)
         return np.asarray(labels)
 
-    @in_sentences
-    def draw(self, result: Result | None, view: str, opacity: float, chosen: str) -> Image.Image | None:
+    @in_sentences()
+    def draw(self, result: Result | None, chosen: str | int, opacity: float) -> Image.Image | None:
         """The picture that is shown: all classes, one of them, confidence or errors."""
         if result is None:
             return None
-        names, image, labels = result.loaded.class_names, result.image, result.labels
-        palette = palette_of(names)
-        if view == CONFIDENCE:
-            picture = confidence_map(result.confidence)
-        elif view == ERRORS:
-            picture = error_map(labels, result.truth, image=image)
-        elif chosen in names:
-            index = names.index(chosen)
-            picture = highlight(image, labels == index, palette[index], opacity)
-        else:
+        image, labels, palette = result.image, result.labels, palette_of(result.loaded.class_names)
+        if chosen == ALL_CLASSES:
             picture = overlay(image, labels, palette, opacity, ignore_index=-1)
+        elif chosen == CONFIDENCE:
+            picture = confidence_map(result.confidence)
+        elif chosen == ERRORS:
+            picture = error_map(labels, result.truth, image=image)
+        else:
+            picture = highlight(image, labels == chosen, palette[chosen], opacity)
         return result.shown(picture)
 
-    @in_sentences
+    @in_sentences()
     def click(self, result: Result | None, event: gr.SelectData) -> tuple:
         """Looks at the pixel of the photograph that was clicked in the picture."""
         zoom, places = _present(result).zoom, zip(event.index, result.image.size, strict=True)
         x, y = (min(int((place + 0.5) / zoom), length - 1) for place, length in places)
         return (x, y, *self.look_at(result, x, y))
 
-    @in_sentences
+    @in_sentences()
     def look_at(self, result: Result | None, x: float, y: float) -> tuple[Image.Image, str]:
         """The mask at a pixel of the photograph, and the classes and texts that it is close to."""
         masks, names = _present(result).masks, result.loaded.class_names
@@ -226,14 +224,15 @@ class Demo:
         picture = highlight(result.image, mask, palette_of(names)[best], 0.6)
         return result.shown(picture), _alignment(masks, index, (mask > 0.5).mean(), [*names, "no object"])
 
-    @in_sentences
+    @in_sentences()
     def fit_phrases(self, result: Result | None, text: str) -> Image.Image:
         """Where each of a visitor's own phrases, one a line, fits best."""
         loaded = _present(result).loaded
         phrases = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-        if not 2 <= len(phrases) <= MAX_PHRASES:
+        if not 2 <= len(phrases) <= MAX_PHRASES or max(map(len, phrases)) > MAX_PHRASE_LENGTH:
             raise ValueError(
-                f"Type 2 to {MAX_PHRASES} phrases, each on a line of its own: they compete with each other."
+                f"Type 2 to {MAX_PHRASES} phrases, each on a line of its own with at most {MAX_PHRASE_LENGTH} "
+                "characters: they compete with each other."
             )
         model = (loaded.model, loaded.image_processor, loaded.name)
         labels = segment_phrases(result.image, phrases, *model, result.options).labels.cpu()
@@ -241,35 +240,30 @@ class Demo:
         picture = result.shown(overlay(result.image, labels, palette, 0.6, ignore_index=-1))
         return compare([("", picture)], phrases, palette, [labels], show_shares=True, ignore_index=-1)
 
-    @in_sentences
     def segment_folder(
-        self,
-        files: Sequence[str] | None,
-        name: str,
-        mode: str,
-        window: int,
-        tta: bool,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> tuple[str, str]:
-        """A ZIP file with class ids and overlay of each image, and what was left out."""
-        if not files or len(files) > MAX_FILES:
-            raise ValueError(f"Choose a folder with 1 to {MAX_FILES} files, got {len(files or [])}.")
-        loaded = self.load(name)
-        options, problems = InferenceOptions.from_arguments(mode, [window], [window * 2 // 3], tta), []
-        segmenter = loaded.segmenter(options)
-        archive = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "predictions.zip"
-        with zipfile.ZipFile(archive, "w") as results:
-            for number, path in enumerate(progress.tqdm(sorted(files, key=_name), desc="Predicting", unit="images")):
-                try:
-                    image = self._open(path)
-                except ValueError as error:
-                    problems.append(str(error))
-                    continue
-                image.thumbnail((MAX_SIDE, MAX_SIDE))
-                (labels,) = segmenter.predict([segmenter.prepare(image)])
-                _add_results(results, f"{number:03}_{Path(path).stem}", image, labels.cpu().numpy(), loaded)
-        report = f"Predicted: {len(files) - len(problems)} images. Left out: {len(problems)} files."
-        return str(archive), "\n- ".join([report, *map(_escape, problems)])
+        self, files: Sequence[str] | None, name: str, mode: str, window: int, tta: bool
+    ) -> Iterator[tuple[str | None, str]]:
+        """A ZIP file with class ids and overlay of each image, and what was left out; until then, how far it is."""
+        with in_sentences():
+            if not files or len(files) > MAX_FILES:
+                raise ValueError(f"Choose a folder with 1 to {MAX_FILES} files, got {len(files or [])}.")
+            yield None, "Loading the model."
+            loaded, problems = self.load(name), []
+            segmenter = loaded.segmenter(InferenceOptions.from_arguments(mode, [window], [window * 2 // 3], tta))
+            archive = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "predictions.zip"
+            with zipfile.ZipFile(archive, "w") as results:
+                for number, path in enumerate(sorted(files, key=_name)):
+                    yield None, f"Predicting image {number + 1} of {len(files)}."
+                    try:
+                        image = self._open(path)
+                    except ValueError as error:
+                        problems.append(_escape(str(error)))
+                        continue
+                    image.thumbnail((MAX_SIDE, MAX_SIDE))
+                    (labels,) = segmenter.predict([segmenter.prepare(image)])
+                    _add_results(results, f"{number:03}_{Path(path).stem}", image, labels.cpu().numpy(), loaded)
+            report = f"Predicted: {len(files) - len(problems)} images. Left out: {len(problems)} files."
+            yield str(archive) if len(problems) < len(files) else None, "\n- ".join([report, *problems])
 
 
 def _present(result: Result | None) -> Result:
@@ -284,23 +278,29 @@ def _name(path: str) -> str:
 
 def _content(path: str) -> bytes:
     """The bytes of an uploaded file, if it is an image by its content; the formats of exotic decoders are none."""
+    # A request that no browser sends can name any file of this computer.
+    if not Path(path).resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
+        raise ValueError(f"{path!r} was not uploaded to this page.")
     if not is_image(Path(path)):
         raise ValueError(f"{_name(path)} is no image of a known format, whatever its name says.")
     return Path(path).read_bytes()
 
 
 def _legend(result: Result) -> tuple[gr.Radio, str]:
-    """The classes by area, to choose from, and the style sheet that puts their colors beside them."""
+    """What can be shown, the classes by area last, and the style sheet that puts their colors beside them."""
     names = result.loaded.class_names
-    entries = list(zip(*legend_entries([result.labels], names, palette_of(names), ignore_index=-1), strict=True))
-    choices = [(ALL_CLASSES, ALL_CLASSES)] + [(f"{name}  {share:.1%}", name) for name, _, share in entries]
+    choices = [ALL_CLASSES, CONFIDENCE] + [ERRORS] * (result.truth is not None)
     rule = "#legend label:nth-of-type({}) span {{ border-left: 1em solid rgb{}; padding-left: 0.5em }}"
-    rules = [rule.format(place, tuple(color)) for place, (_, color, _) in enumerate(entries, start=2)]
+    entries, rules = legend_entries([result.labels], names, palette_of(names), ignore_index=-1), []
+    for name, color, share in zip(*entries, strict=True):
+        choices.append((f"{name}  {share:.1%}", names.index(name)))
+        rules.append(rule.format(len(choices), tuple(color)))
     return gr.Radio(choices, value=ALL_CLASSES, visible=True), f"<style>{' '.join(rules)}</style>"
 
 
 def _summary(result: Result) -> str:
-    text = f"{result.image.width} x {result.image.height} pixels, mean confidence {result.confidence.mean():.0%}."
+    name, (width, height) = _escape(result.loaded.name), result.image.size
+    text = f"{name}: {width} x {height} pixels, mean confidence {result.confidence.mean():.0%}."
     if result.truth is None:
         return text
     annotated = result.truth != IGNORE_INDEX
@@ -319,7 +319,7 @@ def _alignment(masks: ImageMasks, index: int, area: float, names: Sequence[str])
         closest = similarity.argsort(descending=True).tolist()[:TOP]
         best, won, number = names[closest[0]], int(contexts[closest[0]]) + 1, len(masks.similarity)
         sentences += f" Most similar text: **{best}**, in prompt context {won} of {number}."
-        columns["similarity"] = [f"{each:.2f}" for each in similarity]
+        columns["similarity"] = [f"{round(each, 2) + 0:.2f}" for each in similarity.tolist()]
         columns["context"] = [str(each + 1) for each in contexts.tolist()]
         order = list(dict.fromkeys(order + closest))
     rows = [columns, ["---"] * len(columns), *([column[each] for column in columns.values()] for each in order)]
@@ -355,9 +355,12 @@ def build_page(demo: Demo) -> gr.Blocks:
             _photograph(demo, options)
         with gr.Tab("Folder"):
             files = gr.File(file_count="directory", label="Folder of images", height=240)
-            predict = gr.Button("Segment the folder", variant="primary")
-            archive, report = gr.File(label="Class ids and overlays", interactive=False), gr.Markdown()
-            predict.click(demo.segment_folder, [files, *options], [archive, report], concurrency_limit=1)
+            with gr.Row():
+                predict, stop = gr.Button("Segment the folder", variant="primary"), gr.Button("Stop")
+            report, archive = gr.Markdown(), gr.File(label="Class ids and overlays", interactive=False, height=100)
+            folder = {"inputs": [files, *options], "outputs": [archive, report], "concurrency_limit": 1}
+            started = predict.click(demo.segment_folder, **folder, show_progress_on=report)
+            stop.click(lambda: "Stopped.", None, report, cancels=started)
     return page
 
 
@@ -374,9 +377,8 @@ def _photograph(demo: Demo, options: list[gr.components.Component]) -> None:
         with gr.Column(scale=4):
             picture = gr.Image(label="Result", **shown, alt_text="The result")
             note = gr.Markdown(demo.greet)
-            view = gr.Radio(label="Picture", visible=False)
-            opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity")
-            legend = gr.Radio(label="Classes by area: choose one to see it alone", visible=False, elem_id="legend")
+            opacity = gr.Slider(0, 1, 0.5, step=0.05, label="Opacity of classes")
+            legend = gr.Radio(label="Show", info="each class with its area", visible=False, elem_id="legend")
             style = gr.HTML()
         with gr.Column(scale=4):
             mask = gr.Image(label="Mask at a pixel: click into the result", **shown, alt_text="The mask at the pixel")
@@ -391,16 +393,15 @@ def _photograph(demo: Demo, options: list[gr.components.Component]) -> None:
             fit = gr.Button("Where do they fit best?")
         with gr.Column():
             fits = gr.Image(label="Best phrase at each pixel", **shown, alt_text="The best phrase at each pixel")
-    segment = {"fn": demo.segment, "inputs": [photo, truth, *options, opacity], "preprocess": False, **model}
-    segment |= {
-        "outputs": [state, picture, view, legend, style, note, mask, alignment, fits],
-        "show_progress_on": picture,
-    }
-    gr.on([run.click, photo.input], **segment)
-    scene.click(demo.draw_scene, None, [photo, truth]).then(**segment)
-    drawn = {"fn": demo.draw, "inputs": [state, view, opacity, legend], "outputs": picture, "show_progress": "hidden"}
-    gr.on([view.input, legend.input, opacity.change], **drawn, trigger_mode="always_last")
-    picture.select(demo.click, state, [x, y, mask, alignment], **model)
+    outputs = [state, picture, legend, style, note, mask, alignment, fits]
+    segment = {"fn": demo.segment, "inputs": [photo, truth, *options, opacity], "outputs": outputs}
+    segment |= {"preprocess": False, "show_progress_on": picture, **model}
+    segmented = gr.on([run.click, photo.input, truth.upload, truth.clear], **segment)
+    for event in (segmented, scene.click(demo.draw_scene, None, [photo, truth]).then(**segment)):
+        event.failure(demo.nothing, None, outputs)
+    drawn = {"fn": demo.draw, "inputs": [state, legend, opacity], "outputs": picture, "show_progress": "hidden"}
+    gr.on([legend.input, opacity.change], **drawn, trigger_mode="always_last")
+    picture.select(demo.click, state, [x, y, mask, alignment], **model).then(js=SCROLL)
     look.click(demo.look_at, [state, x, y], [mask, alignment], **model)
     fit.click(demo.fit_phrases, [state, phrases], fits, **model)
 
