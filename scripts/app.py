@@ -370,7 +370,9 @@ def _photograph(demo: Demo, options: list[gr.components.Component]) -> None:
     shown = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
-            photo = gr.Image(type="filepath", label="Photograph", format="png", buttons=[], height=300)
+            photo = gr.Image(
+                type="filepath", label="Photograph", format="png", buttons=[], height=300, alt_text="The photograph"
+            )
             truth = gr.File(label="Ground truth (optional)", height=150)
             run = gr.Button("Segment", variant="primary")
             scene = gr.Button("A drawn street scene", visible=DEFAULT_RUN in demo.names)

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from modeling_mtaclip import MTAClipImageProcessor
@@ -253,6 +254,17 @@ def test_own_phrases(page, tiny):
     page.get_by_text("Type 2 to 20 phrases, each on a line of its own with at most 100 characters").wait_for()
 
 
+@pytest.mark.parametrize("text", ["", "road", "road\n" + "b" * 101, "\n".join(map(str, range(21)))])
+def test_too_few_too_many_and_too_long_phrases_are_refused(text):
+    with pytest.raises(app.gr.Error, match="2 to 20 phrases, each on a line of its own with at most 100 characters"):
+        app.Demo([]).fit_phrases(SimpleNamespace(loaded=None), text)
+
+
+def test_a_similarity_near_zero_has_no_sign():
+    masks = SimpleNamespace(probabilities=torch.tensor([[0.7, 0.3]]), similarity=torch.tensor([[[-0.001, -0.2]]]))
+    assert "| road | 70.0% | 0.00 | 1 |" in app._alignment(masks, 0, 0.5, ["road", "no object"])
+
+
 def huge_png(side=30_000):
     """A PNG file of few bytes, which would need a gigabyte in memory."""
     chunks = [b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)]
@@ -400,6 +412,16 @@ def test_a_folder_can_be_stopped(tiny, tmp_path, monkeypatch):
     assert texts[1:] == ["Predicting image 1 of 3.", "Predicting image 2 of 3."]
     states.close()
     assert len(opened) == 1
+
+
+def test_of_a_folder_without_images_there_is_no_archive(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    (tmp_path / "a_b.txt").write_text("no picture")
+    *_, last = app.Demo([str(tiny.folder)]).segment_folder(
+        [str(tmp_path / "a_b.txt")], str(tiny.folder), "whole", 512, False
+    )
+    assert last[0] is None
+    assert last[1].startswith("Predicted: 0 images. Left out: 1 files.\n- a_b.txt is no image")
 
 
 @pytest.mark.parametrize("name", ["tests", "../other", "scripts/app.py", "/etc", "owner/name/more", ""])
