@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from modeling_mtaclip.data import TrainingCollator
 from modeling_mtaclip.training.callbacks import EMA_FILE, AveragedWeightsCallback, BrokenStepsCallback
-from modeling_mtaclip.training.checkpoints import TrainingStopped
+from modeling_mtaclip.training.checkpoints import TrainingStopped, last_complete_checkpoint
 from tests.tiny import tiny_model
 from tests.training.conftest import options, prepare
 from tests.training.distributed_steps import evaluation_example, example, trainer
@@ -57,7 +57,7 @@ def wait_for(condition, process, timeout=240):
 def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(repository_dir, folder_data, tmp_path):
     more = {"ema_decay": 0.9, "dataloader_num_workers": 1}
     process = start(repository_dir, tmp_path, **more)
-    wait_for((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").is_file, process)
+    wait_for(lambda: last_complete_checkpoint(tmp_path / "out"), process)
     # With all its processes, as schedulers do: a worker whose parent dies while it starts would never end.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
