@@ -190,7 +190,10 @@ class Demo:
             )
         labels = Image.fromarray(labels.astype(np.uint8))
         labels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.NEAREST)
-        return np.asarray(labels)
+        labels = np.asarray(labels)
+        if (labels == IGNORE_INDEX).all():
+            raise ValueError(f"The ground truth {name} has no pixel with a class: all are {IGNORE_INDEX}.")
+        return labels
 
     @in_sentences()
     def draw(self, result: Result | None, chosen: str | int, opacity: float) -> Image.Image | None:
@@ -304,7 +307,7 @@ def _summary(result: Result) -> str:
     if result.truth is None:
         return text
     annotated = result.truth != IGNORE_INDEX
-    right = (result.labels == result.truth)[annotated].mean() if annotated.any() else 0
+    right = (result.labels == result.truth)[annotated].mean()
     return f"{text} {right:.1%} of the annotated pixels are right."
 
 

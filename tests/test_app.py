@@ -297,6 +297,7 @@ def test_bad_photographs_are_refused_in_a_sentence(page, name, content, message)
     [
         (Image.new("L", (90, 71)), "has (90, 71) pixels, the photograph (90, 70)"),
         (Image.new("L", (90, 70), 7), "has the values [7], which are no ids of classes or 255"),
+        (Image.new("L", (90, 70), 255), "has no pixel with a class: all are 255"),
         (random_image(), "expected one label id per pixel"),
     ],
 )
