@@ -12,10 +12,12 @@ import time
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from modeling_mtaclip import loss_mtaclip
 from modeling_mtaclip.deformable_attention_mtaclip import MultiScaleDeformableAttention
 from modeling_mtaclip.loss_mtaclip import classes_of_images, loss_normalizers
+from modeling_mtaclip.postprocessing_mtaclip import QueryScores, semantic_scores
 from modeling_mtaclip.training.checkpoints import last_complete_checkpoint
 from tests.test_reference import STAGES, expected, feature_maps, folder, model, original_config
 from tests.tiny import tiny_model
@@ -133,6 +135,16 @@ def test_inference_never_waits():
     model(images)
     torch.cuda.set_sync_debug_mode("error")
     model(images)
+
+
+@pytest.mark.parametrize("target_size", [(64, 96), (90, 70)])
+def test_scores_of_pixels_are_those_of_the_plain_formula(target_size):
+    class_logits, mask_logits = torch.randn(20, 8, device="cuda"), torch.randn(20, 16, 24, device="cuda")
+    masks = F.interpolate(mask_logits[None], size=(64, 96), mode="bilinear", align_corners=False)[0].sigmoid()
+    wanted = torch.einsum("qk,qhw->khw", class_logits.softmax(dim=-1)[:, :-1], masks)
+    wanted = F.interpolate(wanted[None], size=target_size, mode="bilinear", align_corners=False)[0]
+    source = QueryScores(class_logits, mask_logits, (64, 96))
+    torch.testing.assert_close(semantic_scores(source, target_size), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
